@@ -1,0 +1,277 @@
+//! Connections: the tuples that were registered before their SYN left, the marks on sockets, counters and events.
+
+use crate::{Address, Text};
+
+/// Names of the maps.
+pub mod maps {
+    /// [`super::FlowKey`] → [`super::Origin`]: connections on their way to the agent's outbound listeners. Written by sockops before
+    /// the SYN, read by sk_lookup, taken by the agent at accept.
+    pub const PROXIED: &str = "proxied";
+    /// [`super::Tuple`] → [`super::HalfOpen`]: `direct` connections whose handshake is under way. Written and deleted by sockops.
+    pub const DIRECT_HALF_OPEN: &str = "direct_half_open";
+    /// Socket cookie → [`super::DirectFlow`]: both ends of every live `direct` connection. Written by sockops, read by the agent.
+    pub const DIRECT_FLOWS: &str = "direct_flows";
+    /// [`super::FlowKey`] → [`super::Asked`]: the agent's hops to applications under way, with the real client. Written and deleted by sockops.
+    pub const HOPS: &str = "hops";
+    /// Socket storage, inherited by accepted children: [`super::AgentMark`]. Written by the agent.
+    pub const AGENT_MARKS: &str = "agent_marks";
+    /// Socket storage, not inherited: [`super::DirectMark`]. Written by sockops, read and renewed by the guard.
+    pub const DIRECT_MARKS: &str = "direct_marks";
+    /// Socket storage: [`super::Asked`], what the application asked for or who its client is. Written by connect and sockops, read by getpeername.
+    pub const ASKED: &str = "asked";
+    /// [`super::PendingKey`] → [`super::Pending`]: connects of MPTCP sockets, whose first subflow is another socket. Least recently used goes first.
+    pub const PENDING: &str = "pending";
+    /// [`super::UdpFlow`] → time: UDP that left a pod, so that answers pass. Least recently used goes first.
+    pub const UDP_FLOWS: &str = "udp_flows";
+    /// [`super::CounterKey`] → [`super::Count`] a CPU. Written by the programs.
+    pub const COUNTERS: &str = "counters";
+    /// Ring buffer of [`super::Event`]. Written by the programs, read by the agent.
+    pub const EVENTS: &str = "events";
+}
+
+/// A connection's addresses: from the client to the server.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(C)]
+pub struct Tuple {
+    /// The client's address.
+    pub source: Address,
+    /// The server's address.
+    pub destination: Address,
+    /// The client's port, in host byte order.
+    pub source_port: u16,
+    /// The server's port, in host byte order.
+    pub destination_port: u16,
+}
+
+impl Tuple {
+    /// The same connection as the other side's packets show it.
+    #[inline(always)]
+    pub const fn reversed(self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+        }
+    }
+}
+
+/// A connection inside one pod.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The pod's network-namespace cookie.
+    pub netns: u64,
+    /// Its addresses.
+    pub tuple: Tuple,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// What the application asked for when its connection was turned to the agent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Origin {
+    /// The application's socket.
+    pub socket: u64,
+    /// The address it asked for.
+    pub address: Address,
+    /// The port it asked for, in host byte order.
+    pub port: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// A `direct` connection under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct HalfOpen {
+    /// The client pod's network-namespace cookie.
+    pub netns: u64,
+    /// The generation that allowed it.
+    pub generation: u64,
+    /// The rule that allowed it.
+    pub rule: u32,
+    /// `ROLE_*` bits do not apply; zero.
+    pub pad: u32,
+}
+
+/// The socket is the client's.
+pub const ROLE_CLIENT: u32 = 1;
+/// The socket is the server's.
+pub const ROLE_SERVER: u32 = 2;
+
+/// One end of a live `direct` connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct DirectFlow {
+    /// The network-namespace cookie of the pod that this end is in.
+    pub netns: u64,
+    /// From the client to the server.
+    pub tuple: Tuple,
+    /// `ROLE_*`.
+    pub role: u32,
+    /// The rule that allowed it.
+    pub rule: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// What a socket of the agent's is for.
+pub const MARK_LISTENER: u32 = 1;
+/// A connection from the agent to the destination's agent or to a plain destination.
+pub const MARK_UPSTREAM: u32 = 2;
+/// The agent's hop to the application inside the pod.
+pub const MARK_HOP: u32 = 3;
+
+/// The agent's mark on its own sockets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct AgentMark {
+    /// `MARK_*`.
+    pub kind: u32,
+    /// The real client's port, for a hop; in host byte order.
+    pub client_port: u32,
+    /// The real client's address, for a hop.
+    pub client: Address,
+}
+
+/// The kernel tables' permission on a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct DirectMark {
+    /// The generation under which it was last judged.
+    pub generation: u64,
+    /// From the client to the server.
+    pub tuple: Tuple,
+    /// `ROLE_*`.
+    pub role: u32,
+    /// The rule that allowed it.
+    pub rule: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// The socket's connection was rewritten and goes to the agent.
+pub const ASKED_PROXY: u32 = 1;
+/// The kernel carries it; the address may have been a Service's.
+pub const ASKED_DIRECT: u32 = 2;
+/// The socket was accepted from the agent's hop: the address is the real client's.
+pub const ASKED_CLIENT: u32 = 3;
+/// Inside the pod: loopback or its own address.
+pub const ASKED_SELF: u32 = 4;
+
+/// What getpeername shows: the address that the application asked for, or its real client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Asked {
+    /// The address.
+    pub address: Address,
+    /// The address that `connect()` was rewritten to.
+    pub rewritten: Address,
+    /// In host byte order.
+    pub port: u32,
+    /// The port that `connect()` was rewritten to, in host byte order.
+    pub rewritten_port: u32,
+    /// `ASKED_*`.
+    pub kind: u32,
+    /// The rule that decided.
+    pub rule: u32,
+    /// The generation that decided.
+    pub generation: u64,
+}
+
+/// A connect of an MPTCP socket.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(C)]
+pub struct PendingKey {
+    /// The pod's network-namespace cookie.
+    pub netns: u64,
+    /// Where `connect()` was rewritten to.
+    pub address: Address,
+    /// In host byte order.
+    pub port: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Its decision.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Pending {
+    /// What was asked.
+    pub asked: Asked,
+}
+
+/// UDP between a pod and somebody.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(C)]
+pub struct UdpFlow {
+    /// As the pod's own packets show it.
+    pub tuple: Tuple,
+    /// 17: UDP, 1 or 58: an echo, whose identifier is the source port.
+    pub protocol: u32,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(C)]
+pub struct CounterKey {
+    /// The pod's network-namespace cookie; 0: none.
+    pub netns: u64,
+    /// [`crate::codes::Hook`].
+    pub hook: u32,
+    /// [`crate::codes::Outcome`].
+    pub outcome: u32,
+    /// [`crate::codes::Reason`].
+    pub reason: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// How often, and how much.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Count {
+    /// Connections or packets.
+    pub count: u64,
+    /// Bytes, where packets are counted.
+    pub bytes: u64,
+}
+
+/// A refusal or a drop, told as it happens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Event {
+    /// `bpf_ktime_get_ns()`.
+    pub time_ns: u64,
+    /// The pod's network-namespace cookie.
+    pub netns: u64,
+    /// The generation that decided.
+    pub generation: u64,
+    /// From the client to the server, or from sender to receiver of a packet.
+    pub tuple: Tuple,
+    /// [`crate::codes::Hook`].
+    pub hook: u32,
+    /// [`crate::codes::Outcome`].
+    pub outcome: u32,
+    /// [`crate::codes::Reason`].
+    pub reason: u32,
+    /// Key of `rules` in that generation.
+    pub rule: u32,
+    /// IP protocol.
+    pub protocol: u32,
+    /// TCP flags of a dropped segment, or the port that a bind asked for; else 0.
+    pub detail: u32,
+    /// Length of a dropped packet; else 0.
+    pub length: u32,
+    /// The process that called, as `comm`.
+    pub command: Text<16>,
+    /// Its process id in the host's pid namespace; 0 where packets are judged.
+    pub pid: u32,
+}
+
+crate::plain!(
+    Tuple, FlowKey, Origin, HalfOpen, DirectFlow, AgentMark, DirectMark, Asked, PendingKey, Pending, UdpFlow,
+    CounterKey, Count, Event,
+);

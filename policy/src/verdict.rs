@@ -1,0 +1,242 @@
+//! The decision about a connection, over compiled tables: one source, two enforcers.
+//!
+//! The kernel programs call these functions over their maps, the agent over the same tables in memory, so that both
+//! give the same outcome, the same reason and the same rule.
+
+use heddle_ebpf::{
+    Address,
+    codes::{Reason, Verdict},
+    policy::{
+        Allow, AllowKey, Backend, BackendKey, NETWORKS_CLUSTER, NETWORKS_PODS, Network, OUTBOUND_ALLOW,
+        OUTBOUND_CLUSTER, PORT_L4_ONLY, PORT_MESH_CLIENTS, PORT_NEEDS_REQUEST, PortKey, PortPolicy, Service,
+        ServiceKey, Settings, WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
+    },
+};
+
+/// TCP's protocol number.
+pub const TCP: u8 = 6;
+/// UDP's protocol number.
+pub const UDP: u8 = 17;
+
+/// One generation of compiled tables, wherever they are kept.
+pub trait Tables {
+    /// What holds for the node; `None` refuses everything.
+    fn settings(&self) -> Option<Settings>;
+    /// The pod at `address`.
+    fn workload(&self, address: &Address) -> Option<Workload>;
+    /// The port's policy.
+    fn port(&self, key: &PortKey) -> Option<PortPolicy>;
+    /// Whether a class of clients is allowed.
+    fn allow(&self, key: &AllowKey) -> Option<Allow>;
+    /// The longest prefix of `set` that holds `address`.
+    fn network(&self, set: u32, address: &Address) -> Option<Network>;
+    /// The Service at an address and port.
+    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// An endpoint of a Service.
+    fn backend(&self, key: &BackendKey) -> Option<Backend>;
+    /// The digest of the UID of the pod that is captured on this node at `address`.
+    fn captured(&self, address: &Address) -> Option<u64>;
+}
+
+/// A connection that an application opens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Connect {
+    /// The pod's own address of the destination's family.
+    pub source: Address,
+    /// The address asked for.
+    pub destination: Address,
+    /// The port asked for.
+    pub port: u16,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Chooses among a Service's endpoints.
+    pub random: u32,
+}
+
+/// The verdict on a connection out of a pod, and where it leads if the kernel carries it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outbound {
+    /// The verdict. `Proxy` keeps what was asked for as the destination: the agent chooses the endpoint.
+    pub verdict: Verdict,
+    /// For `Direct`: the endpoint, which is what was asked for unless that was a Service.
+    pub destination: Address,
+    /// For `Direct`: its port.
+    pub port: u16,
+}
+
+/// Judges a connection that an application in a captured pod of this node opens.
+#[inline(always)]
+pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
+    let asked = |verdict| Outbound { verdict, destination: connect.destination, port: connect.port };
+    let destination = &connect.destination;
+    if destination.is_loopback() || destination.is_unspecified() || *destination == connect.source {
+        return asked(Verdict::direct(Reason::Loopback, 0));
+    }
+    let Some(settings) = tables.settings() else {
+        return asked(Verdict::refuse(Reason::TablesClosed, 0));
+    };
+    if settings.open != 1 {
+        return asked(Verdict::refuse(Reason::TablesClosed, 0));
+    }
+    let Some(source) = local_pod(tables, &connect.source) else {
+        return asked(Verdict::refuse(Reason::NotCaptured, 0));
+    };
+    let key = ServiceKey { address: *destination, port: connect.port, protocol: connect.protocol, pad: 0 };
+    if let Some(service) = tables.service(&key) {
+        if service.backends == 0 {
+            return asked(Verdict::refuse(Reason::NoEndpoints, 0));
+        }
+        let index = connect.random % service.backends;
+        let Some(backend) = tables.backend(&BackendKey { service: service.service, index }) else {
+            return asked(Verdict::refuse(Reason::NoEndpoints, 0));
+        };
+        let verdict = endpoint(
+            tables,
+            &settings,
+            &source,
+            &connect.source,
+            &backend.address,
+            backend.port,
+            connect.protocol,
+        );
+        return Outbound { verdict, destination: backend.address, port: backend.port };
+    }
+    if tables.service(&ServiceKey { address: *destination, port: 0, protocol: 0, pad: 0 }).is_some() {
+        return asked(Verdict::refuse(Reason::NoServicePort, 0));
+    }
+    asked(endpoint(tables, &settings, &source, &connect.source, destination, connect.port, connect.protocol))
+}
+
+/// The captured, meshed pod of this node at `address`: the one that the tables mean, not another at its address.
+#[inline(always)]
+fn local_pod<T: Tables>(tables: &T, address: &Address) -> Option<Workload> {
+    let workload = tables.workload(address)?;
+    let both = WORKLOAD_MESHED | WORKLOAD_LOCAL;
+    if workload.flags & both != both || tables.captured(address) != Some(workload.uid) {
+        return None;
+    }
+    Some(workload)
+}
+
+#[inline(always)]
+fn endpoint<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    source: &Workload,
+    source_address: &Address,
+    destination: &Address,
+    port: u16,
+    protocol: u8,
+) -> Verdict {
+    if *destination == *source_address {
+        return Verdict::direct(Reason::Loopback, 0);
+    }
+    let Some(workload) = tables.workload(destination) else {
+        if in_networks(tables, NETWORKS_PODS, destination) {
+            return Verdict::refuse(Reason::UnknownClusterAddress, 0);
+        }
+        if settings.default_outbound == OUTBOUND_ALLOW {
+            return Verdict::direct(Reason::PlainOutside, 0);
+        }
+        if settings.default_outbound == OUTBOUND_CLUSTER {
+            if in_networks(tables, NETWORKS_CLUSTER, destination) {
+                return Verdict::direct(Reason::PlainCluster, 0);
+            }
+            return Verdict::refuse(Reason::OutboundOutsideCluster, 0);
+        }
+        return Verdict::refuse(Reason::OutboundDenied, 0);
+    };
+    if workload.flags & WORKLOAD_MESHED == 0 {
+        if settings.default_outbound == OUTBOUND_ALLOW || settings.default_outbound == OUTBOUND_CLUSTER {
+            return Verdict::direct(Reason::PlainCluster, 0);
+        }
+        return Verdict::refuse(Reason::OutboundDenied, 0);
+    }
+    if protocol != TCP {
+        if workload.flags & WORKLOAD_DNS != 0 && port == 53 && protocol == UDP {
+            return Verdict::direct(Reason::PlainCluster, 0);
+        }
+        return Verdict::refuse(Reason::PlainToMeshed, 0);
+    }
+    if workload.flags & WORKLOAD_LOCAL == 0 {
+        return Verdict::proxy(Reason::Meshed, 0);
+    }
+    if tables.captured(destination) != Some(workload.uid) {
+        return Verdict::refuse(Reason::NotCaptured, 0);
+    }
+    let Some(policy) = port_policy(tables, workload.policy, port) else {
+        return Verdict::refuse(Reason::Unauthorized, 0);
+    };
+    if policy.flags & PORT_NEEDS_REQUEST != 0 {
+        return Verdict::refuse(Reason::NeedsRequest, policy.governs);
+    }
+    match tables.allow(&AllowKey { rules: policy.rules, client: source.client }) {
+        None => Verdict::refuse(Reason::Unauthorized, policy.governs),
+        Some(allow) if policy.flags & PORT_L4_ONLY != 0 && settings.same_node_encrypt == 0 => {
+            Verdict::direct(Reason::Authorized, allow.rule)
+        }
+        Some(allow) => Verdict::proxy(Reason::Meshed, allow.rule),
+    }
+}
+
+/// Judges a connection that reached a captured pod of this node and was not registered as `direct` by its client.
+///
+/// An address never yields an identity: a client at a meshed address is handed to the agent, which demands its
+/// certificate; any other passes to the agent only where a rule is written in addresses.
+#[inline(always)]
+pub fn inbound<T: Tables>(tables: &T, client: &Address, server: &Address, port: u16) -> Verdict {
+    let Some(settings) = tables.settings() else {
+        return Verdict::refuse(Reason::TablesClosed, 0);
+    };
+    if settings.open != 1 {
+        return Verdict::refuse(Reason::TablesClosed, 0);
+    }
+    let Some(pod) = local_pod(tables, server) else {
+        return Verdict::refuse(Reason::NotCaptured, 0);
+    };
+    let Some(policy) = port_policy(tables, pod.policy, port) else {
+        return Verdict::refuse(Reason::Unauthorized, 0);
+    };
+    if policy.flags & PORT_NEEDS_REQUEST != 0 {
+        return Verdict::refuse(Reason::NeedsRequest, policy.governs);
+    }
+    match tables.workload(client) {
+        Some(workload) if workload.flags & WORKLOAD_MESHED != 0 => {
+            if policy.flags & PORT_MESH_CLIENTS == 0 {
+                return Verdict::refuse(Reason::Unauthorized, policy.governs);
+            }
+            return Verdict::proxy(Reason::Meshed, 0);
+        }
+        Some(_) => {}
+        None if in_networks(tables, NETWORKS_PODS, client) => {
+            return Verdict::refuse(Reason::UnknownClusterAddress, 0);
+        }
+        None => {}
+    }
+    match tables.network(policy.networks, client) {
+        Some(network) if policy.networks != 0 && network.allow == 1 => {
+            Verdict::proxy(Reason::Unauthenticated, network.rule)
+        }
+        _ => Verdict::refuse(Reason::NoIdentity, policy.governs),
+    }
+}
+
+/// The policy of a pod's port: its own row, else the one for every other port.
+#[inline(always)]
+pub fn port_policy<T: Tables>(tables: &T, policy: u32, port: u16) -> Option<PortPolicy> {
+    if policy == 0 {
+        return None;
+    }
+    match tables.port(&PortKey { policy, port, pad: 0 }) {
+        Some(found) => Some(found),
+        None => tables.port(&PortKey { policy, port: 0, pad: 0 }),
+    }
+}
+
+#[inline(always)]
+fn in_networks<T: Tables>(tables: &T, set: u32, address: &Address) -> bool {
+    match tables.network(set, address) {
+        Some(network) => network.allow == 1,
+        None => false,
+    }
+}
