@@ -7,8 +7,10 @@ pub mod maps {
     /// [`super::FlowKey`] → [`super::Origin`]: connections on their way to the agent's outbound listeners. Written by sockops before
     /// the SYN, read by sk_lookup, taken by the agent at accept.
     pub const PROXIED: &str = "proxied";
+    /// `PROBES`: [`super::Tuple`] → time: connections of the kubelet's, seen on the host side of the veth. Written by the guard, read by sk_lookup and the agent.
+    pub const PROBES: &str = "probes";
     /// [`super::Tuple`] → [`super::HalfOpen`]: `direct` connections whose handshake is under way. Written and deleted by sockops.
-    pub const DIRECT_HALF_OPEN: &str = "direct_half_open";
+    pub const DIRECT_HALF_OPEN: &str = "direct_opening";
     /// Socket cookie → [`super::DirectFlow`]: both ends of every live `direct` connection. Written by sockops, read by the agent.
     pub const DIRECT_FLOWS: &str = "direct_flows";
     /// [`super::FlowKey`] → [`super::Asked`]: the agent's hops to applications under way, with the real client. Written and deleted by sockops.

@@ -10,6 +10,7 @@ mod address;
 pub mod attach;
 pub mod codes;
 pub mod flows;
+pub mod judge;
 pub mod policy;
 
 pub use address::Address;

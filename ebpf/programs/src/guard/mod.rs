@@ -1,0 +1,175 @@
+//! The guard: every packet that leaves a pod or is on its way to one, on the host side of its veth, where the pod
+//! can neither remove nor bypass it. Returns `TCX_NEXT`, so that the CNI's own programs still run.
+
+mod datagram;
+mod neighbor;
+mod packet;
+mod segment;
+
+use aya_ebpf::{helpers::bpf_get_prandom_u32, macros::classifier, programs::TcContext};
+use heddle_ebpf::{
+    attach::Veth,
+    codes::{Hook, Reason, Verdict},
+    flows::{DirectMark, Tuple},
+};
+use heddle_policy::verdict::{Connect, Outbound, TCP};
+
+use self::packet::{Layer3, Packet};
+use crate::{
+    maps,
+    report::{Subject, report},
+    tables::{KernelTables, judge_outbound},
+};
+
+/// `TCX_NEXT`, and `TC_ACT_UNSPEC` below 6.6.
+const NEXT: i32 = -1;
+/// `TCX_DROP`.
+const DROP: i32 = 2;
+
+/// What becomes of a packet.
+pub enum Judgement {
+    Pass,
+    /// Passes, and is counted under this reason.
+    Counted(Reason),
+    Drop(Reason, u32),
+}
+
+#[classifier]
+pub fn heddle_from_pod(ctx: TcContext) -> i32 {
+    let Some(veth) = veth(&ctx) else {
+        return DROP;
+    };
+    let mut packet = Packet::default();
+    let judgement = match packet::parse(&ctx, &mut packet) {
+        Err(reason) => Judgement::Drop(reason, 0),
+        Ok(()) => from_pod(&ctx, veth, &packet),
+    };
+    conclude(Hook::GuardFromPod, veth, &ctx, &packet, judgement)
+}
+
+#[classifier]
+pub fn heddle_to_pod(ctx: TcContext) -> i32 {
+    let Some(veth) = veth(&ctx) else {
+        return DROP;
+    };
+    let mut packet = Packet::default();
+    let judgement = match packet::parse(&ctx, &mut packet) {
+        Err(reason) => Judgement::Drop(reason, 0),
+        Ok(()) => to_pod(&ctx, veth, &packet),
+    };
+    conclude(Hook::GuardToPod, veth, &ctx, &packet, judgement)
+}
+
+#[inline(always)]
+fn from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
+    if packet.mac != veth.mac {
+        return Judgement::Drop(Reason::Spoofed, 0);
+    }
+    match packet.layer3 {
+        Layer3::Arp => return neighbor::arp_from_pod(ctx, veth),
+        Layer3::Ipv6 if packet.protocol == packet::ICMPV6 && neighbor::is_discovery(packet) => {
+            return neighbor::discovery_from_pod(ctx, veth, packet);
+        }
+        _ => {}
+    }
+    let own = &packet.tuple.source;
+    if *own != veth.v4 && *own != veth.v6 || own.is_unspecified() {
+        return Judgement::Drop(Reason::Spoofed, 0);
+    }
+    match packet.protocol {
+        packet::TCP => segment::from_pod(ctx, packet),
+        packet::UDP => datagram::udp_from_pod(packet),
+        packet::ICMP | packet::ICMPV6 => datagram::icmp_from_pod(packet),
+        _ => Judgement::Drop(Reason::Protocol, 0),
+    }
+}
+
+#[inline(always)]
+fn to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
+    match packet.layer3 {
+        Layer3::Arp => return neighbor::arp_to_pod(ctx, veth),
+        Layer3::Ipv6 if packet.protocol == packet::ICMPV6 && neighbor::is_discovery(packet) => {
+            return neighbor::discovery_to_pod(packet);
+        }
+        _ => {}
+    }
+    let source = &packet.tuple.source;
+    if source.is_loopback() || *source == veth.v4 || *source == veth.v6 {
+        return Judgement::Drop(Reason::Spoofed, 0);
+    }
+    // A local pod's address that did not enter by that pod's veth.
+    // SAFETY: entries are written whole at attach.
+    if let Some(netns) = unsafe { maps::POD_ADDRESSES.get(source) } {
+        let entered = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ingress_ifindex) };
+        // SAFETY: as above.
+        match unsafe { maps::PODS.get(netns) } {
+            Some(pod) if pod.ifindex == entered => {}
+            _ => return Judgement::Drop(Reason::Spoofed, 0),
+        }
+    }
+    match packet.protocol {
+        packet::TCP => segment::to_pod(ctx, packet),
+        packet::UDP => datagram::udp_to_pod(packet),
+        packet::ICMP | packet::ICMPV6 => datagram::icmp_to_pod(packet),
+        _ => Judgement::Drop(Reason::Protocol, 0),
+    }
+}
+
+/// Judges a live `direct` flow by the tables in force now.
+#[inline(always)]
+pub fn rejudge(tables: &KernelTables, mark: &DirectMark) -> Verdict {
+    judged(tables, &mark.tuple, TCP)
+}
+
+/// Judges what leaves a pod by its addresses alone.
+#[inline(always)]
+pub fn judged(tables: &KernelTables, tuple: &Tuple, protocol: u8) -> Verdict {
+    let asked = Connect {
+        source: tuple.source,
+        destination: tuple.destination,
+        port: tuple.destination_port,
+        protocol,
+        random: unsafe { bpf_get_prandom_u32() },
+    };
+    let mut decided = Outbound {
+        verdict: Verdict::refuse(Reason::TablesClosed, 0),
+        destination: tuple.destination,
+        port: tuple.destination_port,
+    };
+    judge_outbound(tables, &asked, &mut decided);
+    decided.verdict
+}
+
+#[inline(always)]
+fn veth<'a>(ctx: &TcContext) -> Option<&'a Veth> {
+    let ifindex = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) };
+    // SAFETY: entries are written whole before a program is attached.
+    unsafe { maps::VETHS.get(&ifindex) }
+}
+
+#[inline(always)]
+fn conclude(hook: Hook, veth: &Veth, ctx: &TcContext, packet: &Packet, judgement: Judgement) -> i32 {
+    let (verdict, answer) = match judgement {
+        Judgement::Pass => return NEXT,
+        Judgement::Counted(reason) => (Verdict::direct(reason, 0), NEXT),
+        Judgement::Drop(reason, rule) => (Verdict::refuse(reason, rule), DROP),
+    };
+    let subject = Subject {
+        hook,
+        netns: veth.netns,
+        generation: KernelTables::current().generation(),
+        tuple: &packet.tuple,
+        protocol: u32::from(packet.protocol),
+        detail: u32::from(packet.flags),
+        length: ctx.len(),
+        in_process: false,
+    };
+    report(&subject, &verdict);
+    answer
+}
+
+/// The packet's tuple as the flow that it belongs to was registered, for either direction.
+#[inline(always)]
+pub fn same(mark: &DirectMark, tuple: &Tuple) -> bool {
+    if mark.role == heddle_ebpf::flows::ROLE_SERVER { mark.tuple == tuple.reversed() } else { mark.tuple == *tuple }
+}

@@ -1,0 +1,191 @@
+//! Just enough of a packet to judge it. What cannot be read whole is refused.
+
+use aya_ebpf::programs::TcContext;
+use heddle_ebpf::{Address, codes::Reason, flows::Tuple};
+
+pub const ICMP: u8 = 1;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const ICMPV6: u8 = 58;
+
+const HOP_BY_HOP: u8 = 0;
+const FRAGMENT: u8 = 44;
+
+/// TCP's SYN and ACK and RST bits.
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const ACK: u8 = 0x10;
+
+/// Length of an Ethernet header.
+const ETHERNET: usize = 14;
+
+/// What follows the Ethernet header.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Layer3 {
+    Arp,
+    Ipv4,
+    Ipv6,
+}
+
+/// A packet, read.
+#[derive(Clone, Copy)]
+pub struct Packet {
+    pub layer3: Layer3,
+    pub protocol: u8,
+    /// TCP flags, or ICMP's type.
+    pub flags: u8,
+    /// IPv6 hop limit or IPv4 time to live.
+    pub hops: u8,
+    /// A fragment after the first: ports are zero.
+    pub fragment: bool,
+    /// The sender's MAC address.
+    pub mac: [u8; 6],
+    /// From the sender to the receiver. For an echo the identifier is the source port.
+    pub tuple: Tuple,
+    /// Where the transport header begins.
+    pub transport: u32,
+    /// Bytes after the transport header.
+    pub payload: u32,
+}
+
+impl Default for Packet {
+    #[inline(always)]
+    fn default() -> Self {
+        Self {
+            layer3: Layer3::Arp,
+            protocol: 0,
+            flags: 0,
+            hops: 0,
+            fragment: false,
+            mac: [0; 6],
+            tuple: Tuple::default(),
+            transport: 0,
+            payload: 0,
+        }
+    }
+}
+
+/// Reads the packet.
+#[inline(always)]
+pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+    if unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).vlan_present) } != 0 {
+        return Err(Reason::Protocol);
+    }
+    let ethernet: [u8; ETHERNET] = ctx.load(0).map_err(|_| Reason::Malformed)?;
+    packet.mac = [ethernet[6], ethernet[7], ethernet[8], ethernet[9], ethernet[10], ethernet[11]];
+    match u16::from_be_bytes([ethernet[12], ethernet[13]]) {
+        0x0806 => {
+            packet.layer3 = Layer3::Arp;
+            Ok(())
+        }
+        0x0800 => {
+            packet.layer3 = Layer3::Ipv4;
+            ipv4(ctx, packet)
+        }
+        0x86dd => {
+            packet.layer3 = Layer3::Ipv6;
+            ipv6(ctx, packet)
+        }
+        _ => Err(Reason::Protocol),
+    }
+}
+
+#[inline(always)]
+fn ipv4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+    let header: [u8; 20] = ctx.load(ETHERNET).map_err(|_| Reason::Malformed)?;
+    let words = header[0] & 0x0f;
+    if header[0] >> 4 != 4 || words < 5 {
+        return Err(Reason::Malformed);
+    }
+    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    packet.protocol = header[9];
+    packet.hops = header[8];
+    packet.tuple.source = Address::from_v4(word(12));
+    packet.tuple.destination = Address::from_v4(word(16));
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    packet.transport = ETHERNET as u32 + u32::from(words) * 4;
+    if fragment & 0x1fff != 0 {
+        packet.fragment = true;
+        return fragment_of(packet);
+    }
+    if fragment & 0x2000 != 0 && packet.protocol == TCP {
+        return Err(Reason::Fragment);
+    }
+    transport(ctx, packet)
+}
+
+#[inline(always)]
+fn ipv6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+    let header: [u8; 40] = ctx.load(ETHERNET).map_err(|_| Reason::Malformed)?;
+    if header[0] >> 4 != 6 {
+        return Err(Reason::Malformed);
+    }
+    let words = |at: usize| {
+        let word = |i: usize| u32::from_ne_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
+        [word(at), word(at + 4), word(at + 8), word(at + 12)]
+    };
+    packet.protocol = header[6];
+    packet.hops = header[7];
+    packet.tuple.source = Address::from_v6(words(8));
+    packet.tuple.destination = Address::from_v6(words(24));
+    packet.transport = ETHERNET as u32 + 40;
+    if packet.protocol == HOP_BY_HOP {
+        // Multicast listener reports bear one of eight bytes; what else does is refused below.
+        let option: [u8; 2] = ctx.load(packet.transport as usize).map_err(|_| Reason::Malformed)?;
+        if option[0] != ICMPV6 || option[1] != 0 {
+            return Err(Reason::Protocol);
+        }
+        packet.protocol = ICMPV6;
+        packet.transport += 8;
+    } else if packet.protocol == FRAGMENT {
+        let fragment: [u8; 8] = ctx.load(packet.transport as usize).map_err(|_| Reason::Malformed)?;
+        packet.protocol = fragment[0];
+        packet.transport += 8;
+        if packet.protocol == TCP {
+            return Err(Reason::Fragment);
+        }
+        if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff8 != 0 {
+            packet.fragment = true;
+            return fragment_of(packet);
+        }
+    }
+    transport(ctx, packet)
+}
+
+/// A later fragment: only datagrams have them.
+#[inline(always)]
+fn fragment_of(packet: &Packet) -> Result<(), Reason> {
+    if packet.protocol == UDP { Ok(()) } else { Err(Reason::Fragment) }
+}
+
+#[inline(always)]
+fn transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+    let at = packet.transport as usize;
+    let mut length = 8;
+    match packet.protocol {
+        TCP => {
+            let header: [u8; 20] = ctx.load(at).map_err(|_| Reason::Malformed)?;
+            packet.tuple.source_port = u16::from_be_bytes([header[0], header[1]]);
+            packet.tuple.destination_port = u16::from_be_bytes([header[2], header[3]]);
+            packet.flags = header[13];
+            length = u32::from(header[12] >> 4) * 4;
+            if length < 20 {
+                return Err(Reason::Malformed);
+            }
+        }
+        UDP => {
+            let header: [u8; 8] = ctx.load(at).map_err(|_| Reason::Malformed)?;
+            packet.tuple.source_port = u16::from_be_bytes([header[0], header[1]]);
+            packet.tuple.destination_port = u16::from_be_bytes([header[2], header[3]]);
+        }
+        ICMP | ICMPV6 => {
+            let header: [u8; 8] = ctx.load(at).map_err(|_| Reason::Malformed)?;
+            packet.flags = header[0];
+            packet.tuple.source_port = u16::from_be_bytes([header[4], header[5]]);
+        }
+        _ => return Ok(()),
+    }
+    // The packet's real length, not what its header says: bytes behind it count as payload.
+    packet.payload = ctx.len().saturating_sub(packet.transport + length);
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! TCP: a segment leaves a pod only if its socket bears the agent's mark or the tables' permission.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, __sk_buff, bpf_sock},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_get_listener_sock, bpf_sk_fullsock, bpf_skb_cgroup_id},
+    },
+    programs::TcContext,
+};
+use heddle_ebpf::codes::{Outcome, Reason};
+
+use super::{
+    Judgement,
+    packet::{ACK, Packet, RST, SYN},
+    rejudge, same,
+};
+use crate::{
+    maps::{self, BareSegments},
+    tables::KernelTables,
+};
+
+const SOCK_STREAM: u32 = 1;
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// A segment that leaves a pod.
+#[inline(always)]
+pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
+    if let Some(socket) = full_socket(ctx) {
+        let stream = unsafe { core::ptr::read_volatile(&raw const (*socket).type_) } == SOCK_STREAM;
+        if stream && maps::AGENT_MARKS.get(socket.cast()).is_some() {
+            return Judgement::Pass;
+        }
+        if stream && let Some(mark) = maps::DIRECT_MARKS.get(socket.cast()) && same(mark, &packet.tuple) {
+            let tables = KernelTables::current();
+            if mark.generation == tables.generation() {
+                return Judgement::Pass;
+            }
+            let verdict = rejudge(&tables, mark);
+            if verdict.outcome == Outcome::Direct {
+                mark.generation = tables.generation();
+                return Judgement::Pass;
+            }
+            if packet.payload == 0 && packet.flags & RST != 0 {
+                // The agent ends the flow; a peer that never hears of it would hang.
+                return Judgement::Counted(Reason::Revoked);
+            }
+            return Judgement::Drop(Reason::Revoked, verdict.rule);
+        }
+    }
+    if listener_is_marked(ctx) || maps::DIRECT_HALF_OPEN.get_ptr(&packet.tuple.reversed()).is_some() {
+        // A SYN-ACK of the agent's, or of an application to a registered client.
+        if packet.payload == 0 {
+            return Judgement::Pass;
+        }
+        return Judgement::Drop(Reason::UnmarkedSocket, 0);
+    }
+    bare(ctx, packet)
+}
+
+/// Segments of the kernel's own control socket, of TIME_WAIT and of syncookies cannot be told from a raw socket's:
+/// they pass without payload, never as a connection's opening SYN, and in bounded numbers.
+#[inline(always)]
+fn bare(ctx: &TcContext, packet: &Packet) -> Judgement {
+    if packet.payload != 0 || packet.flags & (SYN | ACK) == SYN {
+        return Judgement::Drop(Reason::UnmarkedSocket, 0);
+    }
+    if packet.flags & RST != 0 {
+        return Judgement::Pass;
+    }
+    let Some(limits) = maps::LIMITS.get(0) else {
+        return Judgement::Drop(Reason::RateLimited, 0);
+    };
+    let ifindex = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) };
+    let now = unsafe { bpf_ktime_get_ns() };
+    match maps::BARE_SEGMENTS.get_ptr_mut(&ifindex) {
+        Some(seen) => {
+            // SAFETY: a live entry; a lost update between CPUs lets a few more pass.
+            let seen = unsafe { &mut *seen };
+            if now.wrapping_sub(seen.since_ns) > SECOND_NS {
+                seen.since_ns = now;
+                seen.count = 0;
+            }
+            seen.count += 1;
+            if seen.count > limits.bare_segments_per_second {
+                return Judgement::Drop(Reason::RateLimited, 0);
+            }
+        }
+        None => {
+            let _ = maps::BARE_SEGMENTS.insert(&ifindex, &BareSegments { since_ns: now, count: 1 }, BPF_ANY.into());
+        }
+    }
+    Judgement::Pass
+}
+
+/// A segment on its way to a pod. Whose it is the look-up decides; here only the kubelet's probes are recognized.
+#[inline(always)]
+pub fn to_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
+    if packet.flags & (SYN | ACK) == SYN
+        && let Some(limits) = maps::LIMITS.get(0)
+        && limits.kubelet_cgroup != 0
+    {
+        // Forwarded and masqueraded packets have no socket on this host.
+        let cgroup = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
+        if cgroup == limits.kubelet_cgroup && full_socket(ctx).is_some() {
+            let now = unsafe { bpf_ktime_get_ns() };
+            let _ = maps::PROBES.insert(&packet.tuple, &now, BPF_ANY.into());
+        }
+    }
+    Judgement::Pass
+}
+
+#[inline(always)]
+fn full_socket(ctx: &TcContext) -> Option<*mut bpf_sock> {
+    let socket = socket(ctx.skb.skb)?;
+    let full = unsafe { bpf_sk_fullsock(socket) };
+    if full.is_null() { None } else { Some(full) }
+}
+
+/// Whether the packet's socket is a request whose listener is the agent's.
+#[inline(always)]
+fn listener_is_marked(ctx: &TcContext) -> bool {
+    let Some(socket) = socket(ctx.skb.skb) else {
+        return false;
+    };
+    let listener = unsafe { bpf_get_listener_sock(socket) };
+    !listener.is_null() && maps::AGENT_MARKS.get(listener.cast()).is_some()
+}
+
+#[inline(always)]
+fn socket(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
+    // Read anew for each helper: the verifier ties the check to the value.
+    let socket = unsafe { core::ptr::read_volatile(&raw const (*skb).__bindgen_anon_2.sk) };
+    if socket.is_null() { None } else { Some(socket) }
+}
