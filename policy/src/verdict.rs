@@ -7,9 +7,9 @@ use heddle_ebpf::{
     Address,
     codes::{Reason, Verdict},
     policy::{
-        Allow, AllowKey, Backend, BackendKey, NETWORKS_CLUSTER, NETWORKS_PODS, Network, OUTBOUND_ALLOW,
-        OUTBOUND_CLUSTER, PORT_L4_ONLY, PORT_MESH_CLIENTS, PORT_NEEDS_REQUEST, PortKey, PortPolicy, Service,
-        ServiceKey, Settings, WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
+        Allow, Backend, NETWORKS_CLUSTER, NETWORKS_PODS, Network, OUTBOUND_ALLOW, OUTBOUND_CLUSTER,
+        PORT_L4_ONLY, PORT_MESH_CLIENTS, PORT_NEEDS_REQUEST, PortPolicy, SERVICE_DNS, Service, Settings,
+        WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
     },
 };
 
@@ -19,21 +19,23 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
 /// One generation of compiled tables, wherever they are kept.
+///
+/// By reference: the kernel programs have 512 bytes of stack and read their maps in place.
 pub trait Tables {
     /// What holds for the node; `None` refuses everything.
-    fn settings(&self) -> Option<Settings>;
+    fn settings(&self) -> Option<&Settings>;
     /// The pod at `address`.
-    fn workload(&self, address: &Address) -> Option<Workload>;
-    /// The port's policy.
-    fn port(&self, key: &PortKey) -> Option<PortPolicy>;
+    fn workload(&self, address: &Address) -> Option<&Workload>;
+    /// A port of a pod's policy; port 0 is every port without a row of its own.
+    fn port(&self, policy: u32, port: u16) -> Option<&PortPolicy>;
     /// Whether a class of clients is allowed.
-    fn allow(&self, key: &AllowKey) -> Option<Allow>;
+    fn allow(&self, rules: u32, client: u32) -> Option<&Allow>;
     /// The longest prefix of `set` that holds `address`.
-    fn network(&self, set: u32, address: &Address) -> Option<Network>;
-    /// The Service at an address and port.
-    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    fn network(&self, set: u32, address: &Address) -> Option<&Network>;
+    /// The Service at an address and port; port 0 and protocol 0 ask whether the address is a Service's.
+    fn service(&self, address: &Address, port: u16, protocol: u8) -> Option<&Service>;
     /// An endpoint of a Service.
-    fn backend(&self, key: &BackendKey) -> Option<Backend>;
+    fn backend(&self, service: u32, index: u32) -> Option<&Backend>;
     /// The digest of the UID of the pod that is captured on this node at `address`.
     fn captured(&self, address: &Address) -> Option<u64>;
 }
@@ -81,13 +83,16 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
     let Some(source) = local_pod(tables, &connect.source) else {
         return asked(Verdict::refuse(Reason::NotCaptured, 0));
     };
-    let key = ServiceKey { address: *destination, port: connect.port, protocol: connect.protocol, pad: 0 };
-    if let Some(service) = tables.service(&key) {
+    if let Some(service) = tables.service(destination, connect.port, connect.protocol) {
+        if service.flags & SERVICE_DNS != 0 && connect.protocol == UDP {
+            // Names are asked for before there is anybody to be authenticated to.
+            return asked(Verdict::direct(Reason::PlainCluster, 0));
+        }
         if service.backends == 0 {
             return asked(Verdict::refuse(Reason::NoEndpoints, 0));
         }
         let index = connect.random % service.backends;
-        let Some(backend) = tables.backend(&BackendKey { service: service.service, index }) else {
+        let Some(backend) = tables.backend(service.service, index) else {
             return asked(Verdict::refuse(Reason::NoEndpoints, 0));
         };
         let verdict = endpoint(
@@ -101,7 +106,7 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
         );
         return Outbound { verdict, destination: backend.address, port: backend.port };
     }
-    if tables.service(&ServiceKey { address: *destination, port: 0, protocol: 0, pad: 0 }).is_some() {
+    if tables.service(destination, 0, 0).is_some() {
         return asked(Verdict::refuse(Reason::NoServicePort, 0));
     }
     asked(endpoint(tables, &settings, &source, &connect.source, destination, connect.port, connect.protocol))
@@ -109,7 +114,7 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
 
 /// The captured, meshed pod of this node at `address`: the one that the tables mean, not another at its address.
 #[inline(always)]
-fn local_pod<T: Tables>(tables: &T, address: &Address) -> Option<Workload> {
+fn local_pod<'a, T: Tables>(tables: &'a T, address: &Address) -> Option<&'a Workload> {
     let workload = tables.workload(address)?;
     let both = WORKLOAD_MESHED | WORKLOAD_LOCAL;
     if workload.flags & both != both || tables.captured(address) != Some(workload.uid) {
@@ -170,7 +175,7 @@ fn endpoint<T: Tables>(
     if policy.flags & PORT_NEEDS_REQUEST != 0 {
         return Verdict::refuse(Reason::NeedsRequest, policy.governs);
     }
-    match tables.allow(&AllowKey { rules: policy.rules, client: source.client }) {
+    match tables.allow(policy.rules, source.client) {
         None => Verdict::refuse(Reason::Unauthorized, policy.governs),
         Some(allow) if policy.flags & PORT_L4_ONLY != 0 && settings.same_node_encrypt == 0 => {
             Verdict::direct(Reason::Authorized, allow.rule)
@@ -223,13 +228,13 @@ pub fn inbound<T: Tables>(tables: &T, client: &Address, server: &Address, port: 
 
 /// The policy of a pod's port: its own row, else the one for every other port.
 #[inline(always)]
-pub fn port_policy<T: Tables>(tables: &T, policy: u32, port: u16) -> Option<PortPolicy> {
+pub fn port_policy<T: Tables>(tables: &T, policy: u32, port: u16) -> Option<&PortPolicy> {
     if policy == 0 {
         return None;
     }
-    match tables.port(&PortKey { policy, port, pad: 0 }) {
+    match tables.port(policy, port) {
         Some(found) => Some(found),
-        None => tables.port(&PortKey { policy, port: 0, pad: 0 }),
+        None => tables.port(policy, 0),
     }
 }
 

@@ -50,8 +50,12 @@ fn give_way(ctx: &SockAddrContext, address: &Address) -> i32 {
     if socket.is_null() || maps::AGENT_MARKS.get(socket.cast()).is_some() || !agent_alive() {
         return ALLOW;
     }
-    let tuple =
-        Tuple { source: *address, destination: Address::UNSPECIFIED, source_port: port as u16, destination_port: 0 };
+    let tuple = Tuple {
+        source: *address,
+        destination: Address::UNSPECIFIED,
+        source_port: port as u16,
+        destination_port: 0,
+    };
     let subject = Subject {
         hook: Hook::Bind,
         netns,

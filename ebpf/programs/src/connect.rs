@@ -27,40 +27,46 @@ const ECONNREFUSED: i32 = 111;
 
 #[cgroup_sock_addr(connect4)]
 pub fn heddle_connect4(ctx: SockAddrContext) -> i32 {
-    let address = user_v4(ctx.sock_addr);
-    match connect(&ctx, &address) {
-        Decision::Leave => ALLOW,
-        Decision::Refuse => refuse(),
-        Decision::Rewrite(address, port) => {
-            write_v4(ctx.sock_addr, &address);
-            write_port(ctx.sock_addr, port);
-            ALLOW
+    let mut decided = leave(user_v4(ctx.sock_addr), user_port(ctx.sock_addr));
+    match connect(&ctx, &mut decided) {
+        Decision::Leave => {}
+        Decision::Refuse => return refuse(),
+        Decision::Rewrite => {
+            write_v4(ctx.sock_addr, &decided.destination);
+            write_port(ctx.sock_addr, decided.port);
         }
     }
+    ALLOW
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn heddle_connect6(ctx: SockAddrContext) -> i32 {
-    let address = user_v6(ctx.sock_addr);
-    match connect(&ctx, &address) {
-        Decision::Leave => ALLOW,
-        Decision::Refuse => refuse(),
-        Decision::Rewrite(address, port) => {
-            write_v6(ctx.sock_addr, &address);
-            write_port(ctx.sock_addr, port);
-            ALLOW
+    let mut decided = leave(user_v6(ctx.sock_addr), user_port(ctx.sock_addr));
+    match connect(&ctx, &mut decided) {
+        Decision::Leave => {}
+        Decision::Refuse => return refuse(),
+        Decision::Rewrite => {
+            write_v6(ctx.sock_addr, &decided.destination);
+            write_port(ctx.sock_addr, decided.port);
         }
     }
+    ALLOW
 }
 
 enum Decision {
     Leave,
     Refuse,
-    Rewrite(Address, u16),
+    Rewrite,
+}
+
+/// What was asked for, before anything is decided.
+#[inline(always)]
+fn leave(destination: Address, port: u16) -> Outbound {
+    Outbound { verdict: Verdict::refuse(Reason::TablesClosed, 0), destination, port }
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, destination: &Address) -> Decision {
+fn connect(ctx: &SockAddrContext, decided: &mut Outbound) -> Decision {
     let protocol = read(unsafe { &raw const (*ctx.sock_addr).protocol });
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
         // Datagrams are judged by the guard, packet by packet.
@@ -79,41 +85,39 @@ fn connect(ctx: &SockAddrContext, destination: &Address) -> Decision {
     let Some(pod) = (unsafe { maps::PODS.get(&netns) }) else {
         return Decision::Leave;
     };
-    let source = if destination.is_v4() { pod.v4 } else { pod.v6 };
-    if source == Address::UNSPECIFIED && !destination.is_loopback() && !destination.is_unspecified() {
-        // The pod has no address of this family: the kernel says so itself, and the guard passes none.
-        return Decision::Leave;
-    }
-    let port = user_port(ctx.sock_addr);
-    let tables = KernelTables::current();
     let asked = Connect {
-        source,
-        destination: *destination,
-        port,
+        source: if decided.destination.is_v4() { pod.v4 } else { pod.v6 },
+        destination: decided.destination,
+        port: decided.port,
         protocol: TCP,
         random: unsafe { bpf_get_prandom_u32() },
     };
-    let mut decided = Outbound {
-        verdict: Verdict::refuse(Reason::TablesClosed, 0),
-        destination: *destination,
-        port,
-    };
-    judge_outbound(&tables, &asked, &mut decided);
+    if asked.source.is_unspecified()
+        && !asked.destination.is_loopback()
+        && !asked.destination.is_unspecified()
+    {
+        // The pod has no address of this family: the kernel says so itself, and the guard passes none.
+        return Decision::Leave;
+    }
+    let tables = KernelTables::current();
+    judge_outbound(&tables, &asked, decided);
     if decided.verdict.outcome == Outcome::Proxy {
         if agent_alive() {
             // Any port: the connection is told by its whole tuple, and nothing listens there.
-            decided.destination = source;
+            decided.destination = asked.source;
             decided.port = (1024 + unsafe { bpf_get_prandom_u32() } % 64000) as u16;
         } else {
             decided.verdict = Verdict::refuse(Reason::AgentGone, decided.verdict.rule);
         }
     }
-    if decided.verdict.outcome != Outcome::Refuse && !remember(socket.cast(), &asked, &decided, tables.generation()) {
+    if decided.verdict.outcome != Outcome::Refuse
+        && !remember(socket.cast(), &asked, decided, tables.generation())
+    {
         decided.verdict = Verdict::refuse(Reason::MapFull, decided.verdict.rule);
     }
     if decided.verdict.outcome != Outcome::Refuse && protocol == IPPROTO_MPTCP {
         // The first subflow is a socket of its own, without this storage.
-        if !remember_pending(netns, &asked, &decided, tables.generation()) {
+        if !remember_pending(netns, &asked, decided, tables.generation()) {
             decided.verdict = Verdict::refuse(Reason::MapFull, decided.verdict.rule);
         }
     }
@@ -121,10 +125,10 @@ fn connect(ctx: &SockAddrContext, destination: &Address) -> Decision {
     if decided.verdict.outcome == Outcome::Refuse {
         return Decision::Refuse;
     }
-    if decided.destination == *destination && decided.port == port {
+    if decided.destination == asked.destination && decided.port == asked.port {
         return Decision::Leave;
     }
-    Decision::Rewrite(decided.destination, decided.port)
+    Decision::Rewrite
 }
 
 /// What getpeername will show and what the socket events will compare with.

@@ -3,7 +3,11 @@
 //! It is never attached. It is how a test, or a person with a question, hears what the kernel itself would say.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use heddle_ebpf::{Address, codes::{Reason, Verdict}, judge::{Answer, INBOUND, OUTBOUND, Question}};
+use heddle_ebpf::{
+    Address,
+    codes::{Reason, Verdict},
+    judge::{Answer, INBOUND, OUTBOUND, Question},
+};
 use heddle_policy::verdict::{Connect, Outbound};
 
 use crate::tables::{KernelTables, judge_inbound, judge_outbound};
@@ -36,7 +40,13 @@ pub fn heddle_judge(ctx: TcContext) -> i32 {
         }
         INBOUND => {
             let mut verdict = Verdict::refuse(Reason::TablesClosed, 0);
-            judge_inbound(&tables, &question.source, &question.destination, question.port as u16, &mut verdict);
+            judge_inbound(
+                &tables,
+                &question.source,
+                &question.destination,
+                question.port as u16,
+                &mut verdict,
+            );
             (verdict, question.destination, question.port as u16)
         }
         _ => return SHOT,

@@ -10,12 +10,12 @@ use heddle_ebpf::{
     Address,
     attach::{Limits, ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth},
     flows::{
-        AgentMark, Asked, Count, CounterKey, DirectFlow, DirectMark, Event, FlowKey, HalfOpen, Origin, Pending,
-        PendingKey, Tuple, UdpFlow,
+        AgentMark, Asked, Count, CounterKey, DirectFlow, DirectMark, Event, FlowKey, HalfOpen, Origin,
+        Pending, PendingKey, Tuple, UdpFlow,
     },
     policy::{
-        Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service, ServiceKey,
-        Settings, State, Workload,
+        Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
+        ServiceKey, Settings, State, Workload,
     },
 };
 

@@ -63,7 +63,9 @@ fn tell(subject: &Subject<'_>, verdict: &Verdict) {
     let (pid, command) = if subject.in_process {
         let comm = bpf_get_current_comm().unwrap_or([0; 16]);
         // SAFETY: bytes to bytes of the same size.
-        (((bpf_get_current_pid_tgid() >> 32) as u32), unsafe { core::mem::transmute::<[u8; 16], [i8; 16]>(comm) })
+        (((bpf_get_current_pid_tgid() >> 32) as u32), unsafe {
+            core::mem::transmute::<[u8; 16], [i8; 16]>(comm)
+        })
     } else {
         (0, [0; 16])
     };

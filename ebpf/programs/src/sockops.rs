@@ -3,8 +3,9 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_ANY, BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN, bpf_sock_ops,
+        BPF_ANY, BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
+        BPF_TCP_LISTEN, bpf_sock_ops,
     },
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::sock_ops,
@@ -15,16 +16,16 @@ use heddle_ebpf::{
     attach::{ListeningKey, Pod},
     codes::{Hook, Outcome, Reason, Verdict},
     flows::{
-        ASKED_CLIENT, ASKED_DIRECT, ASKED_PROXY, ASKED_SELF, Asked, DirectFlow, DirectMark, FlowKey, HalfOpen,
-        MARK_HOP, Origin, PendingKey, ROLE_CLIENT, ROLE_SERVER, Tuple,
+        ASKED_CLIENT, ASKED_DIRECT, ASKED_PROXY, ASKED_SELF, AgentMark, Asked, DirectFlow, DirectMark,
+        FlowKey, HalfOpen, MARK_HOP, Origin, PendingKey, ROLE_CLIENT, ROLE_SERVER, Tuple,
     },
 };
 
 use crate::{
+    guard::judged,
     maps,
     report::{Subject, report},
     tables::KernelTables,
-    guard::rejudge,
 };
 
 const AF_INET: u32 = 2;
@@ -36,185 +37,215 @@ pub fn heddle_sockops(ctx: SockOpsContext) -> u32 {
     if let Some(pod) = unsafe { maps::PODS.get(&netns) } {
         let op = ctx.op();
         if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
-            connecting(&ctx, netns, pod);
+            connecting(ctx.ops, netns, pod);
         } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
-            accepted(&ctx, netns);
+            accepted(ctx.ops, netns);
         } else if op == BPF_SOCK_OPS_TCP_LISTEN_CB {
-            listening(&ctx, netns);
+            listening(ctx.ops, netns);
         } else if op == BPF_SOCK_OPS_STATE_CB {
-            changed(&ctx, netns);
+            changed(ctx.ops, netns);
         }
     }
     1
 }
 
 /// The SYN is about to leave.
-#[inline(always)]
-fn connecting(ctx: &SockOpsContext, netns: u64, pod: &Pod) {
+#[inline(never)]
+fn connecting(ops: *mut bpf_sock_ops, netns: u64, pod: &Pod) {
+    let ctx = &SockOpsContext::new(ops);
     let socket = socket(ctx);
     if socket.is_null() {
         return;
     }
-    let tuple = outgoing(ctx);
+    let mut tuple = Tuple::default();
+    outgoing(ops, &mut tuple);
     if let Some(mark) = maps::AGENT_MARKS.get(socket.cast()) {
         if mark.kind == MARK_HOP {
-            let client = Asked {
-                address: mark.client,
-                port: mark.client_port,
-                kind: ASKED_CLIENT,
-                ..Asked::default()
-            };
-            // Where this fails the look-up refuses the hop.
-            let _ = maps::HOPS.insert(&FlowKey { netns, tuple, pad: 0 }, &client, BPF_ANY.into());
+            hop(netns, &tuple, mark);
             watch(ctx);
         }
         return;
     }
-    let asked = match maps::ASKED.get(socket.cast()) {
-        Some(asked) => *asked,
-        None => {
-            let key = PendingKey {
-                netns,
-                address: tuple.destination,
-                port: u32::from(tuple.destination_port),
-                pad: 0,
-            };
-            // SAFETY: copied at once; what an eviction would leave is checked against the tuple below.
-            match unsafe { maps::PENDING.get(&key) } {
-                Some(pending) => {
-                    let asked = pending.asked;
-                    let _ = maps::PENDING.remove(&key);
-                    asked
-                }
-                // Nothing judged this connect: it is not registered, and the guard holds its SYN.
-                None => return,
-            }
-        }
+    let asked: &Asked = match maps::ASKED.get(socket.cast()) {
+        Some(asked) => asked,
+        // SAFETY: null or a map value; what a concurrent eviction would leave is checked against the tuple below.
+        None => match unsafe { pending(netns, &tuple).as_ref() } {
+            Some(asked) => asked,
+            // Nothing judged this connect: it is not registered, and the guard holds its SYN.
+            None => return,
+        },
     };
-    if asked.rewritten != tuple.destination && !asked.rewritten.is_unspecified()
-        || asked.rewritten_port != u32::from(tuple.destination_port)
+    if asked.rewritten_port != u32::from(tuple.destination_port)
+        || asked.rewritten != tuple.destination && !asked.rewritten.is_unspecified()
     {
         return;
     }
     match asked.kind {
         ASKED_PROXY => {
-            let origin = Origin {
-                socket: cookie(ctx),
-                address: asked.address,
-                port: asked.port,
-                pad: 0,
-            };
-            if maps::PROXIED.insert(&FlowKey { netns, tuple, pad: 0 }, &origin, BPF_ANY.into()).is_err() {
+            if !proxied(netns, &tuple, cookie(ctx), asked) {
                 tell(netns, &tuple, asked.generation, &Verdict::refuse(Reason::MapFull, asked.rule));
             }
             watch(ctx);
         }
-        ASKED_SELF => {
-            if tuple.destination.is_loopback() {
-                return;
+        ASKED_SELF if !tuple.destination.is_loopback() => {
+            if !half_open(netns, &tuple, asked) {
+                tell(netns, &tuple, asked.generation, &Verdict::refuse(Reason::MapFull, asked.rule));
             }
-            let half = HalfOpen { netns, generation: asked.generation, rule: 0, pad: 0 };
-            let _ = maps::DIRECT_HALF_OPEN.insert(&tuple, &half, BPF_ANY.into());
             watch(ctx);
         }
-        ASKED_DIRECT => direct(ctx, netns, pod, &tuple, &asked),
+        ASKED_DIRECT => direct(ops, netns, pod, &tuple, asked),
         _ => {}
     }
 }
 
+/// Registers the agent's hop to an application, with the real client. Where this fails the look-up refuses the hop.
+#[inline(never)]
+fn hop(netns: u64, tuple: &Tuple, mark: &AgentMark) {
+    let client =
+        Asked { address: mark.client, port: mark.client_port, kind: ASKED_CLIENT, ..Asked::default() };
+    let _ = maps::HOPS.insert(&FlowKey { netns, tuple: *tuple, pad: 0 }, &client, BPF_ANY.into());
+}
+
+/// What the multipath socket whose subflow this is asked for.
+#[inline(never)]
+fn pending(netns: u64, tuple: &Tuple) -> *const Asked {
+    let key =
+        PendingKey { netns, address: tuple.destination, port: u32::from(tuple.destination_port), pad: 0 };
+    match maps::PENDING.get_ptr(&key) {
+        // SAFETY: a field of a map value.
+        Some(pending) => unsafe { &raw const (*pending).asked },
+        None => core::ptr::null(),
+    }
+}
+
+/// Registers a connection to the agent.
+#[inline(never)]
+fn proxied(netns: u64, tuple: &Tuple, socket: u64, asked: &Asked) -> bool {
+    let origin = Origin { socket, address: asked.address, port: asked.port, pad: 0 };
+    maps::PROXIED.insert(&FlowKey { netns, tuple: *tuple, pad: 0 }, &origin, BPF_ANY.into()).is_ok()
+}
+
+/// Registers a handshake.
+#[inline(never)]
+fn half_open(netns: u64, tuple: &Tuple, asked: &Asked) -> bool {
+    let half = HalfOpen { netns, generation: asked.generation, rule: asked.rule, pad: 0 };
+    maps::DIRECT_HALF_OPEN.insert(tuple, &half, BPF_ANY.into()).is_ok()
+}
+
 /// Registers a connection that the kernel carries alone.
-#[inline(always)]
-fn direct(ctx: &SockOpsContext, netns: u64, pod: &Pod, tuple: &Tuple, asked: &Asked) {
+#[inline(never)]
+fn direct(ops: *mut bpf_sock_ops, netns: u64, pod: &Pod, tuple: &Tuple, asked: &Asked) {
+    let ctx = &SockOpsContext::new(ops);
     // A nested namespace's or an added address is not the pod's: its flows are not registered.
     if tuple.source != pod.v4 && tuple.source != pod.v6 {
         return;
     }
     let socket = socket(ctx);
+    if socket.is_null() {
+        return;
+    }
     let id = cookie(ctx);
-    let flow = DirectFlow { netns, tuple: *tuple, role: ROLE_CLIENT, rule: asked.rule, pad: 0 };
-    if maps::DIRECT_FLOWS.insert(&id, &flow, BPF_ANY.into()).is_err() {
+    if !record(id, netns, tuple, ROLE_CLIENT, asked.rule) {
         tell(netns, tuple, asked.generation, &Verdict::refuse(Reason::MapFull, asked.rule));
         return;
     }
     // From here on the flow is in the map that the agent walks after a change. Whatever was published before is seen
     // here; whatever is published later finds it there.
     let now = KernelTables::current();
-    let mark = DirectMark {
-        generation: asked.generation,
-        tuple: *tuple,
-        role: ROLE_CLIENT,
-        rule: asked.rule,
-        pad: 0,
-    };
     if now.generation() != asked.generation {
-        let verdict = rejudge(&now, &mark);
+        let verdict = judged(&now, tuple, 6);
         if verdict.outcome != Outcome::Direct {
             let _ = maps::DIRECT_FLOWS.remove(&id);
             tell(netns, tuple, now.generation(), &Verdict::refuse(Reason::Revoked, verdict.rule));
             return;
         }
     }
-    // SAFETY: only whether there is an entry matters.
-    if maps::POD_ADDRESSES.get_ptr(&tuple.destination).is_some() {
-        let half = HalfOpen { netns, generation: asked.generation, rule: asked.rule, pad: 0 };
-        if maps::DIRECT_HALF_OPEN.insert(tuple, &half, BPF_ANY.into()).is_err() {
-            let _ = maps::DIRECT_FLOWS.remove(&id);
-            tell(netns, tuple, now.generation(), &Verdict::refuse(Reason::MapFull, asked.rule));
-            return;
-        }
-    }
-    if !maps::DIRECT_MARKS.set(socket.cast(), &mark) {
+    if !opening(netns, tuple, asked) || !mark(socket.cast(), asked.generation, tuple, ROLE_CLIENT, asked.rule)
+    {
         let _ = maps::DIRECT_HALF_OPEN.remove(tuple);
         let _ = maps::DIRECT_FLOWS.remove(&id);
-        tell(netns, tuple, now.generation(), &Verdict::refuse(Reason::MapFull, asked.rule));
+        tell(netns, tuple, asked.generation, &Verdict::refuse(Reason::MapFull, asked.rule));
         return;
     }
     watch(ctx);
 }
 
-/// A connection was accepted; its socket exists, `accept()` has not yet returned it.
+/// Registers the handshake where the server is a captured pod of this node.
 #[inline(always)]
-fn accepted(ctx: &SockOpsContext, netns: u64) {
+fn opening(netns: u64, tuple: &Tuple, asked: &Asked) -> bool {
+    if maps::POD_ADDRESSES.get_ptr(&tuple.destination).is_none() {
+        return true;
+    }
+    half_open(netns, tuple, asked)
+}
+
+/// A connection was accepted; its socket exists, `accept()` has not yet returned it.
+#[inline(never)]
+fn accepted(ops: *mut bpf_sock_ops, netns: u64) {
+    let ctx = &SockOpsContext::new(ops);
     let socket = socket(ctx);
     if socket.is_null() || maps::AGENT_MARKS.get(socket.cast()).is_some() {
         return;
     }
-    let tuple = outgoing(ctx).reversed();
-    let key = FlowKey { netns, tuple, pad: 0 };
-    // SAFETY: copied at once.
+    let mut key = FlowKey { netns, tuple: Tuple::default(), pad: 0 };
+    incoming(ops, &mut key.tuple);
+    // SAFETY: copied into the socket's storage at once.
     if let Some(client) = unsafe { maps::HOPS.get(&key) } {
-        let client = *client;
         // Without it the application would see the agent's address; nothing more depends on it.
-        maps::ASKED.set(socket.cast(), &client);
+        maps::ASKED.set(socket.cast(), client);
         let _ = maps::HOPS.remove(&key);
         return;
     }
-    // SAFETY: copied at once.
-    let Some(half) = (unsafe { maps::DIRECT_HALF_OPEN.get(&tuple) }) else {
+    accepted_direct(ops, netns, &key.tuple);
+}
+
+/// The server's end of a connection that the kernel carries alone.
+#[inline(never)]
+fn accepted_direct(ops: *mut bpf_sock_ops, netns: u64, tuple: &Tuple) {
+    let ctx = &SockOpsContext::new(ops);
+    let socket = socket(ctx);
+    if socket.is_null() {
+        return;
+    }
+    // SAFETY: read at once; only this handshake's end removes it.
+    let Some(half) = (unsafe { maps::DIRECT_HALF_OPEN.get(tuple) }) else {
         return;
     };
-    let half = *half;
-    if half.netns == netns {
+    let (client, generation, rule) = (half.netns, half.generation, half.rule);
+    if client == netns {
         // The pod itself: it crosses no veth.
-        let _ = maps::DIRECT_HALF_OPEN.remove(&tuple);
+        let _ = maps::DIRECT_HALF_OPEN.remove(tuple);
         return;
     }
     let id = cookie(ctx);
-    let flow = DirectFlow { netns, tuple, role: ROLE_SERVER, rule: half.rule, pad: 0 };
-    let mark = DirectMark { generation: half.generation, tuple, role: ROLE_SERVER, rule: half.rule, pad: 0 };
     // Without a mark the guard drops what this socket sends.
-    if maps::DIRECT_FLOWS.insert(&id, &flow, BPF_ANY.into()).is_err() || !maps::DIRECT_MARKS.set(socket.cast(), &mark)
+    if !record(id, netns, tuple, ROLE_SERVER, rule)
+        || !mark(socket.cast(), generation, tuple, ROLE_SERVER, rule)
     {
         let _ = maps::DIRECT_FLOWS.remove(&id);
-        tell(netns, &tuple, half.generation, &Verdict::refuse(Reason::MapFull, half.rule));
+        tell(netns, tuple, generation, &Verdict::refuse(Reason::MapFull, rule));
     }
-    let _ = maps::DIRECT_HALF_OPEN.remove(&tuple);
+    let _ = maps::DIRECT_HALF_OPEN.remove(tuple);
     watch(ctx);
 }
 
+/// Puts one end of a `direct` connection into the map that the agent walks.
+#[inline(never)]
+fn record(id: u64, netns: u64, tuple: &Tuple, role: u32, rule: u32) -> bool {
+    let flow = DirectFlow { netns, tuple: *tuple, role, rule, pad: 0 };
+    maps::DIRECT_FLOWS.insert(&id, &flow, BPF_ANY.into()).is_ok()
+}
+
+/// Gives a socket the tables' permission.
+#[inline(never)]
+fn mark(socket: *mut core::ffi::c_void, generation: u64, tuple: &Tuple, role: u32, rule: u32) -> bool {
+    maps::DIRECT_MARKS.set(socket, &DirectMark { generation, tuple: *tuple, role, rule, pad: 0 })
+}
+
 /// An application listens.
-#[inline(always)]
-fn listening(ctx: &SockOpsContext, netns: u64) {
+#[inline(never)]
+fn listening(ops: *mut bpf_sock_ops, netns: u64) {
+    let ctx = &SockOpsContext::new(ops);
     let socket = socket(ctx);
     if socket.is_null() || maps::AGENT_MARKS.get(socket.cast()).is_some() {
         return;
@@ -239,8 +270,9 @@ fn listening(ctx: &SockOpsContext, netns: u64) {
 }
 
 /// A watched socket changed its state.
-#[inline(always)]
-fn changed(ctx: &SockOpsContext, netns: u64) {
+#[inline(never)]
+fn changed(ops: *mut bpf_sock_ops, netns: u64) {
+    let ctx = &SockOpsContext::new(ops);
     let (old, new) = (ctx.arg(0), ctx.arg(1));
     if old == BPF_TCP_LISTEN {
         let id = cookie(ctx);
@@ -257,23 +289,20 @@ fn changed(ctx: &SockOpsContext, netns: u64) {
     if new != BPF_TCP_CLOSE {
         return;
     }
-    let id = cookie(ctx);
-    // SAFETY: copied at once.
-    let flow = match unsafe { maps::DIRECT_FLOWS.get(&id) } {
-        Some(flow) => *flow,
-        None => {
-            // A connect that failed, or one to the agent, to the pod itself or to an application.
-            let key = FlowKey { netns, tuple: outgoing(ctx), pad: 0 };
-            let _ = maps::PROXIED.remove(&key);
-            let _ = maps::HOPS.remove(&key);
-            let _ = maps::DIRECT_HALF_OPEN.remove(&key.tuple);
-            return;
-        }
-    };
-    let _ = maps::DIRECT_FLOWS.remove(&id);
-    if flow.role == ROLE_CLIENT {
-        let _ = maps::DIRECT_HALF_OPEN.remove(&flow.tuple);
-    }
+    closed(ops, netns);
+}
+
+/// What was registered for a connection goes with it.
+#[inline(never)]
+fn closed(ops: *mut bpf_sock_ops, netns: u64) {
+    let ctx = &SockOpsContext::new(ops);
+    let _ = maps::DIRECT_FLOWS.remove(&cookie(ctx));
+    let mut key = FlowKey { netns, tuple: Tuple::default(), pad: 0 };
+    outgoing(ops, &mut key.tuple);
+    // At most one of these is there: a connect to the agent, a hop to an application, or a handshake that failed.
+    let _ = maps::PROXIED.remove(&key);
+    let _ = maps::HOPS.remove(&key);
+    let _ = maps::DIRECT_HALF_OPEN.remove(&key.tuple);
 }
 
 /// Adds to a word of a map at once for all processors. (The target has no atomics in `core`.)
@@ -282,10 +311,12 @@ fn changed(ctx: &SockOpsContext, netns: u64) {
 /// `word` must point to a live map value.
 #[inline(always)]
 unsafe fn add(word: *mut u64, amount: i64) {
-    unsafe { core::arch::asm!("lock *(u64 *)({word} + 0) += {amount}", word = in(reg) word, amount = in(reg) amount) };
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({word} + 0) += {amount}", word = in(reg) word, amount = in(reg) amount)
+    };
 }
 
-#[inline(always)]
+#[inline(never)]
 fn tell(netns: u64, tuple: &Tuple, generation: u64, verdict: &Verdict) {
     let subject = Subject {
         hook: Hook::SockOps,
@@ -323,31 +354,29 @@ fn local_port(ctx: &SockOpsContext) -> u32 {
 }
 
 /// The socket's addresses, from itself to its peer.
-#[inline(always)]
-fn outgoing(ctx: &SockOpsContext) -> Tuple {
-    let ops: *mut bpf_sock_ops = ctx.ops;
+#[inline(never)]
+fn outgoing(ops: *mut bpf_sock_ops, tuple: &mut Tuple) {
     let read = |field: *const u32| unsafe { core::ptr::read_volatile(field) };
-    let (source, destination) = if ctx.family() == AF_INET {
-        (
-            Address::from_v4(read(unsafe { &raw const (*ops).local_ip4 })),
-            Address::from_v4(read(unsafe { &raw const (*ops).remote_ip4 })),
-        )
-    } else {
-        let (local, remote) = unsafe {
-            ((&raw const (*ops).local_ip6).cast::<u32>(), (&raw const (*ops).remote_ip6).cast::<u32>())
-        };
-        unsafe {
-            (
-                Address::from_v6([read(local), read(local.add(1)), read(local.add(2)), read(local.add(3))]),
-                Address::from_v6([read(remote), read(remote.add(1)), read(remote.add(2)), read(remote.add(3))]),
-            )
-        }
+    // Both families' fields are read, then one is chosen: a choice between two fields of the context would be
+    // compiled to a computed pointer, which the verifier forbids.
+    let (local4, remote4) =
+        unsafe { (read(&raw const (*ops).local_ip4), read(&raw const (*ops).remote_ip4)) };
+    let (local, remote) = unsafe {
+        ((&raw const (*ops).local_ip6).cast::<u32>(), (&raw const (*ops).remote_ip6).cast::<u32>())
     };
-    Tuple {
-        source,
-        destination,
-        source_port: local_port(ctx) as u16,
-        // Network byte order in the upper half of the word.
-        destination_port: u32::from_be(read(unsafe { &raw const (*ops).remote_port })) as u16,
-    }
+    let local6 = unsafe { [read(local), read(local.add(1)), read(local.add(2)), read(local.add(3))] };
+    let remote6 = unsafe { [read(remote), read(remote.add(1)), read(remote.add(2)), read(remote.add(3))] };
+    let v4 = read(unsafe { &raw const (*ops).family }) == AF_INET;
+    tuple.source = if v4 { Address::from_v4(local4) } else { Address::from_v6(local6) };
+    tuple.destination = if v4 { Address::from_v4(remote4) } else { Address::from_v6(remote6) };
+    tuple.source_port = read(unsafe { &raw const (*ops).local_port }) as u16;
+    // Network byte order in the upper half of the word.
+    tuple.destination_port = u32::from_be(read(unsafe { &raw const (*ops).remote_port })) as u16;
+}
+
+/// The socket's addresses, from its peer to itself.
+#[inline(never)]
+fn incoming(ops: *mut bpf_sock_ops, tuple: &mut Tuple) {
+    outgoing(ops, tuple);
+    *tuple = tuple.reversed();
 }

@@ -4,8 +4,8 @@ use heddle_ebpf::{
     Address,
     codes::Verdict,
     policy::{
-        Allow, AllowKey, Backend, BackendKey, Network, NetworkKey, PortKey, PortPolicy, Service, ServiceKey, Settings,
-        State, Workload,
+        Allow, AllowKey, Backend, BackendKey, Network, NetworkKey, PortKey, PortPolicy, Service, ServiceKey,
+        Settings, State, Workload,
     },
 };
 use heddle_policy::verdict::{self, Connect, Outbound, Tables};
@@ -37,50 +37,73 @@ impl KernelTables {
     }
 }
 
-/// Reads `$key` from the set in force and copies the value.
-macro_rules! get {
-    ($self:ident, $zero:ident, $one:ident, $key:expr) => {{
-        // SAFETY: the set in force is not written to before a grace period after it was replaced.
-        let found = unsafe {
-            if $self.state.set() == 0 { maps::$zero.get($key) } else { maps::$one.get($key) }
-        };
-        found.copied()
-    }};
+/// Declares a look-up in the set in force, with its key on a stack of its own: the judgement's is too small for all keys.
+macro_rules! lookup {
+    ($name:ident($($argument:ident: $type:ty),+) -> $value:ty { $key:expr, $zero:ident, $one:ident }) => {
+        #[inline(never)]
+        fn $name(set: u32, $($argument: $type),+) -> *const $value {
+            let key = $key;
+            // SAFETY: the set in force is not written to before a grace period after it was replaced.
+            let found = unsafe { if set == 0 { maps::$zero.get(&key) } else { maps::$one.get(&key) } };
+            found.map_or(core::ptr::null(), core::ptr::from_ref)
+        }
+    };
+}
+
+lookup!(port_entry(policy: u32, port: u16) -> PortPolicy { PortKey { policy, port, pad: 0 }, PORTS_0, PORTS_1 });
+lookup!(allow_entry(rules: u32, client: u32) -> Allow { AllowKey { rules, client }, ALLOWS_0, ALLOWS_1 });
+lookup!(service_entry(address: &Address, port: u16, protocol: u8) -> Service {
+    ServiceKey { address: *address, port, protocol, pad: 0 }, SERVICES_0, SERVICES_1
+});
+lookup!(backend_entry(service: u32, index: u32) -> Backend { BackendKey { service, index }, BACKENDS_0, BACKENDS_1 });
+
+/// A look-up in the trie; its key as above.
+#[inline(never)]
+fn network_entry(active: u32, set: u32, address: &Address) -> *const Network {
+    let key = NetworkKey::new(set, *address, 128);
+    let found = if active == 0 { maps::NETWORKS_0.get(&key) } else { maps::NETWORKS_1.get(&key) };
+    found.map_or(core::ptr::null(), core::ptr::from_ref)
 }
 
 impl Tables for KernelTables {
     #[inline(always)]
-    fn settings(&self) -> Option<Settings> {
+    fn settings(&self) -> Option<&Settings> {
         if self.state.active == 0 {
             return None;
         }
-        maps::SETTINGS.get(self.state.set()).copied()
+        maps::SETTINGS.get(self.state.set())
     }
     #[inline(always)]
-    fn workload(&self, address: &Address) -> Option<Workload> {
-        get!(self, WORKLOADS_0, WORKLOADS_1, address)
+    fn workload(&self, address: &Address) -> Option<&Workload> {
+        // SAFETY: the set in force is not written to before a grace period after it was replaced.
+        unsafe {
+            if self.state.set() == 0 {
+                maps::WORKLOADS_0.get(address)
+            } else {
+                maps::WORKLOADS_1.get(address)
+            }
+        }
     }
     #[inline(always)]
-    fn port(&self, key: &PortKey) -> Option<PortPolicy> {
-        get!(self, PORTS_0, PORTS_1, key)
+    fn port(&self, policy: u32, port: u16) -> Option<&PortPolicy> {
+        // SAFETY: here and below, null or a map value that lives as long as the program runs.
+        unsafe { port_entry(self.state.set(), policy, port).as_ref() }
     }
     #[inline(always)]
-    fn allow(&self, key: &AllowKey) -> Option<Allow> {
-        get!(self, ALLOWS_0, ALLOWS_1, key)
+    fn allow(&self, rules: u32, client: u32) -> Option<&Allow> {
+        unsafe { allow_entry(self.state.set(), rules, client).as_ref() }
     }
     #[inline(always)]
-    fn network(&self, set: u32, address: &Address) -> Option<Network> {
-        let key = NetworkKey::new(set, *address, 128);
-        let found = if self.state.set() == 0 { maps::NETWORKS_0.get(&key) } else { maps::NETWORKS_1.get(&key) };
-        found.copied()
+    fn network(&self, set: u32, address: &Address) -> Option<&Network> {
+        unsafe { network_entry(self.state.set(), set, address).as_ref() }
     }
     #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<Service> {
-        get!(self, SERVICES_0, SERVICES_1, key)
+    fn service(&self, address: &Address, port: u16, protocol: u8) -> Option<&Service> {
+        unsafe { service_entry(self.state.set(), address, port, protocol).as_ref() }
     }
     #[inline(always)]
-    fn backend(&self, key: &BackendKey) -> Option<Backend> {
-        get!(self, BACKENDS_0, BACKENDS_1, key)
+    fn backend(&self, service: u32, index: u32) -> Option<&Backend> {
+        unsafe { backend_entry(self.state.set(), service, index).as_ref() }
     }
     #[inline(always)]
     fn captured(&self, address: &Address) -> Option<u64> {
@@ -103,6 +126,12 @@ pub fn judge_outbound(tables: &KernelTables, asked: &Connect, decided: &mut Outb
 
 /// Judges a connection into a pod.
 #[inline(never)]
-pub fn judge_inbound(tables: &KernelTables, client: &Address, server: &Address, port: u16, decided: &mut Verdict) {
+pub fn judge_inbound(
+    tables: &KernelTables,
+    client: &Address,
+    server: &Address,
+    port: u16,
+    decided: &mut Verdict,
+) {
     *decided = verdict::inbound(tables, client, server, port);
 }

@@ -9,8 +9,7 @@ use heddle_ebpf::{
 use heddle_policy::verdict::{Tables as _, UDP};
 
 use super::{
-    Judgement,
-    judged,
+    Judgement, judged,
     packet::{ICMP, Packet},
 };
 use crate::{
@@ -27,7 +26,7 @@ const ECHO: u8 = 8;
 const ECHO_V6: u8 = 128;
 const ECHO_REPLY_V6: u8 = 129;
 
-#[inline(always)]
+#[inline(never)]
 pub fn udp_from_pod(packet: &Packet) -> Judgement {
     if answers(&packet.tuple, u32::from(UDP)) {
         return Judgement::Pass;
@@ -35,7 +34,7 @@ pub fn udp_from_pod(packet: &Packet) -> Judgement {
     datagram(packet, packet.tuple, UDP)
 }
 
-#[inline(always)]
+#[inline(never)]
 pub fn udp_to_pod(packet: &Packet) -> Judgement {
     if packet.fragment || answers(&packet.tuple.reversed(), u32::from(UDP)) {
         // A fragment is nothing without its first, which is judged.
@@ -44,16 +43,11 @@ pub fn udp_to_pod(packet: &Packet) -> Judgement {
     arriving(packet, u32::from(UDP))
 }
 
-#[inline(always)]
+#[inline(never)]
 pub fn icmp_from_pod(packet: &Packet) -> Judgement {
-    let echo = matches!(
-        (packet.protocol == ICMP, packet.flags),
-        (true, ECHO) | (false, ECHO_V6)
-    );
-    let reply = matches!(
-        (packet.protocol == ICMP, packet.flags),
-        (true, ECHO_REPLY) | (false, ECHO_REPLY_V6)
-    );
+    let echo = matches!((packet.protocol == ICMP, packet.flags), (true, ECHO) | (false, ECHO_V6));
+    let reply =
+        matches!((packet.protocol == ICMP, packet.flags), (true, ECHO_REPLY) | (false, ECHO_REPLY_V6));
     if reply && answers(&packet.tuple, u32::from(packet.protocol)) {
         return Judgement::Pass;
     }
@@ -70,16 +64,14 @@ pub fn icmp_from_pod(packet: &Packet) -> Judgement {
     Judgement::Drop(Reason::Protocol, 0)
 }
 
-#[inline(always)]
+#[inline(never)]
 pub fn icmp_to_pod(packet: &Packet) -> Judgement {
     if is_error(packet) {
         // Path MTU discovery and refusals of what the pod sent.
         return Judgement::Pass;
     }
-    let reply = matches!(
-        (packet.protocol == ICMP, packet.flags),
-        (true, ECHO_REPLY) | (false, ECHO_REPLY_V6)
-    );
+    let reply =
+        matches!((packet.protocol == ICMP, packet.flags), (true, ECHO_REPLY) | (false, ECHO_REPLY_V6));
     if reply && answers(&packet.tuple.reversed_echo(), u32::from(packet.protocol)) {
         return Judgement::Pass;
     }

@@ -154,22 +154,31 @@ fn conclude(hook: Hook, veth: &Veth, ctx: &TcContext, packet: &Packet, judgement
         Judgement::Counted(reason) => (Verdict::direct(reason, 0), NEXT),
         Judgement::Drop(reason, rule) => (Verdict::refuse(reason, rule), DROP),
     };
+    told(hook, veth.netns, ctx.len(), packet, &verdict);
+    answer
+}
+
+#[inline(never)]
+fn told(hook: Hook, netns: u64, length: u32, packet: &Packet, verdict: &Verdict) {
     let subject = Subject {
         hook,
-        netns: veth.netns,
+        netns,
         generation: KernelTables::current().generation(),
         tuple: &packet.tuple,
         protocol: u32::from(packet.protocol),
         detail: u32::from(packet.flags),
-        length: ctx.len(),
+        length,
         in_process: false,
     };
-    report(&subject, &verdict);
-    answer
+    report(&subject, verdict);
 }
 
 /// The packet's tuple as the flow that it belongs to was registered, for either direction.
 #[inline(always)]
 pub fn same(mark: &DirectMark, tuple: &Tuple) -> bool {
-    if mark.role == heddle_ebpf::flows::ROLE_SERVER { mark.tuple == tuple.reversed() } else { mark.tuple == *tuple }
+    if mark.role == heddle_ebpf::flows::ROLE_SERVER {
+        mark.tuple == tuple.reversed()
+    } else {
+        mark.tuple == *tuple
+    }
 }

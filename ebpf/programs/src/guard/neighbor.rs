@@ -17,7 +17,7 @@ const LISTENER_QUERY: u8 = 130;
 const ARP: usize = 14;
 
 /// RFC 826: the sender's hardware address at 8, its protocol address at 14.
-#[inline(always)]
+#[inline(never)]
 pub fn arp_from_pod(ctx: &TcContext, veth: &Veth) -> Judgement {
     let Ok(arp) = ctx.load::<[u8; 28]>(ARP) else {
         return Judgement::Drop(Reason::Malformed, 0);
@@ -35,7 +35,7 @@ pub fn arp_from_pod(ctx: &TcContext, veth: &Veth) -> Judgement {
     Judgement::Pass
 }
 
-#[inline(always)]
+#[inline(never)]
 pub fn arp_to_pod(ctx: &TcContext, veth: &Veth) -> Judgement {
     let Ok(arp) = ctx.load::<[u8; 28]>(ARP) else {
         return Judgement::Drop(Reason::Malformed, 0);
@@ -53,7 +53,7 @@ pub fn is_discovery(packet: &Packet) -> bool {
     matches!(packet.flags, LISTENER_QUERY..=REDIRECT | 143)
 }
 
-#[inline(always)]
+#[inline(never)]
 pub fn discovery_from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     let source = &packet.tuple.source;
     let own = *source == veth.v6 && !source.is_unspecified();

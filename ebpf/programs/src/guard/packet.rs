@@ -66,7 +66,7 @@ impl Default for Packet {
 }
 
 /// Reads the packet.
-#[inline(always)]
+#[inline(never)]
 pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     if unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).vlan_present) } != 0 {
         return Err(Reason::Protocol);

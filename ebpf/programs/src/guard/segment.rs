@@ -1,7 +1,7 @@
 //! TCP: a segment leaves a pod only if its socket bears the agent's mark or the tables' permission.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, __sk_buff, bpf_sock},
+    bindings::{__sk_buff, BPF_ANY, bpf_sock},
     helpers::{
         bpf_ktime_get_ns,
         generated::{bpf_get_listener_sock, bpf_sk_fullsock, bpf_skb_cgroup_id},
@@ -31,7 +31,10 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
         if stream && maps::AGENT_MARKS.get(socket.cast()).is_some() {
             return Judgement::Pass;
         }
-        if stream && let Some(mark) = maps::DIRECT_MARKS.get(socket.cast()) && same(mark, &packet.tuple) {
+        if stream
+            && let Some(mark) = maps::DIRECT_MARKS.get(socket.cast())
+            && same(mark, &packet.tuple)
+        {
             let tables = KernelTables::current();
             if mark.generation == tables.generation() {
                 return Judgement::Pass;
@@ -87,7 +90,11 @@ fn bare(ctx: &TcContext, packet: &Packet) -> Judgement {
             }
         }
         None => {
-            let _ = maps::BARE_SEGMENTS.insert(&ifindex, &BareSegments { since_ns: now, count: 1 }, BPF_ANY.into());
+            let _ = maps::BARE_SEGMENTS.insert(
+                &ifindex,
+                &BareSegments { since_ns: now, count: 1 },
+                BPF_ANY.into(),
+            );
         }
     }
     Judgement::Pass
