@@ -43,4 +43,32 @@ pub struct Answer {
     pub port: u32,
 }
 
+impl Question {
+    /// As the program reads it.
+    pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        bytes[..16].copy_from_slice(&self.source.bytes);
+        bytes[16..32].copy_from_slice(&self.destination.bytes);
+        for (at, word) in [(32, self.direction), (36, self.port), (40, self.protocol), (44, self.random)] {
+            bytes[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+impl Answer {
+    /// Reads what the program wrote; `None` if it is too short.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        Some(Self {
+            generation: u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?),
+            destination: Address { bytes: bytes.get(8..24)?.try_into().ok()? },
+            outcome: word(24)?,
+            reason: word(28)?,
+            rule: word(32)?,
+            port: word(36)?,
+        })
+    }
+}
+
 crate::plain!(Question, Answer);

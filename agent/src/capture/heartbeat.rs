@@ -1,0 +1,67 @@
+//! The agent's sign of life in a map: without it the kernel refuses what it would hand to the agent.
+
+use std::{io, thread::JoinHandle, time::Duration};
+
+use aya::maps::{Array, MapData};
+use heddle_ebpf::attach::maps;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{error::CaptureError, kernel::Kernel};
+
+/// Beats while it lives.
+#[derive(Debug)]
+pub struct Heartbeat {
+    stop: std::sync::mpsc::Sender<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Heartbeat {
+    /// Beats every `period` as long as `alive` says that every worker makes progress.
+    ///
+    /// # Errors
+    /// When the map cannot be opened or no thread can be made.
+    pub fn start(
+        kernel: &Kernel,
+        period: Duration,
+        mut alive: impl FnMut() -> bool + Send + 'static,
+    ) -> Result<Self, CaptureError> {
+        let mut map = kernel.pins.array::<u64>(maps::HEARTBEAT)?;
+        beat(&mut map)?;
+        let (stop, stopped) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("heddle-heartbeat".into())
+            .spawn(move || {
+                while stopped.recv_timeout(period) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    if alive() && let Err(error) = beat(&mut map) {
+                        tracing::error!(%error, "no heartbeat");
+                    }
+                }
+                // A clean stop says so at once instead of letting the bound run out.
+                let _ = map.set(0, 0, 0);
+            })
+            .map_err(CaptureError::system("starting the heartbeat"))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        let _ = self.stop.send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn beat(map: &mut Array<MapData, u64>) -> Result<(), CaptureError> {
+    // The clock of `bpf_ktime_get_ns`.
+    let now = clock_gettime(ClockId::Monotonic);
+    let nanoseconds = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
+    map.set(0, nanoseconds, 0).map_err(CaptureError::map(maps::HEARTBEAT))
+}
+
+impl From<io::Error> for CaptureError {
+    fn from(source: io::Error) -> Self {
+        Self::System { what: "a system call", source }
+    }
+}

@@ -1,0 +1,32 @@
+//! The kernel's half of the agent: programs, maps, pins, the pods that are captured and the sockets made in them.
+//!
+//! Nothing here decides; it puts what [`heddle_policy`] compiled where the kernel programs read it, and hands what the
+//! kernel sends to the rest of the agent.
+
+mod error;
+mod events;
+mod flows;
+mod heartbeat;
+mod kernel;
+mod links;
+mod listeners;
+mod maps;
+mod namespace;
+mod object;
+mod pods;
+mod programs;
+mod sock_diag;
+mod sockets;
+mod syscalls;
+mod tables;
+
+pub use self::{
+    error::CaptureError,
+    heartbeat::Heartbeat,
+    kernel::{Capacity, Kernel, KernelOptions},
+    listeners::PodListener,
+    namespace::Namespace,
+    pods::{AttachRefusal, AttachRequest, Attachment, Capture, CapturedPod},
+    sockets::{OriginalDestination, PodSockets},
+    tables::{Publication, TableRows},
+};

@@ -1,0 +1,627 @@
+//! Which pods are captured: the way in, the way out, and the way back after a restart.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use aya::maps::{HashMap, MapData, SockMap};
+use heddle_ebpf::{
+    Address, Text,
+    attach::{ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth, WORKERS, maps, slot},
+    codes::Hook,
+    flows::{Event, maps as flow_maps},
+    text,
+};
+use heddle_policy::tables::TableSet;
+
+use super::{
+    error::CaptureError,
+    events,
+    flows::DirectFlows,
+    kernel::Kernel,
+    links::{self, Interface, Kind},
+    listeners::{self, PodListener},
+    namespace::Namespace,
+    programs, sock_diag,
+    sockets::{Marks, PodSockets},
+    tables::{Publication, TableRows},
+};
+
+/// A pod that asks to be captured, as the cluster knows it.
+#[derive(Clone, Debug)]
+pub struct AttachRequest {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The digest of its UID that the tables bear.
+    pub uid: u64,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports that it declares, which no listener takes.
+    pub ports: HashSet<u16>,
+    /// Where its network namespace is.
+    pub netns: PathBuf,
+}
+
+/// Why a pod is not captured.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum AttachRefusal {
+    #[error("{0} is no network namespace that can be entered: {1}")]
+    NoNamespace(PathBuf, CaptureError),
+    #[error("{0} is the host's own network namespace")]
+    HostNamespace(PathBuf),
+    #[error("{path} is already attached to pod {pod}")]
+    OtherPod { path: PathBuf, pod: String },
+    #[error("pod {pod} is already attached with another network namespace, {path}")]
+    OtherNamespace { pod: String, path: PathBuf },
+    #[error("the namespace has the addresses {found:?}, the pod has {expected:?}")]
+    Addresses { found: Vec<IpAddr>, expected: Vec<IpAddr> },
+    #[error("interface {0} leads out of the pod past any veth of this host, where nothing could guard it")]
+    Interface(String),
+    #[error("the namespace has no veth whose other end is in the agent's network namespace")]
+    NoVeth,
+    #[error("this node holds {MAX_PODS} captured pods, which is all it can")]
+    Full,
+    #[error(transparent)]
+    Kernel(#[from] CaptureError),
+}
+
+/// A pod that is captured.
+#[derive(Clone, Debug)]
+pub struct CapturedPod {
+    /// Its row in the kernel.
+    pub row: Pod,
+    /// Its network namespace.
+    pub namespace: Namespace,
+    /// Its host-side interfaces, the one with its addresses first: index and name.
+    pub interfaces: Vec<(u32, String)>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl CapturedPod {
+    /// `namespace/name`.
+    pub fn name(&self) -> String {
+        string(&self.row.name)
+    }
+}
+
+/// A fresh capture, with the sockets on which the data plane accepts.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The pod.
+    pub pod: CapturedPod,
+    /// Its listeners; empty when the pod was captured before.
+    pub listeners: Vec<PodListener>,
+}
+
+struct Maps {
+    pods: HashMap<MapData, u64, Pod>,
+    addresses: HashMap<MapData, Address, u64>,
+    veths: HashMap<MapData, u32, Veth>,
+    listeners: SockMap<MapData>,
+    listener_ports: HashMap<MapData, ListeningKey, u32>,
+    listening: HashMap<MapData, ListeningKey, u64>,
+    listening_sockets: HashMap<MapData, u64, ListeningKey>,
+}
+
+struct Inner {
+    maps: Maps,
+    pods: BTreeMap<u64, CapturedPod>,
+    publication: Publication,
+    flows: DirectFlows,
+}
+
+/// The capture of this node's pods.
+pub struct Capture {
+    kernel: Kernel,
+    home: Namespace,
+    workers: u32,
+    marks: Marks,
+    inner: Mutex<Inner>,
+}
+
+impl Capture {
+    /// Opens everything that [`Kernel`] loaded.
+    ///
+    /// # Errors
+    /// When a map cannot be opened.
+    pub fn new(kernel: Kernel, workers: u32) -> Result<Arc<Self>, CaptureError> {
+        let pins = &kernel.pins;
+        let inner = Inner {
+            maps: Maps {
+                pods: pins.hash(maps::PODS)?,
+                addresses: pins.hash(maps::POD_ADDRESSES)?,
+                veths: pins.hash(maps::VETHS)?,
+                listeners: pins.sockets(maps::LISTENERS)?,
+                listener_ports: pins.hash(maps::LISTENER_PORTS)?,
+                listening: pins.hash(maps::LISTENING)?,
+                listening_sockets: pins.hash(maps::LISTENING_SOCKETS)?,
+            },
+            pods: BTreeMap::new(),
+            publication: Publication::open(&kernel)?,
+            flows: DirectFlows::open(&kernel)?,
+        };
+        let marks = Marks::open(pins)?;
+        Ok(Arc::new(Self {
+            home: Namespace::own()?,
+            workers: workers.clamp(1, WORKERS),
+            marks,
+            inner: Mutex::new(inner),
+            kernel,
+        }))
+    }
+
+    /// The loaded programs.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// What the data plane may do with sockets in pods.
+    ///
+    /// # Errors
+    /// When a map cannot be opened.
+    pub fn sockets(&self) -> Result<PodSockets, CaptureError> {
+        PodSockets::open(self.home.clone(), self.marks.clone(), &self.kernel.pins)
+    }
+
+    /// How many workers listen in each pod.
+    pub fn workers(&self) -> u32 {
+        self.workers
+    }
+
+    /// The generation of tables in force; 0: none.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn generation(&self) -> Result<u64, CaptureError> {
+        self.lock().publication.generation()
+    }
+
+    /// Puts tables in force. Live `direct` connections are judged again by [`Self::end_revoked`].
+    ///
+    /// # Errors
+    /// When the kernel refuses; the generation before stays in force.
+    pub fn publish(&self, tables: &TableSet, generation: u64) -> Result<TableRows, CaptureError> {
+        self.lock().publication.publish(tables, generation)
+    }
+
+    /// Ends live `direct` connections that the tables in force no longer allow; returns how many ends were closed.
+    ///
+    /// # Errors
+    /// When the kernel gives no verdict.
+    pub fn end_revoked(&self) -> Result<usize, CaptureError> {
+        let inner = &mut *self.lock();
+        let pods = &inner.pods;
+        inner.flows.end_revoked(&self.kernel, |cookie| pods.get(&cookie))
+    }
+
+    /// Every captured pod.
+    pub fn pods(&self) -> Vec<CapturedPod> {
+        self.lock().pods.values().cloned().collect()
+    }
+
+    /// The captured pod in the namespace with this cookie.
+    pub fn pod(&self, cookie: u64) -> Option<CapturedPod> {
+        self.lock().pods.get(&cookie).cloned()
+    }
+
+    /// The digest of the UID of the pod that is captured at an address.
+    pub fn captured(&self, address: &Address) -> Option<u64> {
+        let ip = address.to_ip();
+        self.lock().pods.values().find(|pod| pod.addresses.contains(&ip)).map(|pod| pod.row.uid)
+    }
+
+    /// Captures a pod. When it returns, guard and capture are in force.
+    ///
+    /// # Errors
+    /// When the namespace is not the pod's, or the kernel refuses; nothing stays behind then.
+    pub fn attach(&self, request: &AttachRequest) -> Result<Attachment, AttachRefusal> {
+        let namespace = Namespace::open(&request.netns)
+            .map_err(|error| AttachRefusal::NoNamespace(request.netns.clone(), error))?;
+        self.not_the_hosts(&namespace)?;
+        let name = format!("{}/{}", request.namespace, request.name);
+        let inner = &mut *self.lock();
+        if let Some(known) = inner.pods.get(&namespace.cookie()) {
+            if known.name() != name || known.row.uid != request.uid {
+                return Err(AttachRefusal::OtherPod { path: request.netns.clone(), pod: known.name() });
+            }
+            return Ok(Attachment { pod: known.clone(), listeners: Vec::new() });
+        }
+        if let Some(known) = inner.pods.values().find(|pod| pod.name() == name) {
+            if known.namespace.still_there() {
+                let path = known.namespace.path().to_owned();
+                return Err(AttachRefusal::OtherNamespace { pod: name, path });
+            }
+            let cookie = known.namespace.cookie();
+            self.forget(inner, cookie);
+        }
+        let first_slot = free_slot(&inner.pods).ok_or(AttachRefusal::Full)?;
+        let row = Pod {
+            uid: request.uid,
+            v4: address(&request.addresses, IpAddr::is_ipv4),
+            v6: address(&request.addresses, IpAddr::is_ipv6),
+            ifindex: 0,
+            first_slot,
+            workers: self.workers,
+            pad: 0,
+            name: text(&name),
+            netns: text(&request.netns.to_string_lossy()),
+        };
+        self.capture(inner, namespace, row, &request.addresses, &request.ports)
+    }
+
+    /// Finds again, after a restart, the pods whose capture an earlier agent left pinned. Each stays captured; those
+    /// whose namespace is gone are taken away.
+    ///
+    /// # Errors
+    /// When the map cannot be read. A pod that cannot be adopted stays refused, and is logged.
+    pub fn adopt(&self) -> Result<Vec<Attachment>, CaptureError> {
+        let inner = &mut *self.lock();
+        let rows: Vec<(u64, Pod)> =
+            inner.maps.pods.iter().collect::<Result<_, _>>().map_err(CaptureError::map(maps::PODS))?;
+        let mut adopted = Vec::new();
+        for (cookie, row) in rows {
+            let path = PathBuf::from(string(&row.netns));
+            match Namespace::open(&path) {
+                Ok(namespace) if namespace.cookie() == cookie => {
+                    let addresses: Vec<IpAddr> = [row.v4, row.v6]
+                        .iter()
+                        .filter(|address| !address.is_unspecified())
+                        .map(|address| address.to_ip())
+                        .collect();
+                    match self.capture(inner, namespace, row, &addresses, &HashSet::new()) {
+                        Ok(attachment) => adopted.push(attachment),
+                        Err(error) => {
+                            tracing::error!(pod = string(&row.name), %error, "a captured pod cannot be adopted: it stays refused");
+                        }
+                    }
+                }
+                _ => {
+                    tracing::info!(pod = string(&row.name), "its network namespace is gone");
+                    let addresses = [row.v4, row.v6];
+                    remove_rows(&mut inner.maps, cookie, &row, &addresses);
+                    self.unpin(cookie, &[row.ifindex]);
+                }
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// Ends a pod's capture. `false` if it was not captured.
+    pub fn detach(&self, namespace: &str, name: &str) -> bool {
+        let name = format!("{namespace}/{name}");
+        let inner = &mut *self.lock();
+        let Some(cookie) = inner.pods.values().find(|pod| pod.name() == name).map(|pod| pod.namespace.cookie()) else {
+            return false;
+        };
+        self.forget(inner, cookie);
+        true
+    }
+
+    /// Takes away the capture of pods whose namespace's path leads elsewhere now; returns them.
+    pub fn sweep(&self) -> Vec<CapturedPod> {
+        let inner = &mut *self.lock();
+        let gone: Vec<CapturedPod> =
+            inner.pods.values().filter(|pod| !pod.namespace.still_there()).cloned().collect();
+        for pod in &gone {
+            self.forget(inner, pod.namespace.cookie());
+        }
+        gone
+    }
+
+    /// Opens a captured pod's listeners anew, on other ports: an application wants one of those that they occupy.
+    /// The data plane must close the old ones before it tells [`Self::gave_way`].
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn move_listeners(&self, cookie: u64, wanted: u16) -> Result<Option<Attachment>, CaptureError> {
+        let inner = &mut *self.lock();
+        let Some(pod) = inner.pods.get(&cookie).cloned() else {
+            return Ok(None);
+        };
+        let mut taken: HashSet<u16> = occupied(&inner.maps, cookie);
+        // An application that goes through a range should not meet the agent again on its next step.
+        taken.extend((0..256).filter_map(|step| wanted.checked_add(step)));
+        let listeners = self.listen(inner, &pod, &taken)?;
+        Ok(Some(Attachment { pod, listeners }))
+    }
+
+    /// The old listeners are closed: lets the application that waits in `bind()` go on.
+    pub fn gave_way(&self, cookie: u64, kept: &HashSet<u16>) {
+        let inner = &mut *self.lock();
+        for port in occupied(&inner.maps, cookie) {
+            if !kept.contains(&port) {
+                let _ = inner.maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), pad: 0 });
+            }
+        }
+    }
+
+    /// Reads what the programs tell on a thread of its own: each event's bytes, and `None` whenever it has read all.
+    ///
+    /// # Errors
+    /// When the ring buffer cannot be opened.
+    pub fn follow_events(
+        &self,
+        tell: impl FnMut(Option<&[u8]>) -> bool + Send + 'static,
+    ) -> Result<(), CaptureError> {
+        events::follow(&self.kernel, tell)
+    }
+
+    /// Whether an event asks the agent to give way to a `bind()`: the pod's cookie and the port.
+    pub fn wants_port(event: &Event) -> Option<(u64, u16)> {
+        (event.hook == Hook::Bind as u32).then(|| u16::try_from(event.detail).ok().map(|port| (event.netns, port)))?
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_the_hosts(&self, namespace: &Namespace) -> Result<(), AttachRefusal> {
+        let first = Namespace::open(Path::new("/proc/1/ns/net"));
+        if namespace.is(&self.home) || first.is_ok_and(|first| namespace.is(&first)) {
+            return Err(AttachRefusal::HostNamespace(namespace.path().to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Guard first, then the pod's rows, then the look-up: at no moment is more let through than at the end.
+    fn capture(
+        &self,
+        inner: &mut Inner,
+        namespace: Namespace,
+        mut row: Pod,
+        addresses: &[IpAddr],
+        ports: &HashSet<u16>,
+    ) -> Result<Attachment, AttachRefusal> {
+        let cookie = namespace.cookie();
+        let interfaces = guarded(&namespace, &self.home, addresses)?;
+        row.ifindex = interfaces[0].1.index;
+        let result = self.put_in_force(inner, &namespace, &row, &interfaces, addresses, ports);
+        let pod = CapturedPod {
+            row,
+            namespace,
+            interfaces: interfaces.iter().map(|(_, host)| (host.index, host.name.clone())).collect(),
+            addresses: addresses.to_vec(),
+        };
+        match result {
+            Ok(listeners) => {
+                inner.pods.insert(cookie, pod.clone());
+                Ok(Attachment { pod, listeners })
+            }
+            Err(error) => {
+                // An adopted pod keeps its guard: it stays refused rather than free.
+                if !self.kernel.adopted() {
+                    inner.pods.insert(cookie, pod);
+                    self.forget(inner, cookie);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    fn put_in_force(
+        &self,
+        inner: &mut Inner,
+        namespace: &Namespace,
+        row: &Pod,
+        interfaces: &[(Interface, Interface)],
+        addresses: &[IpAddr],
+        ports: &HashSet<u16>,
+    ) -> Result<Vec<PodListener>, CaptureError> {
+        let cookie = namespace.cookie();
+        let mut ebpf = self.kernel.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        for (inside, host) in interfaces {
+            let veth = Veth { netns: cookie, v4: row.v4, v6: row.v6, mac: inside.mac, pad: [0; 2] };
+            inner.maps.veths.insert(host.index, veth, 0).map_err(CaptureError::map(maps::VETHS))?;
+            let [from, to] = self.guard_pins(host.index);
+            programs::attach_guard(&mut ebpf, &host.name, &from, &to)?;
+        }
+        inner.maps.pods.insert(cookie, row, 0).map_err(CaptureError::map(maps::PODS))?;
+        for ip in addresses {
+            let address = Address::from(*ip);
+            inner
+                .maps
+                .addresses
+                .insert(address, cookie, 0)
+                .map_err(CaptureError::map(maps::POD_ADDRESSES))?;
+        }
+        self.count_listening(inner, namespace)?;
+        let pod = CapturedPod {
+            row: *row,
+            namespace: namespace.clone(),
+            interfaces: Vec::new(),
+            addresses: addresses.to_vec(),
+        };
+        let listeners = self.listen(inner, &pod, ports)?;
+        let pin = self.lookup_pin(cookie);
+        let file = std::fs::File::open(namespace.path()).map_err(CaptureError::path("opening", namespace.path()))?;
+        programs::attach_lookup(&mut ebpf, file, &pin)?;
+        Ok(listeners)
+    }
+
+    fn listen(
+        &self,
+        inner: &mut Inner,
+        pod: &CapturedPod,
+        taken: &HashSet<u16>,
+    ) -> Result<Vec<PodListener>, CaptureError> {
+        let listeners = listeners::open(&pod.namespace, &pod.addresses, self.workers, taken, &self.marks)
+            .map_err(CaptureError::system("opening the agent's listeners in the pod"))?;
+        let netns = pod.namespace.cookie();
+        for listener in &listeners {
+            let local = listener.socket.local_addr()?;
+            let slot = slot(pod.row.first_slot, listener.direction, local.is_ipv4(), listener.worker);
+            inner.maps.listeners.set(slot, &listener.socket, 0).map_err(CaptureError::map(maps::LISTENERS))?;
+            let key = ListeningKey { netns, port: local.port().into(), pad: 0 };
+            inner
+                .maps
+                .listener_ports
+                .insert(key, slot, 0)
+                .map_err(CaptureError::map(maps::LISTENER_PORTS))?;
+        }
+        Ok(listeners)
+    }
+
+    /// Counts the sockets that listened before the programs could see them. Those that the programs counted
+    /// themselves are in the map already.
+    fn count_listening(&self, inner: &mut Inner, namespace: &Namespace) -> Result<(), CaptureError> {
+        let netns = namespace.cookie();
+        let found = sock_diag::listening(namespace).map_err(CaptureError::system("listing listening sockets"))?;
+        for socket in found {
+            let key = ListeningKey { netns, port: socket.port.into(), pad: 0 };
+            if inner.maps.listener_ports.get(&key, 0).is_ok() {
+                continue;
+            }
+            // BPF_NOEXIST
+            if inner.maps.listening_sockets.insert(socket.cookie, key, 1).is_err() {
+                continue;
+            }
+            let before = inner.maps.listening.get(&key, 0).unwrap_or(0);
+            inner.maps.listening.insert(key, before + 1, 0).map_err(CaptureError::map(maps::LISTENING))?;
+        }
+        Ok(())
+    }
+
+    /// Look-up first, then the rows, the guard last: a pod that is being let go is not let out on the way.
+    fn forget(&self, inner: &mut Inner, cookie: u64) {
+        let Some(pod) = inner.pods.remove(&cookie) else {
+            return;
+        };
+        for slot in pod.row.first_slot..pod.row.first_slot + SLOTS_PER_POD {
+            let _ = inner.maps.listeners.clear_index(&slot);
+        }
+        let addresses = [pod.row.v4, pod.row.v6];
+        let indexes: Vec<u32> = pod.interfaces.iter().map(|(index, _)| *index).collect();
+        self.unpin(cookie, &indexes);
+        for (index, name) in &pod.interfaces {
+            programs::detach_guard(name);
+            let _ = inner.maps.veths.remove(index);
+        }
+        remove_rows(&mut inner.maps, cookie, &pod.row, &addresses);
+    }
+
+    fn unpin(&self, cookie: u64, indexes: &[u32]) {
+        let _ = std::fs::remove_file(self.lookup_pin(cookie));
+        for index in indexes {
+            for pin in self.guard_pins(*index) {
+                let _ = std::fs::remove_file(pin);
+            }
+        }
+    }
+
+    fn lookup_pin(&self, cookie: u64) -> PathBuf {
+        self.kernel.links.join(format!("lookup-{cookie}"))
+    }
+
+    fn guard_pins(&self, index: u32) -> [PathBuf; 2] {
+        [self.kernel.links.join(format!("from_pod-{index}")), self.kernel.links.join(format!("to_pod-{index}"))]
+    }
+
+    /// Names of counters' and events' maps, for whoever reads them from the pins.
+    pub fn counters(
+        &self,
+    ) -> Result<
+        aya::maps::PerCpuHashMap<MapData, heddle_ebpf::flows::CounterKey, heddle_ebpf::flows::Count>,
+        CaptureError,
+    > {
+        self.kernel.pins.per_cpu(flow_maps::COUNTERS)
+    }
+}
+
+fn remove_rows(maps: &mut Maps, cookie: u64, row: &Pod, addresses: &[Address]) {
+    for address in addresses {
+        if maps.addresses.get(address, 0).is_ok_and(|owner| owner == cookie) {
+            let _ = maps.addresses.remove(address);
+        }
+    }
+    let _ = maps.pods.remove(&cookie);
+    let _ = maps.veths.remove(&row.ifindex);
+    for port in occupied(maps, cookie) {
+        let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), pad: 0 });
+    }
+    let counted: Vec<ListeningKey> = maps.listening.keys().flatten().filter(|key| key.netns == cookie).collect();
+    for key in counted {
+        let _ = maps.listening.remove(&key);
+    }
+    let sockets: Vec<u64> = maps
+        .listening_sockets
+        .iter()
+        .flatten()
+        .filter(|(_, key)| key.netns == cookie)
+        .map(|(socket, _)| socket)
+        .collect();
+    for socket in sockets {
+        let _ = maps.listening_sockets.remove(&socket);
+    }
+}
+
+/// The ports that the agent's listeners have in the namespace.
+fn occupied(maps: &Maps, cookie: u64) -> HashSet<u16> {
+    maps.listener_ports
+        .keys()
+        .flatten()
+        .filter(|key| key.netns == cookie)
+        .filter_map(|key| u16::try_from(key.port).ok())
+        .collect()
+}
+
+/// The namespace's ways out, each with its end on the host, the one with the pod's addresses first.
+fn guarded(
+    namespace: &Namespace,
+    home: &Namespace,
+    addresses: &[IpAddr],
+) -> Result<Vec<(Interface, Interface)>, AttachRefusal> {
+    let system = |what| move |error| AttachRefusal::Kernel(CaptureError::system(what)(error));
+    let inside = links::interfaces(namespace).map_err(system("listing the pod's interfaces"))?;
+    let host = links::interfaces(home).map_err(system("listing the host's interfaces"))?;
+    if let Some(other) = inside.iter().find(|interface| interface.kind == Kind::Other) {
+        return Err(AttachRefusal::Interface(other.name.clone()));
+    }
+    let mut pairs = Vec::new();
+    for interface in inside.iter().filter(|interface| interface.kind == Kind::Veth) {
+        let end = interface.peer.and_then(|peer| {
+            host.iter().find(|end| end.index == peer && end.kind == Kind::Veth && end.peer == Some(interface.index))
+        });
+        match end {
+            Some(end) => pairs.push((interface.clone(), end.clone())),
+            // Both ends inside the pod: it leads nowhere.
+            None if inside.iter().any(|other| Some(other.index) == interface.peer) => {}
+            None => return Err(AttachRefusal::Interface(interface.name.clone())),
+        }
+    }
+    let expected: HashSet<IpAddr> = addresses.iter().copied().collect();
+    let found: Vec<IpAddr> = inside
+        .iter()
+        .filter(|interface| interface.kind != Kind::Loopback)
+        .flat_map(|interface| interface.addresses.iter().copied())
+        .collect();
+    if expected.is_empty() || found.iter().copied().collect::<HashSet<_>>() != expected {
+        return Err(AttachRefusal::Addresses { found, expected: addresses.to_vec() });
+    }
+    // The pair that bears the pod's addresses comes first; a false key sorts before a true one.
+    pairs.sort_by_key(|(interface, _)| !interface.addresses.iter().any(|ip| expected.contains(ip)));
+    match pairs.first() {
+        Some((first, _)) if !first.addresses.is_empty() => Ok(pairs),
+        _ => Err(AttachRefusal::NoVeth),
+    }
+}
+
+fn free_slot(pods: &BTreeMap<u64, CapturedPod>) -> Option<u32> {
+    let used: HashSet<u32> = pods.values().map(|pod| pod.row.first_slot).collect();
+    (0..MAX_PODS).map(|number| number * SLOTS_PER_POD).find(|first| !used.contains(first))
+}
+
+fn address(addresses: &[IpAddr], family: impl Fn(&IpAddr) -> bool) -> Address {
+    addresses.iter().find(|ip| family(ip)).map_or(Address::UNSPECIFIED, |ip| Address::from(*ip))
+}
+
+fn string<const N: usize>(text: &Text<N>) -> String {
+    let bytes: Vec<u8> = text.iter().take_while(|byte| **byte != 0).map(|byte| byte.cast_unsigned()).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}

@@ -1,0 +1,2 @@
+//! Heddle's agent.
+pub mod capture;
