@@ -5,4 +5,8 @@
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "std")]
+pub mod names;
+#[cfg(feature = "std")]
+pub mod problems;
 pub mod verdict;
