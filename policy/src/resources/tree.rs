@@ -47,6 +47,8 @@ pub fn read(text: &str, first_line: u32) -> Result<Option<(Value, Lines)>, NotYa
             max_documents: 1,
         },
         duplicate_keys: DuplicateKeyPolicy::Error,
+        // Else a namespace called `n` would be `false`.
+        strict_booleans: true,
         with_snippet: false,
     };
     options.alias_limits.max_total_replayed_events = MAX_REPLAYED;
@@ -214,6 +216,7 @@ mod tests {
         assert_eq!(value["e"], 1.5);
         assert_eq!(value["80"], "x");
         assert_eq!(value["g"], u64::MAX);
+        assert_eq!(value["f"], "yes");
     }
 
     #[test]
