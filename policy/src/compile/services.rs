@@ -1,0 +1,160 @@
+//! Services and their endpoints.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use heddle_ebpf::{
+    Address,
+    policy::{Backend, BackendKey, SERVICE_DNS, Service as Row, ServiceKey},
+};
+
+use super::service_problem;
+use crate::{
+    problems::{Problem, Severity},
+    resources::{ObjectName, Pod, Service, ServicePort, TargetPort, Transport},
+    settings::ClusterSettings,
+    tables::TableSet,
+    verdict::{TCP, UDP},
+    workloads::{Standing, WorkloadInfo},
+};
+
+/// The Services, with the addresses that only one of them claims.
+pub(super) struct Services<'a> {
+    services: Vec<(&'a Service, Vec<&'a Pod>)>,
+    contested: BTreeSet<IpAddr>,
+    dns: ObjectName,
+    dns_pods: BTreeSet<IpAddr>,
+}
+
+impl<'a> Services<'a> {
+    pub(super) fn of(
+        services: &[&'a Service],
+        pods: &[(&'a Pod, Arc<WorkloadInfo>)],
+        settings: &ClusterSettings,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
+        let mut by_namespace: BTreeMap<&str, Vec<&'a Pod>> = BTreeMap::new();
+        for (pod, info) in pods {
+            if matches!(info.standing, Standing::Meshed | Standing::Plain | Standing::HostNetwork) {
+                by_namespace.entry(&pod.meta.namespace).or_default().push(pod);
+            }
+        }
+        let mut claims: BTreeMap<IpAddr, Vec<&Service>> = BTreeMap::new();
+        let mut it = Self {
+            services: Vec::new(),
+            contested: BTreeSet::new(),
+            dns: settings.dns_service.clone(),
+            dns_pods: BTreeSet::new(),
+        };
+        for service in services {
+            for address in &service.addresses {
+                claims.entry(*address).or_default().push(service);
+            }
+            if service.selector.is_empty() && !service.addresses.is_empty() {
+                let reason =
+                    "has no selector: endpoints written by hand are not read, and it is refused".to_owned();
+                problems.push(service_problem(
+                    service,
+                    Severity::Warning,
+                    "spec.selector",
+                    reason,
+                    "write a selector",
+                ));
+            }
+            let selected: Vec<&Pod> = by_namespace
+                .get(&*service.meta.namespace)
+                .into_iter()
+                .flatten()
+                .copied()
+                .filter(|pod| selects(service, pod))
+                .collect();
+            if service.meta.object_name() == it.dns {
+                it.dns_pods.extend(selected.iter().flat_map(|pod| pod.addresses.iter().copied()));
+            }
+            it.services.push((service, selected));
+        }
+        for (address, claimants) in claims.into_iter().filter(|(_, claimants)| claimants.len() > 1) {
+            it.contested.insert(address);
+            for service in &claimants {
+                let others: Vec<String> = claimants
+                    .iter()
+                    .map(|other| other.meta.object_name().to_string())
+                    .filter(|other| *other != service.meta.object_name().to_string())
+                    .collect();
+                let reason =
+                    format!("{address} is claimed by Service {} as well: it is refused", others.join(", "));
+                problems.push(service_problem(
+                    service,
+                    Severity::Error,
+                    "spec.clusterIP",
+                    reason,
+                    "give each Service an address of its own",
+                ));
+            }
+        }
+        it
+    }
+
+    /// Whether an address is that of a pod behind the cluster's DNS Service.
+    pub(super) fn is_dns(&self, address: &IpAddr) -> bool {
+        self.dns_pods.contains(address)
+    }
+
+    /// Fills the tables, and tells whose each address is.
+    pub(super) fn fill(&self, tables: &mut TableSet) -> BTreeMap<Address, ObjectName> {
+        let mut rows: BTreeMap<ServiceKey, (u32, BTreeSet<(Address, u16)>)> = BTreeMap::new();
+        let mut names = BTreeMap::new();
+        for (service, pods) in &self.services {
+            let flags = if service.meta.object_name() == self.dns { SERVICE_DNS } else { 0 };
+            for ip in &service.addresses {
+                let address = Address::from(*ip);
+                // An address of two Services leads nowhere, but stays known as a Service's.
+                rows.insert(ServiceKey { address, port: 0, protocol: 0, pad: 0 }, (flags, BTreeSet::new()));
+                if self.contested.contains(ip) {
+                    continue;
+                }
+                names.insert(address, service.meta.object_name());
+                for port in &service.ports {
+                    let protocol = match port.transport {
+                        Transport::Tcp => TCP,
+                        Transport::Udp => UDP,
+                        Transport::Sctp => continue,
+                    };
+                    let key = ServiceKey { address, port: port.port, protocol, pad: 0 };
+                    let ready = pods
+                        .iter()
+                        .filter(|pod| !pod.meta.deleting && (pod.ready || service.publish_not_ready));
+                    let backends = ready.filter_map(|pod| backend(pod, port, ip.is_ipv4())).collect();
+                    rows.entry(key).or_insert((flags, backends));
+                }
+            }
+        }
+        for (service, (key, (flags, backends))) in (1u32..).zip(rows) {
+            let count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
+            tables.services.insert(key, Row { service, backends: count, flags });
+            for (index, (address, port)) in (0u32..).zip(backends) {
+                tables.backends.insert(BackendKey { service, index }, Backend { address, port, pad: 0 });
+            }
+        }
+        names
+    }
+}
+
+fn selects(service: &Service, pod: &Pod) -> bool {
+    !service.selector.is_empty()
+        && service.selector.iter().all(|(key, value)| pod.meta.labels.get(key) == Some(value))
+}
+
+fn backend(pod: &Pod, port: &ServicePort, v4: bool) -> Option<(Address, u16)> {
+    let address = pod.addresses.iter().find(|ip| ip.is_ipv4() == v4)?;
+    let number = match &port.target {
+        TargetPort::Number(number) => *number,
+        TargetPort::Name(name) => {
+            pod.ports.iter().find(|it| it.name == *name && it.transport == port.transport)?.number
+        }
+    };
+    Some((Address::from(*address), number))
+}

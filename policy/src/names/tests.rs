@@ -1,0 +1,132 @@
+use super::*;
+use proptest::prelude::*;
+
+#[test]
+fn both_forms_are_linkerds_and_spiffes() {
+    let naming = IdentityNaming::default();
+    let name = naming.name("shop", "web").unwrap();
+    assert_eq!(name.dns(), "web.shop.serviceaccount.identity.linkerd.cluster.local");
+    assert_eq!(name.spiffe(), "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(naming.parse(name.dns()).unwrap(), name);
+    assert_eq!(naming.parse(name.spiffe()).unwrap(), name);
+}
+
+#[test]
+fn an_account_with_dots_belongs_to_one_namespace_only() {
+    let naming = IdentityNaming::default();
+    let name = naming.name("c", "a.b").unwrap();
+    assert_eq!(naming.parse_dns(name.dns()).unwrap(), name);
+    assert_eq!(naming.parse_spiffe(name.spiffe()).unwrap(), name);
+    assert_eq!(naming.name("b.c", "a"), Err(NameError::BadNamespace));
+}
+
+#[test]
+fn look_alikes_are_refused() {
+    let naming = IdentityNaming::default();
+    let long = format!("{}.shop.serviceaccount.identity.linkerd.cluster.local", "a".repeat(64));
+    let longer = format!(
+        "{}.shop.serviceaccount.identity.linkerd.cluster.local",
+        ["a".repeat(60), "b".repeat(60), "c".repeat(60), "d".repeat(60)].join(".")
+    );
+    for text in [
+        "",
+        ".",
+        "web",
+        "web.shop",
+        "web.shop.serviceaccount.identity.linkerd.cluster.local.",
+        ".web.shop.serviceaccount.identity.linkerd.cluster.local",
+        "web..shop.serviceaccount.identity.linkerd.cluster.local",
+        "WEB.shop.serviceaccount.identity.linkerd.cluster.local",
+        "web.shop.serviceaccount.identity.linkerd.CLUSTER.local",
+        "wéb.shop.serviceaccount.identity.linkerd.cluster.local",
+        "w%65b.shop.serviceaccount.identity.linkerd.cluster.local",
+        "*.shop.serviceaccount.identity.linkerd.cluster.local",
+        "-web.shop.serviceaccount.identity.linkerd.cluster.local",
+        "web-.shop.serviceaccount.identity.linkerd.cluster.local",
+        "web.shop.serviceaccount.identity.other.cluster.local",
+        "web.shop.serviceaccount.identity.linkerd.evil.local",
+        "web.shop.serviceaccount.identity.linkerd.cluster.local.evil.com",
+        "shop.serviceaccount.identity.linkerd.cluster.local",
+        "web.shop.serviceaccount.identity.linkerd.cluster.local\0",
+        "web.shop.serviceaccount.identity.linkerd.cluster.local ",
+        "spiffe://cluster.local/ns/shop/sa/web/",
+        "spiffe://cluster.local/ns/shop/sa/",
+        "spiffe://cluster.local/ns//sa/web",
+        "spiffe://cluster.local//ns/shop/sa/web",
+        "spiffe://cluster.local/ns/shop/sa/..",
+        "spiffe://cluster.local/ns/shop/sa/.",
+        "spiffe://cluster.local/ns/../sa/web",
+        "spiffe://cluster.local/ns/shop/sa/web/../db",
+        "spiffe://cluster.local/ns/shop/../shop/sa/web",
+        "spiffe://cluster.local/ns/shop/sa/w%2eb",
+        "spiffe://cluster.local/ns/shop/sa/Web",
+        "spiffe://cluster.local/ns/shop/sa/web?x",
+        "spiffe://cluster.local/ns/shop/sa/web#x",
+        "spiffe://cluster.local:443/ns/shop/sa/web",
+        "spiffe://user@cluster.local/ns/shop/sa/web",
+        "spiffe://evil.local/ns/shop/sa/web",
+        "SPIFFE://cluster.local/ns/shop/sa/web",
+        "https://cluster.local/ns/shop/sa/web",
+        "spiffe://cluster.local/sa/web/ns/shop",
+        "spiffe:/cluster.local/ns/shop/sa/web",
+        "URI:spiffe://cluster.local/ns/shop/sa/web",
+        "DNS:web.shop.serviceaccount.identity.linkerd.cluster.local",
+        &long,
+        &longer,
+    ] {
+        assert!(naming.parse(text).is_err(), "{text:?} was taken for an identity");
+    }
+}
+
+#[test]
+fn one_form_is_not_read_as_the_other() {
+    let naming = IdentityNaming::default();
+    let name = naming.name("shop", "web").unwrap();
+    assert!(naming.parse_dns(name.spiffe()).is_err());
+    assert!(naming.parse_spiffe(name.dns()).is_err());
+}
+
+#[test]
+fn a_naming_is_checked() {
+    assert!(IdentityNaming::new("linkerd", "cluster.local").is_ok());
+    for (namespace, domain) in
+        [("a.b", "cluster.local"), ("", "cluster.local"), ("l", ""), ("l", "Cluster.local"), ("l", "a..b")]
+    {
+        assert!(IdentityNaming::new(namespace, domain).is_err(), "{namespace:?} {domain:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn names_round_trip(sa in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\\.[a-z0-9]{1,9}){0,2}", ns in "[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?") {
+        let naming = IdentityNaming::new("heddle", "mesh.example").unwrap();
+        let name = naming.name(&ns, &sa).unwrap();
+        prop_assert_eq!(&naming.parse(name.dns()).unwrap(), &name);
+        prop_assert_eq!(&naming.parse(name.spiffe()).unwrap(), &name);
+        prop_assert_eq!((name.namespace(), name.service_account()), (&*ns, &*sa));
+    }
+
+    /// Whatever parses is the canonical spelling itself: no two texts of one form give one identity.
+    #[test]
+    fn what_parses_is_canonical(text in "(spiffe://|)[a-z.]{0,6}[a-zA-Z0-9./%*-]{0,12}(\\.serviceaccount\\.identity\\.linkerd\\.cluster\\.local|)") {
+        if let Ok(name) = IdentityNaming::default().parse(&text) {
+            prop_assert!(text == name.dns() || text == name.spiffe());
+        }
+    }
+
+    #[test]
+    fn one_changed_byte_is_another_name(position in 0usize..200, byte in any::<u8>()) {
+        let naming = IdentityNaming::default();
+        let name = naming.name("shop", "web").unwrap();
+        for form in [name.dns(), name.spiffe()] {
+            let mut bytes = form.as_bytes().to_vec();
+            let at = position % bytes.len();
+            bytes[at] = byte;
+            if let Ok(text) = String::from_utf8(bytes)
+                && text != form
+            {
+                prop_assert_ne!(naming.parse(&text).ok(), Some(name.clone()));
+            }
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Files and documents into resources.
+
+use std::sync::Arc;
+
+use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::{
+    Kind, Lines, Meta, Pod, Resource, ResourceId, Service,
+    core::{Source, meta},
+    linkerd::{self, GATEWAY_GROUP, GROUP},
+    tree::{self, NotYaml, nearest_line},
+};
+use crate::{
+    names::{MAX_DNS_NAME, NameError},
+    problems::{Origin, Problem, Severity},
+};
+
+/// What a file or a document holds.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Parsed {
+    /// Its resources.
+    pub resources: Vec<Resource>,
+    /// What is wrong with it. A resource that could not be read at all is only here.
+    pub problems: Vec<Problem>,
+}
+
+impl Parsed {
+    /// Whether anything that was written is not in force.
+    pub fn has_errors(&self) -> bool {
+        self.problems.iter().any(|problem| problem.severity == Severity::Error)
+    }
+}
+
+/// Reads every document of a YAML file. A document that cannot be read does not take the others with it.
+pub fn parse_file(file: &str, text: &str) -> Parsed {
+    let mut parsed = Parsed::default();
+    let mut document = 0;
+    for (first_line, text) in documents(text) {
+        let is_content = |line: &str| {
+            let line = line.trim();
+            !(line.is_empty() || line == "---" || line == "..." || line.starts_with('#'))
+        };
+        if text.lines().any(is_content) {
+            document += 1;
+            read_document(text, Origin::new(file, document), first_line, &mut parsed);
+        }
+    }
+    parsed
+}
+
+/// Reads one YAML document.
+pub fn parse_document(text: &str, origin: Origin) -> Parsed {
+    let mut parsed = Parsed::default();
+    read_document(text, origin, 1, &mut parsed);
+    parsed
+}
+
+/// Reads one resource (or list) in JSON's form, as the API server sends it.
+pub fn parse_value(value: Value, origin: Origin) -> Parsed {
+    let mut parsed = Parsed::default();
+    let source = Source { origin, lines: Arc::default() };
+    read_object(value, &source, &mut parsed);
+    parsed
+}
+
+/// Divides a file where a line begins with `---`, as kubectl does, and says on which line each part begins.
+fn documents(text: &str) -> Vec<(u32, &str)> {
+    let mut parts = Vec::new();
+    let (mut start, mut start_line, mut at) = (0, 1, 0);
+    for (number, line) in (1u32..).zip(text.split_inclusive('\n')) {
+        let separator = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if separator {
+            parts.push((start_line, &text[start..at]));
+            (start, start_line) = (at, number);
+        }
+        at += line.len();
+    }
+    parts.push((start_line, &text[start..]));
+    parts
+}
+
+fn read_document(text: &str, origin: Origin, first_line: u32, parsed: &mut Parsed) {
+    match tree::read(text, first_line) {
+        Ok(None) => {}
+        Ok(Some((value, lines))) => {
+            let source = Source { origin, lines: Arc::new(lines) };
+            read_object(value, &source, parsed);
+        }
+        Err(NotYaml { line, reason }) => parsed.problems.push(
+            Problem::new(Severity::Error, &origin, format!("is not YAML: {reason}"))
+                .field("", line)
+                .remedy("correct the document; nothing of it is in force"),
+        ),
+    }
+}
+
+/// A value that is not of the type that it should be.
+pub(super) struct Unreadable {
+    pub(super) path: String,
+    pub(super) reason: String,
+}
+
+/// Reads a value at `path` into its type, and tells the paths of the fields that the type does not know.
+pub(super) fn typed<T: DeserializeOwned>(value: &Value, path: &str) -> Result<(T, Vec<String>), Unreadable> {
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
+    let result = serde_ignored::deserialize(deserializer, |ignored| {
+        let mut at = path.to_owned();
+        extend(&mut at, &ignored);
+        unknown.push(at);
+    });
+    match result {
+        Ok(value) => Ok((value, unknown)),
+        Err(error) => {
+            let inner = track.path().to_string();
+            let path = match (path, inner.as_str()) {
+                (path, ".") => path.to_owned(),
+                ("", inner) => inner.to_owned(),
+                (path, inner) if inner.starts_with('[') => format!("{path}{inner}"),
+                (path, inner) => format!("{path}.{inner}"),
+            };
+            Err(Unreadable { path, reason: error.to_string() })
+        }
+    }
+}
+
+fn extend(path: &mut String, ignored: &serde_ignored::Path<'_>) {
+    use serde_ignored::Path;
+    match ignored {
+        Path::Root => {}
+        Path::Seq { parent, index } => {
+            extend(path, parent);
+            path.push_str(&format!("[{index}]"));
+        }
+        Path::Map { parent, key } => {
+            extend(path, parent);
+            *path = tree::key_path(path, key);
+        }
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+            extend(path, parent);
+        }
+    }
+}
+
+/// What a kind of an API group is here.
+enum Known {
+    Core(Kind),
+    Policy(Kind, &'static str),
+    /// A list, whose items are resources.
+    List,
+    /// Access rules of Linkerd's that are not in force here.
+    NotInForce(&'static str),
+    Nothing,
+}
+
+fn known(api_version: &str, kind: &str) -> Known {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    match (group, version, kind) {
+        ("", "v1", "Namespace") => Known::Core(Kind::Namespace),
+        ("", "v1", "ServiceAccount") => Known::Core(Kind::ServiceAccount),
+        ("", "v1", "Pod") => Known::Core(Kind::Pod),
+        ("", "v1", "Service") => Known::Core(Kind::Service),
+        (_, _, kind) if kind.ends_with("List") => Known::List,
+        (GROUP, "v1beta1", "Server") => Known::Policy(Kind::Server, "v1beta1"),
+        (GROUP, "v1beta2", "Server") => Known::Policy(Kind::Server, "v1beta2"),
+        (GROUP, "v1beta3", "Server") => Known::Policy(Kind::Server, "v1beta3"),
+        (GROUP, "v1alpha1", "AuthorizationPolicy") => Known::Policy(Kind::AuthorizationPolicy, "v1alpha1"),
+        (GROUP, "v1alpha1", "MeshTLSAuthentication") => {
+            Known::Policy(Kind::MeshTlsAuthentication, "v1alpha1")
+        }
+        (GROUP, "v1alpha1", "NetworkAuthentication") => {
+            Known::Policy(Kind::NetworkAuthentication, "v1alpha1")
+        }
+        // Of these, any version: only where they are attached is read.
+        (GROUP, _, "HTTPRoute") => Known::Policy(Kind::LinkerdHttpRoute, ""),
+        (GATEWAY_GROUP, _, "HTTPRoute") => Known::Policy(Kind::HttpRoute, ""),
+        (GATEWAY_GROUP, _, "GRPCRoute") => Known::Policy(Kind::GrpcRoute, ""),
+        (GROUP, _, "HTTPLocalRateLimitPolicy") => Known::Policy(Kind::HttpLocalRateLimitPolicy, ""),
+        (GROUP, _, "Server") => Known::NotInForce("this version of Server is not known: it governs no port"),
+        (GROUP, _, "ServerAuthorization") => {
+            Known::NotInForce("is not in force: it grants nothing; write an AuthorizationPolicy")
+        }
+        (GROUP, _, "EgressNetwork") => {
+            Known::NotInForce("is not in force: `defaultOutbound` alone decides about destinations outside")
+        }
+        (GROUP, _, _) => {
+            Known::NotInForce("this kind or version of policy.linkerd.io is not known: it is ignored")
+        }
+        _ => Known::Nothing,
+    }
+}
+
+#[derive(Deserialize)]
+struct PolicyObject {
+    metadata: ObjectMeta,
+}
+
+fn read_object(value: Value, source: &Source, parsed: &mut Parsed) {
+    let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let problem = |severity, field: &str, reason: &str| {
+        let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+        let slash = if namespace.is_empty() { "" } else { "/" };
+        Problem::new(severity, &source.origin, reason)
+            .resource(format!("{kind} {namespace}{slash}{name}").trim())
+            .field(field, nearest_line(&source.lines, field))
+    };
+    if api_version.is_empty() || kind.is_empty() {
+        let field = if kind.is_empty() { "kind" } else { "apiVersion" };
+        parsed.problems.push(
+            problem(Severity::Error, field, "is missing: this is not a resource")
+                .remedy("write it or remove the document"),
+        );
+        return;
+    }
+    match known(api_version, kind) {
+        Known::List => read_list(value, source, parsed),
+        Known::Core(kind) => read_resource(kind, None, &value, source, parsed),
+        Known::Policy(kind, version) => read_resource(kind, Some(version), &value, source, parsed),
+        Known::NotInForce(reason) => parsed.problems.push(problem(Severity::Warning, "kind", reason)),
+        Known::Nothing => {
+            parsed.problems.push(problem(
+                Severity::Note,
+                "kind",
+                "is a kind that policy is not made of: it is ignored",
+            ));
+        }
+    }
+}
+
+fn read_list(mut value: Value, source: &Source, parsed: &mut Parsed) {
+    let items = match value.get_mut("items").map(Value::take) {
+        Some(Value::Array(items)) => items,
+        Some(Value::Null) | None => return,
+        Some(_) => {
+            parsed.problems.push(
+                Problem::new(
+                    Severity::Error,
+                    &source.origin,
+                    "is not a list of resources: nothing of it is in force",
+                )
+                .field("items", nearest_line(&source.lines, "items")),
+            );
+            return;
+        }
+    };
+    for (i, item) in items.into_iter().enumerate() {
+        let path = format!("items[{i}]");
+        // Each item's lines, as if it were a document of its own.
+        let prefix = format!("{path}.");
+        let mut lines: Lines = source
+            .lines
+            .range(prefix.clone()..)
+            .take_while(|(field, _)| field.starts_with(&prefix))
+            .map(|(field, line)| (field[prefix.len()..].to_owned(), *line))
+            .collect();
+        lines.insert(String::new(), nearest_line(&source.lines, &path));
+        let source = Source { origin: source.origin.clone(), lines: Arc::new(lines) };
+        if item.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List")) {
+            parsed.problems.push(Problem::new(
+                Severity::Error,
+                &source.origin,
+                "is a list inside a list: it is ignored",
+            ));
+            continue;
+        }
+        read_object(item, &source, parsed);
+    }
+}
+
+fn read_resource(
+    kind: Kind,
+    policy_version: Option<&str>,
+    value: &Value,
+    source: &Source,
+    parsed: &mut Parsed,
+) {
+    let problems = &mut parsed.problems;
+    let mut unknown = Vec::new();
+    let mut read = Read { value, unknown: &mut unknown };
+    let result = match (kind, policy_version) {
+        (Kind::Namespace, _) => {
+            read.typed::<v1::Namespace>().map(|it| Resource::Namespace(meta(source, it.metadata, false)))
+        }
+        (Kind::ServiceAccount, _) => read
+            .typed::<v1::ServiceAccount>()
+            .map(|it| Resource::ServiceAccount(meta(source, it.metadata, true))),
+        (Kind::Pod, _) => read.typed().map(|it| Resource::Pod(Pod::from_k8s(source, it, problems))),
+        (Kind::Service, _) => {
+            read.typed().map(|it| Resource::Service(Service::from_k8s(source, it, problems)))
+        }
+        (kind, version) => read.policy_meta(source).map(|meta| {
+            let spec = value.get("spec");
+            match kind {
+                Kind::Server => {
+                    Resource::Server(linkerd::server(version.unwrap_or_default(), meta, spec, problems))
+                }
+                Kind::AuthorizationPolicy => {
+                    Resource::AuthorizationPolicy(linkerd::authorization_policy(meta, spec, problems))
+                }
+                Kind::MeshTlsAuthentication => {
+                    Resource::MeshTlsAuthentication(linkerd::mesh_tls(meta, spec, problems))
+                }
+                Kind::NetworkAuthentication => {
+                    Resource::NetworkAuthentication(linkerd::network(meta, spec, problems))
+                }
+                kind => Resource::Attachment(linkerd::attachment(kind, meta, spec, problems)),
+            }
+        }),
+    };
+    let resource = match result {
+        Ok(resource) => resource,
+        Err(Unreadable { path, reason }) => {
+            let text =
+                |pointer| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let id =
+                ResourceId { kind, namespace: text("/metadata/namespace"), name: text("/metadata/name") };
+            problems.push(
+                Problem::new(
+                    Severity::Error,
+                    &source.origin,
+                    format!("{reason}: the resource is not in force"),
+                )
+                .resource(id)
+                .field(&*path, nearest_line(&source.lines, &path))
+                .remedy("correct it"),
+            );
+            return;
+        }
+    };
+    let meta = resource.meta();
+    if let Err(reason) = check_name(&meta.name) {
+        problems.push(
+            meta.problem(
+                kind,
+                Severity::Error,
+                "metadata.name",
+                format!("{reason}: the resource is not in force"),
+            )
+            .remedy("write a Kubernetes name"),
+        );
+        return;
+    }
+    let label = |text: &str| text.len() <= 63 && !text.contains('.') && check_name(text).is_ok();
+    let namespaced = kind != Kind::Namespace;
+    if namespaced && !label(&meta.namespace) || !namespaced && !label(&meta.name) {
+        let field = if namespaced { "metadata.namespace" } else { "metadata.name" };
+        problems.push(meta.problem(
+            kind,
+            Severity::Error,
+            field,
+            "is not the name of a namespace: the resource is not in force",
+        ));
+        return;
+    }
+    for field in unknown {
+        problems.push(
+            meta.problem(kind, Severity::Warning, &field, "is not a known field: it is ignored")
+                .remedy("correct its name or remove it"),
+        );
+    }
+    parsed.resources.push(resource);
+}
+
+struct Read<'a> {
+    value: &'a Value,
+    unknown: &'a mut Vec<String>,
+}
+
+impl Read<'_> {
+    fn typed<T: DeserializeOwned>(&mut self) -> Result<T, Unreadable> {
+        let (it, unknown) = typed(self.value, "")?;
+        self.unknown.extend(unknown);
+        Ok(it)
+    }
+
+    /// The metadata of a kind of Linkerd's, whose spec is read by itself.
+    fn policy_meta(&mut self, source: &Source) -> Result<Meta, Unreadable> {
+        let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+        let object = typed::<PolicyObject>(self.value, "")?;
+        self.unknown.extend(object.1.into_iter().filter(|field| !known.contains(&field.as_str())));
+        Ok(meta(source, object.0.metadata, true))
+    }
+}
+
+/// Checks a resource's name: lower-case letters, digits, dashes and dots, at most 253.
+fn check_name(name: &str) -> Result<(), NameError> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if name.len() > MAX_DNS_NAME {
+        return Err(NameError::TooLong);
+    }
+    if name.split('.').any(str::is_empty) {
+        return Err(NameError::EmptyLabel);
+    }
+    let ends_fit = |label: &str| !label.starts_with('-') && !label.ends_with('-');
+    if !name.bytes().all(|b| inner(b) || b == b'-' || b == b'.') || !name.split('.').all(ends_fit) {
+        return Err(NameError::BadCharacter);
+    }
+    Ok(())
+}

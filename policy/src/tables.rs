@@ -1,0 +1,154 @@
+//! One generation of policy in numbers: what the kernel's maps hold, in memory.
+
+use std::collections::BTreeMap;
+
+use heddle_ebpf::{
+    Address,
+    policy::{
+        Allow, AllowKey, Backend, BackendKey, Network, NetworkKey, PortKey, PortPolicy, Service, ServiceKey,
+        Settings, Workload,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{networks::masked, verdict::Tables};
+
+/// The tables, each exactly as its map.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TableSet {
+    /// What holds for the node.
+    pub settings: Settings,
+    /// Pods by address.
+    pub workloads: BTreeMap<Address, Workload>,
+    /// The ports of this node's meshed pods.
+    pub ports: BTreeMap<PortKey, PortPolicy>,
+    /// Which classes of this node's clients are allowed under which rules.
+    pub allows: BTreeMap<AllowKey, Allow>,
+    /// Networks by set.
+    pub networks: BTreeMap<NetworkKey, Network>,
+    /// Services by address and port.
+    pub services: BTreeMap<ServiceKey, Service>,
+    /// Endpoints of Services.
+    pub backends: BTreeMap<BackendKey, Backend>,
+    /// Identities in their DNS form.
+    pub identities: BTreeMap<u32, String>,
+    /// Rules as people read them.
+    pub rules: BTreeMap<u32, String>,
+}
+
+/// How many entries each map has room for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Capacity {
+    pub workloads: u32,
+    pub ports: u32,
+    pub allows: u32,
+    pub networks: u32,
+    pub services: u32,
+    pub backends: u32,
+    pub identities: u32,
+    pub rules: u32,
+}
+
+impl Default for Capacity {
+    /// A cluster of some ten thousand pods and a node of some hundred.
+    fn default() -> Self {
+        Self {
+            workloads: 65_536,
+            ports: 65_536,
+            allows: 65_536,
+            networks: 16_384,
+            services: 16_384,
+            backends: 65_536,
+            identities: 16_384,
+            rules: 16_384,
+        }
+    }
+}
+
+/// A table has more entries than its map has room for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "table {table} needs {needed} entries and has room for {capacity}: raise capacity.{table} in the agent's configuration"
+)]
+pub struct TooLarge {
+    /// The table, as the configuration names it.
+    pub table: &'static str,
+    /// How many entries it needs.
+    pub needed: usize,
+    /// How many it has room for.
+    pub capacity: u32,
+}
+
+impl TableSet {
+    /// Whether every table fits into its map.
+    pub fn fits(&self, capacity: &Capacity) -> Result<(), TooLarge> {
+        for (table, needed, capacity) in [
+            ("workloads", self.workloads.len(), capacity.workloads),
+            ("ports", self.ports.len(), capacity.ports),
+            ("allows", self.allows.len(), capacity.allows),
+            ("networks", self.networks.len(), capacity.networks),
+            ("services", self.services.len(), capacity.services),
+            ("backends", self.backends.len(), capacity.backends),
+            ("identities", self.identities.len(), capacity.identities),
+            ("rules", self.rules.len(), capacity.rules),
+        ] {
+            if u32::try_from(needed).map_or(true, |needed| needed > capacity) {
+                return Err(TooLarge { table, needed, capacity });
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables together with which pods are captured (the digest of the UID, by address), as decisions need them.
+    pub fn with_captured<F: Fn(&Address) -> Option<u64>>(&self, captured: F) -> View<'_, F> {
+        View { tables: self, captured }
+    }
+
+    /// The text of a rule; empty for 0.
+    pub fn rule(&self, id: u32) -> &str {
+        self.rules.get(&id).map_or("", String::as_str)
+    }
+
+    fn longest(&self, set: u32, address: &Address) -> Option<Network> {
+        // Of the set's keys the longest prefix of the address is the greatest that holds it; lengths sort first.
+        (0..=128)
+            .rev()
+            .find_map(|bits| self.networks.get(&NetworkKey::new(set, masked(address, bits), bits)).copied())
+    }
+}
+
+/// Tables that the decision can be made over.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a, F> {
+    tables: &'a TableSet,
+    captured: F,
+}
+
+impl<F: Fn(&Address) -> Option<u64>> Tables for View<'_, F> {
+    fn settings(&self) -> Option<Settings> {
+        Some(self.tables.settings)
+    }
+    fn workload(&self, address: &Address) -> Option<Workload> {
+        self.tables.workloads.get(address).copied()
+    }
+    fn port(&self, key: &PortKey) -> Option<PortPolicy> {
+        self.tables.ports.get(key).copied()
+    }
+    fn allow(&self, key: &AllowKey) -> Option<Allow> {
+        self.tables.allows.get(key).copied()
+    }
+    fn network(&self, set: u32, address: &Address) -> Option<Network> {
+        self.tables.longest(set, address)
+    }
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.tables.services.get(key).copied()
+    }
+    fn backend(&self, key: &BackendKey) -> Option<Backend> {
+        self.tables.backends.get(key).copied()
+    }
+    fn captured(&self, address: &Address) -> Option<u64> {
+        (self.captured)(address)
+    }
+}

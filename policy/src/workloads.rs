@@ -1,0 +1,177 @@
+//! The pods and who they are: which address belongs to whom, and whom no address can be believed for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use crate::{
+    defaults::is_meshed,
+    names::{IdentityName, IdentityNaming},
+    problems::{Problem, Severity},
+    resources::{Kind, Meta, Pod, Probe},
+};
+
+/// What a pod is to the mesh.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// It has an identity.
+    Meshed,
+    /// It has none and needs none.
+    Plain,
+    /// It shares its node's network, and is judged by the node's address.
+    HostNetwork,
+    /// It has ended: its addresses are no longer its own.
+    Finished,
+    /// It has no address yet.
+    NoAddress,
+    /// Another pod claims one of its addresses: neither is believed, and the addresses are refused.
+    Contested,
+    /// It is meant to be meshed, but its name makes no identity: its addresses are refused.
+    NoIdentity,
+}
+
+/// A pod as data plane, door and status see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WorkloadInfo {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID, as the API server gave it; empty where a manifest has none.
+    pub uid: String,
+    /// What the kernel's tables hold of it.
+    pub digest: u64,
+    /// Its node.
+    pub node: String,
+    /// Whether that is the node that was compiled for.
+    pub local: bool,
+    /// Its service account.
+    pub service_account: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What it is to the mesh.
+    pub standing: Standing,
+    /// Its identity, where it is [`Standing::Meshed`].
+    pub identity: Option<IdentityName>,
+    /// Its probes, which pass from the kubelet's own sockets only.
+    pub probes: Vec<Probe>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl WorkloadInfo {
+    /// Whether it has an identity, so that nobody speaks with it in the clear.
+    pub fn meshed(&self) -> bool {
+        self.standing == Standing::Meshed
+    }
+}
+
+/// Tells a pod from another that takes over its name or address: FNV-1a (64 bits) of `namespace/name/uid`; never 0.
+pub fn uid_digest(namespace: &str, name: &str, uid: &str) -> u64 {
+    let bytes = [namespace, "/", name, "/", uid].into_iter().flat_map(str::bytes);
+    let digest = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    digest.max(1)
+}
+
+/// Who has which address.
+pub(crate) struct Claims {
+    contested: BTreeMap<IpAddr, BTreeSet<String>>,
+}
+
+impl Claims {
+    /// Takes the claims of every pod that has not ended. Pods on one node's network share its address; nobody else
+    /// shares one.
+    pub(crate) fn of<'a>(pods: impl Iterator<Item = &'a Pod>) -> Self {
+        let mut claims: BTreeMap<IpAddr, Vec<&Pod>> = BTreeMap::new();
+        for pod in pods.filter(|pod| !pod.finished) {
+            for address in &pod.addresses {
+                claims.entry(*address).or_default().push(pod);
+            }
+        }
+        let contested = claims
+            .into_iter()
+            .filter(|(_, pods)| pods.len() > 1 && !pods.iter().all(|pod| pod.host_network))
+            .map(|(address, pods)| {
+                (address, pods.iter().map(|pod| pod.meta.object_name().to_string()).collect())
+            })
+            .collect();
+        Self { contested }
+    }
+
+    fn contested(&self, pod: &Pod) -> Option<(&IpAddr, &BTreeSet<String>)> {
+        pod.addresses.iter().find_map(|address| self.contested.get_key_value(address))
+    }
+}
+
+/// Works out what a pod is.
+pub(crate) fn workload(
+    pod: &Pod,
+    namespace: Option<&Meta>,
+    claims: &Claims,
+    naming: &IdentityNaming,
+    node: &str,
+    problems: &mut Vec<Problem>,
+) -> WorkloadInfo {
+    let meta = &pod.meta;
+    let mut tell = |severity, field: &str, reason: String, remedy: &str| {
+        problems.push(meta.problem(Kind::Pod, severity, field, reason).remedy(remedy));
+    };
+    let mut identity = None;
+    let standing = if pod.finished {
+        Standing::Finished
+    } else if pod.host_network {
+        Standing::HostNetwork
+    } else if let Some((address, pods)) = claims.contested(pod) {
+        let others: Vec<&str> =
+            pods.iter().map(String::as_str).filter(|name| *name != meta.object_name().to_string()).collect();
+        let reason = format!(
+            "{address} is claimed by pod {} as well: neither has an identity, and the address is refused",
+            others.join(", ")
+        );
+        tell(Severity::Error, "status.podIP", reason, "remove the pod that is gone");
+        Standing::Contested
+    } else if pod.addresses.is_empty() {
+        let reason = "has no address: nothing is known of it in the network".to_owned();
+        tell(Severity::Warning, "status.podIP", reason, "write status.podIP in a manifest, or wait");
+        Standing::NoAddress
+    } else {
+        let mut found = Vec::new();
+        let meshed = is_meshed(pod, namespace, &mut found);
+        let standing = match meshed.then(|| naming.name(&meta.namespace, &pod.service_account)) {
+            None => Standing::Plain,
+            Some(Ok(name)) => {
+                identity = Some(name);
+                Standing::Meshed
+            }
+            Some(Err(error)) => {
+                let reason = format!("{error}: the pod has no identity, and its addresses are refused");
+                tell(Severity::Error, "spec.serviceAccountName", reason, "choose another name");
+                Standing::NoIdentity
+            }
+        };
+        problems.append(&mut found);
+        standing
+    };
+    if standing == Standing::HostNetwork && is_meshed(pod, namespace, &mut Vec::new()) {
+        let reason =
+            "is on the node's network: it has no identity and is judged by the node's address".to_owned();
+        problems.push(meta.problem(Kind::Pod, Severity::Warning, "spec.hostNetwork", reason));
+    }
+    WorkloadInfo {
+        namespace: meta.namespace.clone(),
+        name: meta.name.clone(),
+        uid: meta.uid.clone(),
+        digest: uid_digest(&meta.namespace, &meta.name, &meta.uid),
+        node: pod.node.clone(),
+        local: !pod.node.is_empty() && pod.node == node,
+        service_account: pod.service_account.clone(),
+        addresses: pod.addresses.clone(),
+        standing,
+        identity,
+        probes: pod.probes.clone(),
+        labels: meta.labels.clone(),
+    }
+}
