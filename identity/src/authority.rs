@@ -91,7 +91,9 @@ pub enum AuthorityError {
         source: std::io::Error,
     },
     /// What is in the folder is not a key and its root certificate.
-    #[error("{path}: {problem}; restore it from a copy, or remove it so that a new root is made (every workload must then get a new certificate)")]
+    #[error(
+        "{path}: {problem}; restore it from a copy, or remove it so that a new root is made (every workload must then get a new certificate)"
+    )]
     Content {
         /// Which.
         path: String,
@@ -135,7 +137,10 @@ pub struct Authority {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("naming", &self.naming).field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Authority")
+            .field("naming", &self.naming)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
@@ -211,7 +216,7 @@ impl Authority {
     /// A request that is malformed or asks for more than its identity, an identity of another trust domain, a root
     /// that is about to expire.
     pub fn issue(&self, request: &CertificateRequest, now: SystemTime) -> Result<Issued, IssueError> {
-        if self.naming.from_dns(request.identity.dns()).ok().as_ref() != Some(&request.identity) {
+        if self.naming.parse_dns(request.identity.dns()).ok().as_ref() != Some(&request.identity) {
             return Err(RequestError::OtherTrustDomain { identity: request.identity.to_string() }.into());
         }
         let public_key = request.checked_key()?;
@@ -230,8 +235,16 @@ impl Authority {
     }
 }
 
+#[cfg(test)]
+impl Authority {
+    /// Signs whatever it is given: how tests forge certificates of the right authority.
+    pub(crate) fn sign_anything(&self, params: &CertificateParams, key: &KeyPair) -> CertificateDer<'static> {
+        params.signed_by(key, &self.issuer).unwrap().into()
+    }
+}
+
 /// Everything in a workload's certificate but its key.
-fn leaf_params(
+pub(crate) fn leaf_params(
     identity: &IdentityName,
     not_before: SystemTime,
     not_after: SystemTime,

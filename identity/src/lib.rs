@@ -24,6 +24,8 @@ mod testing;
 pub use authority::{Authority, AuthorityError, AuthoritySettings, CertificateRequest, IssueError, Issued};
 pub use names::{IdentityName, IdentityNaming, NameError};
 pub use profile::{PeerNameError, peer_identity};
-pub use store::{Issue, NoCertificate, RenewalSettings, Store, Workload};
-pub use tls::{ALPN, Client, HandshakeFault, PeerFault, TlsSettings, confirm};
+pub use store::{
+    CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, keep_renewed,
+};
+pub use tls::{ALPN, Client, HandshakeFault, PeerFault, TlsSettings, confirm, provider};
 pub use trust::{Trust, TrustError};

@@ -25,7 +25,9 @@ pub enum NameError {
         form: String,
     },
     /// The DNS form would be longer than a DNS name may be.
-    #[error("the DNS form {value:?} is longer than 253 bytes: use a shorter service account, namespace or trust domain")]
+    #[error(
+        "the DNS form {value:?} is longer than 253 bytes: use a shorter service account, namespace or trust domain"
+    )]
     TooLong {
         /// The name.
         value: String,
@@ -70,7 +72,7 @@ pub struct IdentityNaming {
 impl IdentityNaming {
     /// # Errors
     /// A trust domain that is no DNS name in lower case, or an identity namespace that is no DNS label.
-    pub fn new(trust_domain: &str, identity_namespace: &str) -> Result<Self, NameError> {
+    pub fn new(identity_namespace: &str, trust_domain: &str) -> Result<Self, NameError> {
         subdomain("trust domain", trust_domain)?;
         label("identity namespace", identity_namespace)?;
         Ok(Self {
@@ -89,7 +91,7 @@ impl IdentityNaming {
     ///
     /// # Errors
     /// Parts that Kubernetes would not accept, or a DNS form that is too long.
-    pub fn identity(&self, namespace: &str, service_account: &str) -> Result<IdentityName, NameError> {
+    pub fn name(&self, namespace: &str, service_account: &str) -> Result<IdentityName, NameError> {
         label("namespace", namespace)?;
         subdomain("service account", service_account)?;
         let dns = format!("{service_account}.{namespace}{}", self.dns_suffix);
@@ -103,26 +105,26 @@ impl IdentityNaming {
     ///
     /// # Errors
     /// Anything that is not exactly the DNS form of an identity of this trust domain.
-    pub fn from_dns(&self, dns: &str) -> Result<IdentityName, NameError> {
+    pub fn parse_dns(&self, dns: &str) -> Result<IdentityName, NameError> {
         let parts = dns.strip_suffix(&self.dns_suffix).and_then(|rest| rest.rsplit_once('.'));
         let Some((service_account, namespace)) = parts else {
             let form = format!("the form <service account>.<namespace>{}", self.dns_suffix);
             return Err(NameError::Form { value: dns.to_owned(), form });
         };
-        self.identity(namespace, service_account)
+        self.name(namespace, service_account)
     }
 
     /// The identity whose SPIFFE form is `uri`.
     ///
     /// # Errors
     /// Anything that is not exactly the SPIFFE form of an identity of this trust domain.
-    pub fn from_spiffe(&self, uri: &str) -> Result<IdentityName, NameError> {
+    pub fn parse_spiffe(&self, uri: &str) -> Result<IdentityName, NameError> {
         let parts = uri.strip_prefix(&self.spiffe_prefix).and_then(|rest| rest.split_once("/sa/"));
         let Some((namespace, service_account)) = parts else {
             let form = format!("the form {}<namespace>/sa/<service account>", self.spiffe_prefix);
             return Err(NameError::Form { value: uri.to_owned(), form });
         };
-        self.identity(namespace, service_account)
+        self.name(namespace, service_account)
     }
 }
 

@@ -21,7 +21,9 @@ pub enum PeerNameError {
     #[error("no certificate was presented")]
     NoCertificate,
     /// The chain is longer, or one of its certificates larger, than is looked at.
-    #[error("the certificate chain is too large: at most {MAX_CHAIN} certificates of {MAX_CERTIFICATE} bytes are read")]
+    #[error(
+        "the certificate chain is too large: at most {MAX_CHAIN} certificates of {MAX_CERTIFICATE} bytes are read"
+    )]
     TooLarge,
     /// It is not one well-formed X.509 version 3 certificate.
     #[error("the certificate cannot be parsed: {0}")]
@@ -30,7 +32,9 @@ pub enum PeerNameError {
     #[error("the certificate has a subject ({0}): names stand in the alternative names alone")]
     Subject(String),
     /// Its alternative names are not one DNS name and one URI name.
-    #[error("the certificate has {dns} DNS, {uri} URI and {other} other names instead of exactly one DNS and one URI name")]
+    #[error(
+        "the certificate has {dns} DNS, {uri} URI and {other} other names instead of exactly one DNS and one URI name"
+    )]
     Names {
         /// How many DNS names.
         dns: usize,
@@ -40,8 +44,13 @@ pub enum PeerNameError {
         other: usize,
     },
     /// A name is not an identity's.
-    #[error("the certificate bears a name that is no identity: {0}")]
-    NotAnIdentity(#[from] NameError),
+    #[error("the certificate bears the name {name:?}, which is no identity: {error}")]
+    NotAnIdentity {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        error: NameError,
+    },
     /// The DNS name and the URI name spell two identities.
     #[error("the certificate bears two identities, {dns} and {uri}")]
     TwoIdentities {
@@ -77,8 +86,12 @@ pub(crate) struct Names {
 impl Names {
     /// The one identity of `naming` that both names spell.
     pub(crate) fn identity(&self, naming: &IdentityNaming) -> Result<IdentityName, PeerNameError> {
-        let by_dns = naming.from_dns(&self.dns)?;
-        let by_uri = naming.from_spiffe(&self.uri)?;
+        let no_identity = |name: &str| {
+            let name = name.to_owned();
+            |error| PeerNameError::NotAnIdentity { name, error }
+        };
+        let by_dns = naming.parse_dns(&self.dns).map_err(no_identity(&self.dns))?;
+        let by_uri = naming.parse_spiffe(&self.uri).map_err(no_identity(&self.uri))?;
         if by_dns != by_uri {
             return Err(PeerNameError::TwoIdentities { dns: self.dns.clone(), uri: self.uri.clone() });
         }
@@ -135,8 +148,10 @@ pub(crate) fn leaf(der: &CertificateDer<'_>, side: Side) -> Result<Names, PeerNa
     if !usage.digital_signature() {
         return Err(PeerNameError::Usage("no digital signature"));
     }
-    let extended =
-        certificate.extended_key_usage().map_err(twice)?.ok_or(PeerNameError::Usage("no extended key usage"))?;
+    let extended = certificate
+        .extended_key_usage()
+        .map_err(twice)?
+        .ok_or(PeerNameError::Usage("no extended key usage"))?;
     match side {
         Side::Server if !extended.value.server_auth => Err(PeerNameError::Usage("not for TLS servers")),
         Side::Client if !extended.value.client_auth => Err(PeerNameError::Usage("not for TLS clients")),

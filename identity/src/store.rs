@@ -205,9 +205,8 @@ impl Store {
     ) -> Result<(), RenewalError> {
         let Renewal { workload, key, .. } = renewal;
         let adopted = outcome.map_err(RenewalError::from).and_then(|issued| {
-            workload.adopt(key, issued, &self.trust, &self.tls, now).map_err(|problem| RenewalError::Unusable {
-                identity: workload.identity().to_string(),
-                problem,
+            workload.adopt(key, issued, &self.trust, &self.tls, now).map_err(|problem| {
+                RenewalError::Unusable { identity: workload.identity().to_string(), problem }
             })
         });
         let mut slots = self.slots();

@@ -95,7 +95,9 @@ pub(crate) fn client_config(
 }
 
 /// The server name under which `peer` is reached.
-pub(crate) fn server_name(peer: &IdentityName) -> Result<ServerName<'static>, rustls::pki_types::InvalidDnsNameError> {
+pub(crate) fn server_name(
+    peer: &IdentityName,
+) -> Result<ServerName<'static>, rustls::pki_types::InvalidDnsNameError> {
     ServerName::try_from(peer.dns().to_owned())
 }
 

@@ -104,7 +104,10 @@ impl Trust {
 }
 
 impl Bundle {
-    fn new(mut anchors: Vec<CertificateDer<'static>>, provider: &Arc<CryptoProvider>) -> Result<Self, TrustError> {
+    fn new(
+        mut anchors: Vec<CertificateDer<'static>>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, TrustError> {
         anchors.dedup();
         let mut roots = RootCertStore::empty();
         for (place, anchor) in anchors.iter().enumerate() {
@@ -130,6 +133,3 @@ impl Bundle {
         Ok(Self { anchors, servers, clients })
     }
 }
-
-#[cfg(test)]
-mod tests;

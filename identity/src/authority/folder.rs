@@ -42,7 +42,11 @@ impl Folder {
         let folder: File = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
             Ok(opened) => opened.into(),
             Err(Errno::LOOP | Errno::NOTDIR) => {
-                return Err(not_safe(&shown, "it is not a folder, or a symbolic link", "name the folder itself"));
+                return Err(not_safe(
+                    &shown,
+                    "it is not a folder, or a symbolic link",
+                    "name the folder itself",
+                ));
             }
             Err(error) => return Err(io(&shown, "open the folder", error)),
         };
@@ -75,9 +79,11 @@ impl Folder {
         private(&stat, &shown, "0600")?;
         // Room for all of it at once: growing would leave copies of the key behind.
         let mut content = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
-        file.take(MAX_FILE)
-            .read_to_end(&mut content)
-            .map_err(|source| AuthorityError::Io { path: shown, action: "read", source })?;
+        file.take(MAX_FILE).read_to_end(&mut content).map_err(|source| AuthorityError::Io {
+            path: shown,
+            action: "read",
+            source,
+        })?;
         Ok(Some(content))
     }
 
@@ -173,7 +179,8 @@ pub(super) fn check_root(root: &CertificateDer<'static>, key: &KeyPair) -> Resul
     if certificate.public_key().raw != key.subject_public_key_info() {
         return Err("its certificate is of another key".to_owned());
     }
-    profile::check_authority(&certificate).map_err(|problem| format!("its certificate is no root: {problem}"))?;
+    profile::check_authority(&certificate)
+        .map_err(|problem| format!("its certificate is no root: {problem}"))?;
     Ok(certificate.validity().not_after.to_datetime().into())
 }
 

@@ -2,24 +2,24 @@ use super::*;
 use proptest::prelude::*;
 
 fn naming() -> IdentityNaming {
-    IdentityNaming::new("cluster.local", "linkerd").unwrap()
+    IdentityNaming::new("linkerd", "cluster.local").unwrap()
 }
 
 #[test]
 fn both_forms_are_spelled_as_linkerd_and_spiffe_do() {
-    let name = naming().identity("shop", "web").unwrap();
+    let name = naming().name("shop", "web").unwrap();
     assert_eq!(name.dns(), "web.shop.serviceaccount.identity.linkerd.cluster.local");
     assert_eq!(name.spiffe(), "spiffe://cluster.local/ns/shop/sa/web");
 }
 
 #[test]
 fn a_service_account_with_dots_keeps_its_namespace() {
-    let name = naming().identity("shop", "web.v2").unwrap();
-    assert_eq!(naming().from_dns(name.dns()).unwrap(), name);
-    assert_eq!(naming().from_spiffe(name.spiffe()).unwrap(), name);
+    let name = naming().name("shop", "web.v2").unwrap();
+    assert_eq!(naming().parse_dns(name.dns()).unwrap(), name);
+    assert_eq!(naming().parse_spiffe(name.spiffe()).unwrap(), name);
     // The longest look-alike: an account whose own name looks like the rest of an identity.
-    let tricky = naming().identity("b", "a.x.serviceaccount.identity.linkerd.cluster.local").unwrap();
-    assert_eq!(naming().from_dns(tricky.dns()).unwrap(), tricky);
+    let tricky = naming().name("b", "a.x.serviceaccount.identity.linkerd.cluster.local").unwrap();
+    assert_eq!(naming().parse_dns(tricky.dns()).unwrap(), tricky);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn nothing_is_normalized() {
         "-web.shop.serviceaccount.identity.linkerd.cluster.local",
         "web-.shop.serviceaccount.identity.linkerd.cluster.local",
     ] {
-        assert!(naming.from_dns(bad).is_err(), "{bad:?}");
+        assert!(naming.parse_dns(bad).is_err(), "{bad:?}");
     }
     for bad in [
         "",
@@ -68,19 +68,19 @@ fn nothing_is_normalized() {
         "spiffe://cluster.local/ns/a.b/sa/web",
         "spiffe://cluster.local/ns/shop/sa/WEB",
     ] {
-        assert!(naming.from_spiffe(bad).is_err(), "{bad:?}");
+        assert!(naming.parse_spiffe(bad).is_err(), "{bad:?}");
     }
-    assert!(IdentityNaming::new("Cluster.local", "linkerd").is_err());
-    assert!(IdentityNaming::new("cluster..local", "linkerd").is_err());
-    assert!(IdentityNaming::new("cluster.local", "a.b").is_err());
+    assert!(IdentityNaming::new("linkerd", "Cluster.local").is_err());
+    assert!(IdentityNaming::new("linkerd", "cluster..local").is_err());
+    assert!(IdentityNaming::new("a.b", "cluster.local").is_err());
 }
 
 #[test]
 fn lengths_are_bounded() {
-    assert!(naming().identity(&"n".repeat(63), "a").is_ok());
-    assert!(naming().identity(&"n".repeat(64), "a").is_err());
+    assert!(naming().name(&"n".repeat(63), "a").is_ok());
+    assert!(naming().name(&"n".repeat(64), "a").is_err());
     let long = vec!["a".repeat(60); 4].join(".");
-    assert!(matches!(naming().identity("shop", &long), Err(NameError::TooLong { .. })));
+    assert!(matches!(naming().name("shop", &long), Err(NameError::TooLong { .. })));
 }
 
 proptest! {
@@ -88,15 +88,15 @@ proptest! {
     fn whatever_parses_is_spelled_exactly_so(text in ".{0,80}", account in "[a-z0-9.-]{1,20}", space in "[a-z0-9.-]{1,20}") {
         let naming = naming();
         for dns in [text.clone(), format!("{account}.{space}.serviceaccount.identity.linkerd.cluster.local")] {
-            if let Ok(name) = naming.from_dns(&dns) {
+            if let Ok(name) = naming.parse_dns(&dns) {
                 prop_assert_eq!(name.dns(), dns.as_str());
-                prop_assert_eq!(naming.from_spiffe(name.spiffe()).unwrap(), name);
+                prop_assert_eq!(naming.parse_spiffe(name.spiffe()).unwrap(), name);
             }
         }
         for uri in [text, format!("spiffe://cluster.local/ns/{space}/sa/{account}")] {
-            if let Ok(name) = naming.from_spiffe(&uri) {
+            if let Ok(name) = naming.parse_spiffe(&uri) {
                 prop_assert_eq!(name.spiffe(), uri.as_str());
-                prop_assert_eq!(naming.from_dns(name.dns()).unwrap(), name);
+                prop_assert_eq!(naming.parse_dns(name.dns()).unwrap(), name);
             }
         }
     }

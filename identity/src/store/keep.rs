@@ -64,6 +64,8 @@ async fn renew<I: Issue>(store: Arc<Store>, authority: Arc<I>, renewal: Renewal,
     };
     match store.complete(renewal, outcome, clock()) {
         Ok(()) => tracing::info!(%identity, "certificate renewed"),
-        Err(error) => tracing::warn!(%identity, %error, "certificate not renewed; the old one stays in use while it is valid"),
+        Err(error) => {
+            tracing::warn!(%identity, %error, "certificate not renewed; the old one stays in use while it is valid")
+        }
     }
 }

@@ -26,7 +26,11 @@ impl FreshKey {
     }
 
     /// Joins the key with its certificate; rustls checks that they belong together and wipes the copy that it is handed.
-    pub(super) fn certified(self, issued: Issued, provider: &CryptoProvider) -> Result<CertifiedKey, rustls::Error> {
+    pub(super) fn certified(
+        self,
+        issued: Issued,
+        provider: &CryptoProvider,
+    ) -> Result<CertifiedKey, rustls::Error> {
         let der = PrivatePkcs8KeyDer::from(self.0.serialize_der());
         CertifiedKey::from_der(issued.chain, der.into(), provider)
     }

@@ -97,7 +97,8 @@ impl Workload {
 
     fn valid(&self, now: SystemTime) -> Result<Arc<Current>, NoCertificate> {
         let identity = || self.identity.to_string();
-        let current = self.current.load_full().ok_or_else(|| NoCertificate::NotYet { identity: identity() })?;
+        let current =
+            self.current.load_full().ok_or_else(|| NoCertificate::NotYet { identity: identity() })?;
         if current.not_after <= now {
             return Err(NoCertificate::Expired { identity: identity() });
         }

@@ -56,10 +56,14 @@ impl ServerCertVerifier for Servers {
         let ServerName::DnsName(asked) = server_name else {
             return Err(Error::UnsupportedNameType);
         };
-        let expected: IdentityName =
-            self.trust.naming().from_dns(asked.as_ref()).map_err(|error| Error::General(error.to_string()))?;
+        let expected: IdentityName = self
+            .trust
+            .naming()
+            .parse_dns(asked.as_ref())
+            .map_err(|error| Error::General(error.to_string()))?;
         profile::bounded(leaf, intermediates).map_err(misnamed)?;
-        let verified = self.trust.bundle().servers.verify_server_cert(leaf, intermediates, server_name, ocsp, now);
+        let verified =
+            self.trust.bundle().servers.verify_server_cert(leaf, intermediates, server_name, ocsp, now);
         let wrong = |presented: String| {
             refuse(PeerFault::WrongIdentity { expected: expected.to_string(), presented })
         };
