@@ -1,2 +1,31 @@
+//! Heddle's workload identity: who a workload is.
+//!
+//! - [`names`]: an identity's two spellings.
+//! - [`profile`]: what a mesh certificate looks like, and the identity that one bears.
+//! - [`authority`]: the embedded certificate authority, in memory or in a folder.
+//! - [`trust`]: the trust anchors, which may be replaced while connections are made.
+//! - [`tls`]: rustls configurations that authenticate both sides, and what must hold of a finished handshake.
+//! - [`store`]: a certificate for each identity on the node, renewed before it expires.
+//!
+//! The modules import one way: `names <- profile <- authority, trust <- tls <- store`.
 #![forbid(unsafe_code)]
-//! Who a workload is.
+
+pub mod authority;
+mod crypto;
+pub mod names;
+pub mod profile;
+pub mod store;
+pub mod tls;
+pub mod trust;
+
+#[cfg(test)]
+mod testing;
+
+pub use authority::{Authority, AuthorityError, AuthoritySettings, CertificateRequest, IssueError, Issued};
+pub use names::{IdentityName, IdentityNaming, NameError};
+pub use profile::{PeerNameError, peer_identity};
+pub use store::{
+    CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, keep_renewed,
+};
+pub use tls::{ALPN, Client, HandshakeFault, PeerFault, TlsSettings, confirm, provider};
+pub use trust::{Trust, TrustError};

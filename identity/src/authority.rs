@@ -1,0 +1,302 @@
+//! The embedded certificate authority: in memory, or in a folder that several agents may share.
+//!
+//! It signs keys that others made. Every name, usage and date in a certificate comes from the identity asked for and
+//! from the authority's settings; a request only proves that its sender holds the key. A request that asks for
+//! anything else than exactly that identity is refused, not corrected.
+
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+};
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+mod folder;
+mod request;
+
+pub use request::{CertificateRequest, RequestError};
+
+use crate::names::{IdentityName, IdentityNaming};
+
+/// How long a root is valid. Its replacement is a matter of trust bundles, not of this date.
+const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// What an authority puts into certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuthoritySettings {
+    /// How long a workload's certificate is valid; 24 hours by default.
+    pub lifetime: Duration,
+    /// How far clocks may be apart: certificates are valid from that much before they are made; 20 s by default.
+    pub clock_skew: Duration,
+}
+
+impl Default for AuthoritySettings {
+    fn default() -> Self {
+        Self { lifetime: Duration::from_secs(24 * 3600), clock_skew: Duration::from_secs(20) }
+    }
+}
+
+impl AuthoritySettings {
+    fn check(&self) -> Result<(), AuthorityError> {
+        if self.lifetime < Duration::from_secs(60) {
+            return Err(AuthorityError::Setting {
+                setting: "certificate lifetime",
+                reason: "it is shorter than a minute",
+            });
+        }
+        if self.clock_skew >= self.lifetime {
+            return Err(AuthorityError::Setting {
+                setting: "clock skew",
+                reason: "it is as long as a certificate's lifetime",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Why there is no authority: its configuration or its folder is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The settings contradict themselves.
+    #[error("the authority's {setting} is not usable: {reason}")]
+    Setting {
+        /// Which.
+        setting: &'static str,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The folder, or a file in it, is not safe to take a key from.
+    #[error("{path}: {problem}; {remedy}")]
+    Unsafe {
+        /// Which.
+        path: String,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The folder cannot be read or written.
+    #[error("{path}: cannot {action}: {source}")]
+    Io {
+        /// Which.
+        path: String,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// What is in the folder is not a key and its root certificate.
+    #[error(
+        "{path}: {problem}; restore it from a copy, or remove it so that a new root is made (every workload must then get a new certificate)"
+    )]
+    Content {
+        /// Which.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A key or a certificate could not be made.
+    #[error("the authority's key or certificate could not be made: {0}")]
+    Crypto(String),
+}
+
+/// Why no certificate was issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The request asks for something that is not given.
+    #[error("the certificate request is refused: {0}")]
+    Refused(#[from] RequestError),
+    /// The authority cannot be reached or did not answer in time.
+    #[error("the certificate authority is away: {0}")]
+    Away(String),
+    /// The authority itself is not able to issue.
+    #[error("the certificate authority cannot issue: {0}")]
+    Unable(String),
+}
+
+/// A certificate as it was issued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// The certificate, then its intermediates, without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+}
+
+/// A root key with its certificate.
+pub struct Authority {
+    naming: IdentityNaming,
+    settings: AuthoritySettings,
+    root: CertificateDer<'static>,
+    not_after: SystemTime,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority")
+            .field("naming", &self.naming)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// An authority that exists only in this process; its root is new.
+    ///
+    /// # Errors
+    /// Settings that contradict themselves, or no randomness.
+    pub fn in_memory(
+        naming: IdentityNaming,
+        settings: AuthoritySettings,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        settings.check()?;
+        let (key, root) = make_root(&naming, &settings, now)?;
+        Self::assemble(naming, settings, key, root.into(), "the new root")
+    }
+
+    /// The authority in `folder`, made there if there is none. Agents that start on one folder at once end with the
+    /// same root.
+    ///
+    /// # Errors
+    /// A folder or a file that somebody else owns, may read or may write, a symbolic link, something that is not an
+    /// authority's, or an error of the file system.
+    pub fn in_folder(
+        folder: &Path,
+        naming: IdentityNaming,
+        settings: AuthoritySettings,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        settings.check()?;
+        let folder = folder::Folder::open(folder)?;
+        let found = match folder.read()? {
+            Some(found) => found,
+            None => {
+                let (key, root) = make_root(&naming, &settings, now)?;
+                folder.write_once(&key, &root)?
+            }
+        };
+        let path = folder.file_path();
+        let (key, root) = folder::decode(&found, &path)?;
+        Self::assemble(naming, settings, key, root, &path)
+    }
+
+    fn assemble(
+        naming: IdentityNaming,
+        settings: AuthoritySettings,
+        key: KeyPair,
+        root: CertificateDer<'static>,
+        path: &str,
+    ) -> Result<Self, AuthorityError> {
+        let content = |problem: String| AuthorityError::Content { path: path.to_owned(), problem };
+        let not_after = folder::check_root(&root, &key).map_err(content)?;
+        let issuer = Issuer::from_ca_cert_der(&root, key)
+            .map_err(|error| content(format!("the root certificate cannot be used: {error}")))?;
+        Ok(Self { naming, settings, root, not_after, issuer })
+    }
+
+    /// The root certificate: the trust anchor of everything issued here.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// Whose identities are issued.
+    pub fn naming(&self) -> &IdentityNaming {
+        &self.naming
+    }
+
+    /// Signs the key of `request` for the identity that `request` names. Whoever calls has verified that the requester may
+    /// have that identity.
+    ///
+    /// # Errors
+    /// A request that is malformed or asks for more than its identity, an identity of another trust domain, a root
+    /// that is about to expire.
+    pub fn issue(&self, request: &CertificateRequest, now: SystemTime) -> Result<Issued, IssueError> {
+        if self.naming.parse_dns(request.identity.dns()).ok().as_ref() != Some(&request.identity) {
+            return Err(RequestError::OtherTrustDomain { identity: request.identity.to_string() }.into());
+        }
+        let public_key = request.checked_key()?;
+        let not_after = now + self.settings.lifetime;
+        if not_after > self.not_after {
+            return Err(IssueError::Unable(
+                "its root expires before the certificate would: replace the root".to_owned(),
+            ));
+        }
+        let params = leaf_params(&request.identity, now - self.settings.clock_skew, not_after)
+            .map_err(|error| IssueError::Unable(error.to_string()))?;
+        let certificate = params
+            .signed_by(&public_key, &self.issuer)
+            .map_err(|error| IssueError::Unable(error.to_string()))?;
+        Ok(Issued { chain: vec![certificate.into()] })
+    }
+}
+
+#[cfg(test)]
+impl Authority {
+    /// Signs whatever it is given: how tests forge certificates of the right authority.
+    pub(crate) fn sign_anything(&self, params: &CertificateParams, key: &KeyPair) -> CertificateDer<'static> {
+        params.signed_by(key, &self.issuer).unwrap().into()
+    }
+}
+
+/// Everything in a workload's certificate but its key.
+pub(crate) fn leaf_params(
+    identity: &IdentityName,
+    not_before: SystemTime,
+    not_after: SystemTime,
+) -> Result<CertificateParams, AuthorityError> {
+    let crypto = |error: rcgen::Error| AuthorityError::Crypto(error.to_string());
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![
+        SanType::DnsName(identity.dns().try_into().map_err(crypto)?),
+        SanType::URI(identity.spiffe().try_into().map_err(crypto)?),
+    ];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.not_before = OffsetDateTime::from(not_before);
+    params.not_after = OffsetDateTime::from(not_after);
+    params.serial_number = Some(random_serial()?);
+    Ok(params)
+}
+
+/// A new key and a root certificate of it, for leaves alone.
+fn make_root(
+    naming: &IdentityNaming,
+    settings: &AuthoritySettings,
+    now: SystemTime,
+) -> Result<(KeyPair, rcgen::Certificate), AuthorityError> {
+    let crypto = |error: rcgen::Error| AuthorityError::Crypto(error.to_string());
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, format!("Heddle root of {}", naming.trust_domain()));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = OffsetDateTime::from(now - settings.clock_skew);
+    params.not_after = OffsetDateTime::from(now + ROOT_LIFETIME);
+    params.serial_number = Some(random_serial()?);
+    let root = params.self_signed(&key).map_err(crypto)?;
+    Ok((key, root))
+}
+
+/// 127 random bits: positive, and never the same twice.
+fn random_serial() -> Result<SerialNumber, AuthorityError> {
+    let mut bytes = [0; 16];
+    rustls::crypto::aws_lc_rs::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| AuthorityError::Crypto("no randomness".to_owned()))?;
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+#[cfg(test)]
+mod tests;

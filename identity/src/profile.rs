@@ -1,0 +1,195 @@
+//! What a mesh certificate looks like, and the identity that one bears.
+//!
+//! A leaf has no subject, exactly one DNS name and one URI name that spell the same identity, is no authority, signs
+//! digitally, and says for which side it serves. Whatever has more, less or something else bears no identity. Only
+//! names of a certificate whose chain was verified may be used: the TLS verifiers call this on that certificate.
+
+use rustls::pki_types::CertificateDer;
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+
+use crate::names::{IdentityName, IdentityNaming, NameError};
+
+/// Longest chain that is looked at: two intermediates between a leaf and its anchor, and one to spare.
+const MAX_CHAIN: usize = 4;
+/// Largest certificate that is looked at; ours have about 600 bytes.
+const MAX_CERTIFICATE: usize = 8 * 1024;
+
+/// Why a certificate bears no identity.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerNameError {
+    /// No certificate was presented.
+    #[error("no certificate was presented")]
+    NoCertificate,
+    /// The chain is longer, or one of its certificates larger, than is looked at.
+    #[error(
+        "the certificate chain is too large: at most {MAX_CHAIN} certificates of {MAX_CERTIFICATE} bytes are read"
+    )]
+    TooLarge,
+    /// It is not one well-formed X.509 version 3 certificate.
+    #[error("the certificate cannot be parsed: {0}")]
+    Malformed(&'static str),
+    /// It has a subject. A common name never names anybody here.
+    #[error("the certificate has a subject ({0}): names stand in the alternative names alone")]
+    Subject(String),
+    /// Its alternative names are not one DNS name and one URI name.
+    #[error(
+        "the certificate has {dns} DNS, {uri} URI and {other} other names instead of exactly one DNS and one URI name"
+    )]
+    Names {
+        /// How many DNS names.
+        dns: usize,
+        /// How many URI names.
+        uri: usize,
+        /// How many names of other kinds.
+        other: usize,
+    },
+    /// A name is not an identity's.
+    #[error("the certificate bears the name {name:?}, which is no identity: {error}")]
+    NotAnIdentity {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        error: NameError,
+    },
+    /// The DNS name and the URI name spell two identities.
+    #[error("the certificate bears two identities, {dns} and {uri}")]
+    TwoIdentities {
+        /// The DNS name.
+        dns: String,
+        /// The URI name.
+        uri: String,
+    },
+    /// It may act as an authority.
+    #[error("the certificate is an authority's, not a workload's")]
+    Authority,
+    /// It lacks a usage, or grants one that a workload never has.
+    #[error("the certificate's usages do not fit: {0}")]
+    Usage(&'static str),
+}
+
+/// Which side a certificate is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The peer is a server.
+    Server,
+    /// The peer is a client.
+    Client,
+}
+
+/// The names that a certificate bears, as they stand in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Names {
+    dns: String,
+    uri: String,
+}
+
+impl Names {
+    /// The one identity of `naming` that both names spell.
+    pub(crate) fn identity(&self, naming: &IdentityNaming) -> Result<IdentityName, PeerNameError> {
+        let no_identity = |name: &str| {
+            let name = name.to_owned();
+            |error| PeerNameError::NotAnIdentity { name, error }
+        };
+        let by_dns = naming.parse_dns(&self.dns).map_err(no_identity(&self.dns))?;
+        let by_uri = naming.parse_spiffe(&self.uri).map_err(no_identity(&self.uri))?;
+        if by_dns != by_uri {
+            return Err(PeerNameError::TwoIdentities { dns: self.dns.clone(), uri: self.uri.clone() });
+        }
+        Ok(by_dns)
+    }
+}
+
+/// Bounds what a peer may make us parse, before anything is parsed.
+pub(crate) fn bounded(leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<(), PeerNameError> {
+    let large = |der: &CertificateDer<'_>| der.len() > MAX_CERTIFICATE;
+    if 1 + rest.len() > MAX_CHAIN || large(leaf) || rest.iter().any(large) {
+        return Err(PeerNameError::TooLarge);
+    }
+    Ok(())
+}
+
+/// Parses one whole certificate.
+pub(crate) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PeerNameError> {
+    let (rest, certificate) =
+        X509Certificate::from_der(der).map_err(|_| PeerNameError::Malformed("not X.509"))?;
+    if !rest.is_empty() {
+        return Err(PeerNameError::Malformed("bytes follow it"));
+    }
+    if certificate.version() != x509_parser::x509::X509Version::V3 {
+        return Err(PeerNameError::Malformed("not version 3"));
+    }
+    Ok(certificate)
+}
+
+/// Holds a certificate against what an authority's must be; gives what is wrong with it.
+pub(crate) fn check_authority(certificate: &X509Certificate<'_>) -> Result<(), &'static str> {
+    let broken = |_| "an extension stands in it twice or cannot be parsed";
+    if !certificate.basic_constraints().map_err(broken)?.is_some_and(|it| it.value.ca) {
+        return Err("it is not an authority's (CA:TRUE is missing)");
+    }
+    if !certificate.key_usage().map_err(broken)?.is_some_and(|it| it.value.key_cert_sign()) {
+        return Err("its key may not sign certificates (keyCertSign is missing)");
+    }
+    Ok(())
+}
+
+/// Holds a leaf against the profile and gives its names.
+pub(crate) fn leaf(der: &CertificateDer<'_>, side: Side) -> Result<Names, PeerNameError> {
+    let certificate = parse(der)?;
+    let names = names(&certificate)?;
+    let twice = |_| PeerNameError::Malformed("an extension stands in it twice or cannot be parsed");
+    if certificate.basic_constraints().map_err(twice)?.is_some_and(|it| it.value.ca) {
+        return Err(PeerNameError::Authority);
+    }
+    let usage = certificate.key_usage().map_err(twice)?.ok_or(PeerNameError::Usage("no key usage"))?.value;
+    if usage.key_cert_sign() || usage.crl_sign() {
+        return Err(PeerNameError::Authority);
+    }
+    if !usage.digital_signature() {
+        return Err(PeerNameError::Usage("no digital signature"));
+    }
+    let extended = certificate
+        .extended_key_usage()
+        .map_err(twice)?
+        .ok_or(PeerNameError::Usage("no extended key usage"))?;
+    match side {
+        Side::Server if !extended.value.server_auth => Err(PeerNameError::Usage("not for TLS servers")),
+        Side::Client if !extended.value.client_auth => Err(PeerNameError::Usage("not for TLS clients")),
+        Side::Server | Side::Client => Ok(names),
+    }
+}
+
+fn names(certificate: &X509Certificate<'_>) -> Result<Names, PeerNameError> {
+    if certificate.subject().iter_rdn().next().is_some() {
+        return Err(PeerNameError::Subject(certificate.subject().to_string()));
+    }
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|_| PeerNameError::Malformed("the alternative names stand in it twice or cannot be parsed"))?
+        .map_or(&[][..], |it| &it.value.general_names[..]);
+    match names {
+        [GeneralName::DNSName(dns), GeneralName::URI(uri)]
+        | [GeneralName::URI(uri), GeneralName::DNSName(dns)] => {
+            Ok(Names { dns: (*dns).to_owned(), uri: (*uri).to_owned() })
+        }
+        _ => {
+            let dns = names.iter().filter(|name| matches!(name, GeneralName::DNSName(_))).count();
+            let uri = names.iter().filter(|name| matches!(name, GeneralName::URI(_))).count();
+            Err(PeerNameError::Names { dns, uri, other: names.len() - dns - uri })
+        }
+    }
+}
+
+/// The identity of a peer from the certificates of a *finished* handshake, the leaf first.
+///
+/// Both TLS verifiers have held that leaf against the same profile; this reads the name again from what was verified.
+///
+/// # Errors
+/// No certificate, or one that does not bear exactly one identity of `naming`.
+pub fn peer_identity(
+    naming: &IdentityNaming,
+    certificates: &[CertificateDer<'_>],
+) -> Result<IdentityName, PeerNameError> {
+    let leaf = certificates.first().ok_or(PeerNameError::NoCertificate)?;
+    names(&parse(leaf)?)?.identity(naming)
+}

@@ -1,0 +1,277 @@
+//! A certificate for each identity on the node, with a fresh key for each, renewed long before it expires.
+//!
+//! The store is a state machine without a clock: time is an argument. [`keep_renewed`] drives it.
+//!
+//! An identity is held as long as somebody has its [`Workload`]; keys are in memory alone. A renewal that fails never
+//! takes a certificate away: the old one is used until it expires, and then there is none, and connections are refused.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, SystemTime},
+};
+
+use rustls::pki_types::CertificateDer;
+
+mod keep;
+mod key;
+mod workload;
+
+pub use keep::{Issue, keep_renewed};
+pub use workload::{NoCertificate, Workload};
+
+use crate::{
+    authority::{CertificateRequest, IssueError, Issued},
+    names::IdentityName,
+    tls::TlsSettings,
+    trust::{Trust, TrustError},
+};
+use key::FreshKey;
+
+/// How long a renewal that was begun is waited for before it is begun again.
+const ATTEMPT: Duration = Duration::from_secs(30);
+
+/// When certificates are renewed.
+#[derive(Clone, Copy, Debug)]
+pub struct RenewalSettings {
+    /// After which part of its lifetime a certificate is renewed. Half by default, and not the usual 70 %: an authority may then be away
+    /// for 49 % of a lifetime, whenever that begins, and no handshake notices.
+    pub renew_after: f64,
+    /// How much earlier it may be, as a part of the time until then: the certificates of a node are not all renewed at once.
+    pub jitter: f64,
+    /// How long after a first failure it is tried again; doubled with each failure.
+    pub first_retry: Duration,
+    /// The longest time between two tries.
+    pub longest_retry: Duration,
+    /// Gives numbers from 0 up to 1.
+    pub random: fn() -> f64,
+}
+
+impl Default for RenewalSettings {
+    fn default() -> Self {
+        Self {
+            renew_after: 0.5,
+            jitter: 0.05,
+            first_retry: Duration::from_secs(1),
+            longest_retry: Duration::from_secs(300),
+            random: random_fraction,
+        }
+    }
+}
+
+/// Why a certificate was not renewed.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewalError {
+    /// None was issued.
+    #[error(transparent)]
+    NotIssued(#[from] IssueError),
+    /// What was issued cannot be used.
+    #[error("the certificate that was issued for {identity} cannot be used: {problem}")]
+    Unusable {
+        /// For whom.
+        identity: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// A renewal under way: a fresh key and the request for its certificate.
+#[derive(Debug)]
+pub struct Renewal {
+    workload: Arc<Workload>,
+    key: FreshKey,
+    request: CertificateRequest,
+}
+
+impl Renewal {
+    /// What to ask the authority for.
+    pub fn request(&self) -> &CertificateRequest {
+        &self.request
+    }
+}
+
+/// How an identity's certificate is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateStatus {
+    /// Whose.
+    pub identity: IdentityName,
+    /// When it expires; `None`: there is none yet.
+    pub not_after: Option<SystemTime>,
+    /// How many renewals have failed since the last that did not.
+    pub failures: u32,
+}
+
+/// The certificates of this node.
+#[derive(Debug)]
+pub struct Store {
+    trust: Arc<Trust>,
+    tls: TlsSettings,
+    settings: RenewalSettings,
+    slots: Mutex<Slots>,
+    changed: tokio::sync::Notify,
+}
+
+#[derive(Debug)]
+struct Slots {
+    by_identity: HashMap<IdentityName, Slot>,
+    /// The generation of the anchors under which the certificates were obtained.
+    trust_generation: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    workload: Weak<Workload>,
+    due: SystemTime,
+    failures: u32,
+}
+
+impl Store {
+    /// A store without certificates.
+    pub fn new(trust: Arc<Trust>, tls: TlsSettings, settings: RenewalSettings) -> Self {
+        let slots = Slots { by_identity: HashMap::new(), trust_generation: trust.generation() };
+        Self { trust, tls, settings, slots: Mutex::new(slots), changed: tokio::sync::Notify::new() }
+    }
+
+    /// The anchors that peers are held against.
+    pub fn trust(&self) -> &Arc<Trust> {
+        &self.trust
+    }
+
+    /// Holds `identity` as long as what is returned, or a copy of it, lives. Its first certificate is due at once.
+    pub fn hold(&self, identity: &IdentityName, now: SystemTime) -> Arc<Workload> {
+        let mut slots = self.slots();
+        let held = slots.by_identity.get(identity).and_then(|slot| slot.workload.upgrade());
+        if let Some(workload) = held {
+            return workload;
+        }
+        let workload = Arc::new(Workload::new(identity.clone()));
+        let slot = Slot { workload: Arc::downgrade(&workload), due: now, failures: 0 };
+        slots.by_identity.insert(identity.clone(), slot);
+        drop(slots);
+        self.changed.notify_one();
+        workload
+    }
+
+    /// Puts other anchors in force and renews every certificate.
+    ///
+    /// # Errors
+    /// As [`Trust::reload`]; then nothing changes.
+    pub fn reload_trust(&self, anchors: Vec<CertificateDer<'static>>) -> Result<(), TrustError> {
+        self.trust.reload(anchors)?;
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// The renewals to begin now, at most `most`. One whose outcome is not told within half a minute is due again.
+    pub fn due(&self, now: SystemTime, most: usize) -> Vec<Renewal> {
+        let generation = self.trust.generation();
+        let mut slots = self.slots();
+        slots.by_identity.retain(|_, slot| slot.workload.strong_count() > 0);
+        if slots.trust_generation != generation {
+            slots.trust_generation = generation;
+            slots.by_identity.values_mut().for_each(|slot| slot.due = now);
+        }
+        let mut due: Vec<_> = slots.by_identity.values_mut().filter(|slot| slot.due <= now).collect();
+        due.sort_by_key(|slot| slot.due);
+        let mut renewals = Vec::new();
+        for slot in due.into_iter().take(most) {
+            let Some(workload) = slot.workload.upgrade() else { continue };
+            slot.due = now + ATTEMPT;
+            match FreshKey::with_request(workload.identity()) {
+                Ok((key, request)) => renewals.push(Renewal { workload, key, request }),
+                Err(error) => {
+                    tracing::error!(identity = %workload.identity(), %error, "no key could be made");
+                    slot.failures += 1;
+                }
+            }
+        }
+        renewals
+    }
+
+    /// When something is due next; `None`: nothing is held.
+    pub fn next_due(&self) -> Option<SystemTime> {
+        self.slots().by_identity.values().map(|slot| slot.due).min()
+    }
+
+    /// Tells the outcome of a renewal. A certificate that can be used replaces the old one for connections from now on.
+    ///
+    /// # Errors
+    /// No certificate, or one that cannot be used: the old one stays, and the renewal is due again a little later.
+    pub fn complete(
+        &self,
+        renewal: Renewal,
+        outcome: Result<Issued, IssueError>,
+        now: SystemTime,
+    ) -> Result<(), RenewalError> {
+        let Renewal { workload, key, .. } = renewal;
+        let adopted = outcome.map_err(RenewalError::from).and_then(|issued| {
+            workload.adopt(key, issued, &self.trust, &self.tls, now).map_err(|problem| {
+                RenewalError::Unusable { identity: workload.identity().to_string(), problem }
+            })
+        });
+        let mut slots = self.slots();
+        let slot = slots
+            .by_identity
+            .get_mut(workload.identity())
+            .filter(|slot| std::ptr::eq(slot.workload.as_ptr(), Arc::as_ptr(&workload)));
+        let Some(slot) = slot else { return adopted.map(|_| ()) };
+        match adopted {
+            Ok(not_after) => {
+                slot.failures = 0;
+                slot.due = self.settings.after_success(now, not_after);
+                Ok(())
+            }
+            Err(error) => {
+                slot.failures = slot.failures.saturating_add(1);
+                slot.due = now + self.settings.after_failures(slot.failures);
+                Err(error)
+            }
+        }
+    }
+
+    /// Every identity that is held.
+    pub fn status(&self) -> Vec<CertificateStatus> {
+        let mut status: Vec<_> = self
+            .slots()
+            .by_identity
+            .iter()
+            .filter_map(|(identity, slot)| {
+                let not_after = slot.workload.upgrade()?.expires();
+                Some(CertificateStatus { identity: identity.clone(), not_after, failures: slot.failures })
+            })
+            .collect();
+        status.sort_by(|a, b| a.identity.cmp(&b.identity));
+        status
+    }
+
+    /// Nothing panics under this lock, so that a poisoned one still holds whole values.
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RenewalSettings {
+    fn after_success(&self, now: SystemTime, not_after: SystemTime) -> SystemTime {
+        let left = not_after.duration_since(now).unwrap_or_default();
+        let part = self.renew_after.clamp(0.0, 0.95) * (1.0 - self.jitter.clamp(0.0, 0.5) * (self.random)());
+        now + left.mul_f64(part.clamp(0.0, 0.95))
+    }
+
+    fn after_failures(&self, failures: u32) -> Duration {
+        let doubled = self.first_retry.saturating_mul(1 << failures.saturating_sub(1).min(20));
+        doubled.min(self.longest_retry).mul_f64(0.5 + 0.5 * (self.random)().clamp(0.0, 1.0))
+    }
+}
+
+fn random_fraction() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness there is no jitter: nothing that depends on it is secret.
+    let filled = rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes);
+    if filled.is_err() {
+        return 0.5;
+    }
+    f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! The trust anchors: whose certificates are believed. They may be replaced at any time; the next handshake uses the new ones.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    RootCertStore,
+    client::WebPkiServerVerifier,
+    crypto::CryptoProvider,
+    pki_types::CertificateDer,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+
+use crate::{names::IdentityNaming, profile};
+
+/// Why a set of anchors cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrustError {
+    /// There is none.
+    #[error("there is no trust anchor: name at least one root certificate")]
+    Empty,
+    /// One is no root certificate.
+    #[error("trust anchor {index} cannot be used: {problem}")]
+    Anchor {
+        /// Its place in the list, from 1.
+        index: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// The anchors in force, for the identities of one trust domain.
+pub struct Trust {
+    naming: IdentityNaming,
+    provider: Arc<CryptoProvider>,
+    current: ArcSwap<Bundle>,
+    generation: AtomicU64,
+}
+
+/// One set of anchors, with the verifiers made of it.
+pub(crate) struct Bundle {
+    anchors: Vec<CertificateDer<'static>>,
+    /// Verifies servers.
+    pub(crate) servers: Arc<WebPkiServerVerifier>,
+    /// Verifies clients.
+    pub(crate) clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trust")
+            .field("naming", &self.naming)
+            .field("anchors", &self.current.load().anchors.len())
+            .field("generation", &self.generation())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Trust {
+    /// # Errors
+    /// No anchor, or one that is no root certificate: without trust there is nothing to start with.
+    pub fn new(
+        naming: IdentityNaming,
+        anchors: Vec<CertificateDer<'static>>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, TrustError> {
+        let bundle = Bundle::new(anchors, &provider)?;
+        Ok(Self { naming, provider, current: ArcSwap::from_pointee(bundle), generation: AtomicU64::new(1) })
+    }
+
+    /// Puts other anchors in force. Handshakes from now on use them; connections that stand are for their owner to end
+    /// (see [`Self::generation`]).
+    ///
+    /// # Errors
+    /// As [`Self::new`]; the anchors in force stay.
+    pub fn reload(&self, anchors: Vec<CertificateDer<'static>>) -> Result<(), TrustError> {
+        let bundle = Bundle::new(anchors, &self.provider)?;
+        self.current.store(Arc::new(bundle));
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Grows with each reload: a connection that was made under another generation may rest on an anchor that is gone.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The anchors in force.
+    pub fn anchors(&self) -> Vec<CertificateDer<'static>> {
+        self.current.load().anchors.clone()
+    }
+
+    /// Whose identities are believed.
+    pub fn naming(&self) -> &IdentityNaming {
+        &self.naming
+    }
+
+    pub(crate) fn bundle(&self) -> arc_swap::Guard<Arc<Bundle>> {
+        self.current.load()
+    }
+}
+
+impl Bundle {
+    fn new(
+        mut anchors: Vec<CertificateDer<'static>>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, TrustError> {
+        anchors.dedup();
+        let mut roots = RootCertStore::empty();
+        for (place, anchor) in anchors.iter().enumerate() {
+            let wrong = |problem: String| TrustError::Anchor { index: place + 1, problem };
+            let certificate = profile::parse(anchor).map_err(|error| wrong(error.to_string()))?;
+            profile::check_authority(&certificate).map_err(|problem| wrong(problem.to_owned()))?;
+            roots.add(anchor.clone()).map_err(|error| wrong(error.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(TrustError::Empty);
+        }
+        let roots = Arc::new(roots);
+        let unusable = |error: rustls::client::VerifierBuilderError| TrustError::Anchor {
+            index: 1,
+            problem: error.to_string(),
+        };
+        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider))
+            .build()
+            .map_err(unusable)?;
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
+            .build()
+            .map_err(unusable)?;
+        Ok(Self { anchors, servers, clients })
+    }
+}
