@@ -1,6 +1,7 @@
 //! Debian's packages: installing what is missing, and unpacking what must not be installed.
 
 use crate::command;
+use crate::privilege::as_root;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::Path;
@@ -9,24 +10,6 @@ use std::process::Command;
 /// Whether this machine has apt at all.
 pub fn present() -> bool {
     command::find("apt-get").is_some() && command::find("dpkg").is_some()
-}
-
-/// A command as root: as it is for root, through sudo for everybody else.
-pub fn as_root(program: &str) -> Result<Command> {
-    if is_root()? {
-        return Ok(Command::new(program));
-    }
-    if command::find("sudo").is_none() {
-        bail!("`{program}` needs root, and there is no sudo: call this command as root, or install sudo");
-    }
-    let mut sudo = Command::new("sudo");
-    sudo.arg("--").arg(program);
-    Ok(sudo)
-}
-
-/// Whether the caller is uid 0.
-pub fn is_root() -> Result<bool> {
-    Ok(command::output(Command::new("id").arg("-u"))?.trim() == "0")
 }
 
 /// Those of `packages` that are not installed.

@@ -29,7 +29,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<PathBuf> {
     let folder = workspace.target.join("bpf/build");
     command::run(
         compiler
-            .cargo_build(&linker)
+            .cargo("build", &linker)
             .args(["--release", "--bin", "heddle", "--manifest-path"])
             .arg(&manifest)
             .arg("--target-dir")

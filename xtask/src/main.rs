@@ -3,9 +3,15 @@
 
 mod apt;
 mod btf;
+mod circles;
 mod command;
 mod ebpf;
+mod preflight;
+mod privilege;
+mod test;
 mod toolchain;
+mod tools;
+mod vm;
 mod workspace;
 
 use anyhow::Result;
@@ -22,7 +28,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Test(test::Arguments),
     Ebpf(ebpf::Arguments),
+    Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +47,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     let workspace = workspace::Workspace::find()?;
     match command {
+        Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Vm(arguments) => vm::run(&workspace, &arguments),
         Command::Ebpf(arguments) => ebpf::run(&workspace, &arguments).map(|_| ExitCode::SUCCESS),
     }
 }

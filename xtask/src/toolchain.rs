@@ -79,8 +79,8 @@ impl Compiler {
         }
     }
 
-    /// `cargo build` for the BPF target with this compiler and `linker`.
-    pub fn cargo_build(&self, linker: &Path) -> Command {
+    /// A subcommand of cargo's for the BPF target with this compiler and `linker`.
+    pub fn cargo(&self, subcommand: &str, linker: &Path) -> Command {
         let mut build = match self {
             Self::Debian(folder) => {
                 let mut cargo = command::cargo();
@@ -89,12 +89,12 @@ impl Compiler {
                     // Debian counts its BPF target as one for nightlies.
                     .env("RUSTC_BOOTSTRAP", "1")
                     .env("LD_LIBRARY_PATH", libraries(folder))
-                    .arg("build");
+                    .arg(subcommand);
                 cargo
             }
             Self::Nightly { rustup } => {
                 let mut cargo = nightly(*rustup, "cargo");
-                cargo.args(["build", "-Z", "build-std=core"]);
+                cargo.args([subcommand, "-Z", "build-std=core"]);
                 cargo
             }
         };
@@ -176,6 +176,35 @@ fn fetch_debian(folder: &Path) -> Result<()> {
     let packages: Vec<String> = packages.collect();
     eprintln!("fetching Debian's compiler into {} (550 MB unpacked, not installed)", folder.display());
     apt::unpack(&packages, folder, &[])
+}
+
+/// Clippy over the kernel programs, for their own target and with the compiler that builds them; warnings are errors.
+pub fn clippy(workspace: &Workspace) -> Result<()> {
+    let compiler = Compiler::find(workspace, Choice::Auto)?;
+    let mut check = compiler.cargo("check", &linker(workspace, &compiler)?);
+    match &compiler {
+        Compiler::Debian(_) => {
+            let folder = workspace.cache.join("debian-clippy");
+            let driver = folder.join("usr/bin/clippy-driver");
+            if !driver.is_file() {
+                apt::unpack(&["rust-web-clippy".to_owned()], &folder, &[])?;
+            }
+            // What cargo-clippy does, without its rustup.
+            check.env("RUSTC_WORKSPACE_WRAPPER", driver).env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings");
+        }
+        Compiler::Nightly { rustup } => {
+            let driver = command::output(nightly(*rustup, "rustc").args(["--print", "sysroot"]))?;
+            let driver = Path::new(driver.trim()).join("bin/clippy-driver");
+            if !driver.is_file() {
+                bail!("the nightly has no clippy: `rustup component add clippy --toolchain nightly`");
+            }
+            check.env("RUSTC_WORKSPACE_WRAPPER", driver).env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings");
+        }
+    }
+    check
+        .args(["--quiet", "--release", "--manifest-path"])
+        .arg(workspace.root.join("ebpf/programs/Cargo.toml"));
+    command::run(check.arg("--target-dir").arg(workspace.target.join("bpf/check")))
 }
 
 fn named(packages: &[String], prefix: &str) -> Option<String> {
