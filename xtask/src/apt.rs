@@ -1,0 +1,95 @@
+//! Debian's packages: installing what is missing, and unpacking what must not be installed.
+
+use crate::command;
+use crate::privilege::as_root;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Whether this machine has apt at all.
+pub fn present() -> bool {
+    command::find("apt-get").is_some() && command::find("dpkg").is_some()
+}
+
+/// Those of `packages` that are not installed.
+pub fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
+    packages.iter().copied().filter(|package| !installed(package)).collect()
+}
+
+fn installed(package: &str) -> bool {
+    command::output(Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]))
+        .is_ok_and(|status| status == "installed")
+}
+
+/// Whether apt knows a version of `package` that it could fetch.
+pub fn offered(package: &str) -> bool {
+    command::output(Command::new("apt-cache").args(["policy", package])).is_ok_and(|policy| {
+        policy
+            .lines()
+            .any(|line| line.trim_start().strip_prefix("Candidate: ").is_some_and(|v| v != "(none)"))
+    })
+}
+
+/// Fetches apt's lists where they are empty, as they are in a fresh image.
+pub fn update_if_empty() -> Result<()> {
+    if offered("libc6-dev") {
+        return Ok(());
+    }
+    eprintln!("apt has no package lists yet: fetching them");
+    command::run(as_root("apt-get")?.args(["update", "--quiet"]))
+}
+
+/// Installs those of `packages` that are missing, and says which.
+pub fn install(packages: &[&str]) -> Result<()> {
+    let missing = missing(packages);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !present() {
+        bail!(
+            "this machine has no apt; please install by its own means what Debian calls: {}",
+            missing.join(" ")
+        );
+    }
+    update_if_empty()?;
+    eprintln!("installing Debian packages: {}", missing.join(" "));
+    let mut install = as_root("env")?;
+    install.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "--quiet=2"]);
+    command::run(install.arg("--no-install-recommends").args(&missing))
+        .with_context(|| format!("these Debian packages could not be installed: {}", missing.join(" ")))
+}
+
+/// The names that `package` depends on.
+pub fn depends(package: &str) -> Result<Vec<String>> {
+    let said = command::output(Command::new("apt-cache").args(["depends", package]))?;
+    Ok(said.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned).collect())
+}
+
+/// Fetches `packages` with `apt-get download` (and `options`, for another suite) and unpacks them into `folder`,
+/// which appears only when all of it is there.
+pub fn unpack(packages: &[String], folder: &Path, options: &[String]) -> Result<()> {
+    let parent = folder.parent().context("a folder without a parent")?;
+    let partial = folder.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial).with_context(|| format!("cannot clear {}", partial.display()))?;
+    }
+    let fetched = partial.join("packages");
+    fs::create_dir_all(&fetched).with_context(|| format!("cannot make {}", fetched.display()))?;
+    command::run(
+        Command::new("apt-get")
+            .args(options)
+            // Root's downloads go through the user _apt, who cannot write into somebody's home.
+            .args(["-o", "APT::Sandbox::User=root", "--quiet", "download"])
+            .args(packages)
+            .current_dir(&fetched),
+    )?;
+    let unpacked = partial.join("unpacked");
+    for file in fs::read_dir(&fetched)? {
+        command::run(Command::new("dpkg").arg("-x").arg(file?.path()).arg(&unpacked))?;
+    }
+    fs::create_dir_all(parent)?;
+    fs::rename(&unpacked, folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::remove_dir_all(&partial)?;
+    Ok(())
+}

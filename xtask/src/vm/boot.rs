@@ -1,0 +1,196 @@
+//! One machine's life under QEMU: its console is read until the result, a panic, the time limit or its end.
+
+use crate::command;
+use anyhow::{Context, Result, bail};
+use std::env;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What to boot, and with what.
+pub struct Machine<'a> {
+    /// QEMU.
+    pub emulator: &'a Path,
+    /// The kernel's image.
+    pub kernel: &'a Path,
+    /// Its first and only file system.
+    pub initramfs: &'a Path,
+    /// The word before the result.
+    pub marker: &'a str,
+    /// In MiB.
+    pub memory: u32,
+    /// From power-on to the result.
+    pub limit: Duration,
+    /// Where the console is kept.
+    pub console: &'a Path,
+}
+
+/// How a machine ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// The work ended with this exit status.
+    Result(i32, Duration),
+    /// The kernel said this before it gave up.
+    Panic(String),
+    /// Nothing came within the limit.
+    Hang(Duration),
+    /// The machine went away without a result.
+    Early,
+}
+
+impl End {
+    /// Whether the work was done and succeeded.
+    pub fn is_good(&self) -> bool {
+        matches!(self, Self::Result(0, _))
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Result(0, took) => write!(f, "good, after {:.1} s", took.as_secs_f64()),
+            Self::Result(code, took) => {
+                write!(f, "FAILED with status {code}, after {:.1} s", took.as_secs_f64())
+            }
+            Self::Panic(line) => write!(f, "FAILED: the kernel gave up: {line}"),
+            Self::Hang(limit) => write!(f, "FAILED: no result within {} s", limit.as_secs()),
+            Self::Early => write!(f, "FAILED: the machine ended without a result"),
+        }
+    }
+}
+
+/// The emulator for this machine's own architecture.
+pub fn emulator() -> Result<PathBuf> {
+    let name = match env::consts::ARCH {
+        "x86_64" => "qemu-system-x86_64",
+        other => bail!("virtual machines are made for x86_64 only so far, this is {other}"),
+    };
+    command::find(name).with_context(|| format!("`{name}` is not in PATH: install Debian's qemu-system-x86"))
+}
+
+impl Machine<'_> {
+    /// Boots and waits. What the machine prints is shown and kept.
+    pub fn run(&self) -> Result<End> {
+        let mut log =
+            File::create(self.console).with_context(|| format!("cannot write {}", self.console.display()))?;
+        let mut qemu = Command::new(self.emulator);
+        qemu.args([
+            "-machine",
+            "q35",
+            "-accel",
+            accelerator(),
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-nodefaults",
+            "-no-reboot",
+        ])
+        .args(["-display", "none", "-serial", "stdio", "-m", &format!("{}M", self.memory)])
+        .arg("-kernel")
+        .arg(self.kernel)
+        .arg("-initrd")
+        .arg(self.initramfs)
+        // A machine in doubt must end: QEMU then exits, and without a result that is a failure.
+        .args(["-append", "console=ttyS0 loglevel=4 panic=-1 oops=panic rdinit=/init"]);
+        let mut child = qemu
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run `{}`", command::shown(&qemu)))?;
+        let output = child.stdout.take().context("QEMU has no output")?;
+        let (lines, console) = mpsc::channel();
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n') {
+                let Ok(line) = line else { break };
+                let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                if lines.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let started = Instant::now();
+        let mut watch = Watch { marker: self.marker, panicked: None };
+        let end = loop {
+            match console.recv_timeout(self.limit.saturating_sub(started.elapsed())) {
+                Ok(line) => {
+                    writeln!(log, "{line}")?;
+                    if let Some(code) = watch.line(&line) {
+                        break End::Result(code, started.elapsed());
+                    }
+                    println!("    {line}");
+                }
+                Err(RecvTimeoutError::Timeout) => break End::Hang(self.limit),
+                Err(RecvTimeoutError::Disconnected) => {
+                    break watch.panicked.take().map_or(End::Early, End::Panic);
+                }
+            }
+        };
+        // After a result it is about to end by itself; otherwise it must.
+        let _ = child.kill();
+        child.wait().context("QEMU cannot be waited for")?;
+        drop(console);
+        let _ = reader.join();
+        Ok(end)
+    }
+}
+
+/// Reads the console for the result and for the kernel's last words.
+struct Watch<'a> {
+    marker: &'a str,
+    panicked: Option<String>,
+}
+
+impl Watch<'_> {
+    /// The exit status, where this line tells it.
+    fn line(&mut self, line: &str) -> Option<i32> {
+        if line.contains("Kernel panic") {
+            self.panicked = Some(line.to_owned());
+        }
+        line.strip_prefix(self.marker)?.trim().parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_marker_at_a_line_s_start_is_a_result() {
+        let mut watch = Watch { marker: "RESULT-1", panicked: None };
+        assert_eq!(watch.line("RESULT-1 3"), Some(3));
+        assert_eq!(watch.line("echo RESULT-1 0"), None);
+        assert_eq!(watch.line("RESULT-1"), None);
+        assert_eq!(watch.line("RESULT-2 0"), None);
+    }
+
+    #[test]
+    fn a_machine_that_ends_without_a_result_has_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let ended = |script: &str| {
+            let emulator = folder.path().join("emulator");
+            std::fs::write(&emulator, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&emulator, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let machine = Machine {
+                emulator: &emulator,
+                kernel: Path::new("k"),
+                initramfs: Path::new("i"),
+                marker: "RESULT-1",
+                memory: 1,
+                limit: Duration::from_secs(1),
+                console: &folder.path().join("console"),
+            };
+            machine.run().unwrap()
+        };
+        assert!(ended("echo; echo 'RESULT-1 0'").is_good());
+        assert!(matches!(ended("echo 'RESULT-1 7'"), End::Result(7, _)));
+        assert_eq!(ended("echo fine"), End::Early);
+        assert_eq!(ended("exec sleep 5"), End::Hang(Duration::from_secs(1)));
+        assert!(matches!(ended("echo '[ 1.0] Kernel panic - not syncing: x'"), End::Panic(_)));
+    }
+}

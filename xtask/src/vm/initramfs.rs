@@ -1,0 +1,171 @@
+//! The machine's whole file system: busybox, this tree's binaries, Debian's programs with the libraries they name, and
+//! the kernel's modules.
+
+use super::kernel::Kernel;
+use super::modules;
+use crate::command;
+use anyhow::{Context, Result, bail};
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const INIT: &str = include_str!("init.sh");
+/// What the lab and its agents call; busybox has the rest.
+const PROGRAMS: [&str; 15] = [
+    "ip", "tc", "ss", "bpftool", "nft", "curl", "tcpdump", "nginx", "nsenter", "unshare", "setpriv", "mount",
+    "umount", "sysctl", "timeout",
+];
+const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/:/bin/false\ntcpdump:x:102:102::/:/bin/false\n\
+    nobody:x:65534:65534::/:/bin/false\n";
+const GROUPS: &str = "root:x:0:\nadm:x:4:\nwww-data:x:33:\ntcpdump:x:102:\nnogroup:x:65534:\n";
+
+/// What goes in besides the programs.
+pub struct Contents<'a> {
+    /// Of this tree, each into /usr/local/bin.
+    pub binaries: Vec<PathBuf>,
+    /// The kernel programs, as /heddle.o.
+    pub object: PathBuf,
+    /// Where programs are looked for.
+    pub search: OsString,
+    /// The shell script that is the machine's work.
+    pub script: &'a str,
+}
+
+/// A finished image.
+pub struct Image {
+    /// Compressed.
+    pub file: PathBuf,
+    /// The word before the result on the console; another one each time, so that nothing else prints it.
+    pub marker: String,
+}
+
+/// Builds the image in `folder`.
+pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Image> {
+    let root = folder.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| format!("cannot clear {}", root.display()))?;
+    }
+    let stage = Stage { root };
+    stage.place(&found("busybox", &contents.search)?, "bin/busybox")?;
+    for binary in &contents.binaries {
+        let name = binary.file_name().context("a binary without a name")?;
+        let target = Path::new("usr/local/bin").join(name);
+        stage.with_libraries(binary, &target)?;
+        // Names of functions stay, for backtraces.
+        command::run(Command::new("strip").arg("--strip-debug").arg(stage.root.join(&target)))?;
+    }
+    for program in PROGRAMS {
+        stage.with_libraries(&found(program, &contents.search)?, &Path::new("usr/sbin").join(program))?;
+    }
+    stage.place(&contents.object, "heddle.o")?;
+
+    let mut order = String::new();
+    for file in modules::in_order(&kernel.modules)? {
+        let name = modules::name_of(&file).context("a module without a name")? + ".ko";
+        stage.write(&format!("modules/{name}"), modules::read(&file)?)?;
+        order.push_str(&name);
+        order.push('\n');
+    }
+    stage.write("modules/order", order)?;
+    stage.write("etc/passwd", USERS)?;
+    stage.write("etc/group", GROUPS)?;
+    for folder in ["var/log/nginx", "var/lib/nginx", "etc/nginx", "lib64"] {
+        stage.folder(folder)?;
+    }
+
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+    let marker = format!("HEDDLE-RESULT-{now:x}");
+    stage.write("init", INIT.replace("MARKER", &marker))?;
+    fs::set_permissions(stage.root.join("init"), fs::Permissions::from_mode(0o755))?;
+    stage.write("work.sh", contents.script)?;
+
+    let file = folder.join("initramfs.gz");
+    stage.pack(&file)?;
+    Ok(Image { file, marker })
+}
+
+fn found(program: &str, search: &OsString) -> Result<PathBuf> {
+    env::split_paths(search)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+        .with_context(|| format!("`{program}` is not in PATH: it belongs into the machine"))
+}
+
+/// The folder that becomes the image.
+struct Stage {
+    root: PathBuf,
+}
+
+impl Stage {
+    fn folder(&self, inside: impl AsRef<Path>) -> Result<()> {
+        let path = self.root.join(inside);
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))
+    }
+
+    fn write(&self, inside: &str, content: impl AsRef<[u8]>) -> Result<()> {
+        if let Some(parent) = Path::new(inside).parent() {
+            self.folder(parent)?;
+        }
+        let path = self.root.join(inside);
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn place(&self, file: &Path, inside: impl AsRef<Path>) -> Result<()> {
+        let target = self.root.join(inside);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        }
+        fs::copy(file, &target)
+            .with_context(|| format!("cannot copy {} into the machine", file.display()))?;
+        Ok(())
+    }
+
+    /// Places a program and, at their own paths, the libraries and the loader that `ldd` names.
+    fn with_libraries(&self, file: &Path, inside: &Path) -> Result<()> {
+        self.place(file, inside)?;
+        // Fails for a static binary, which needs none.
+        let Ok(said) = command::output(Command::new("ldd").arg(file)) else { return Ok(()) };
+        for library in libraries(&said) {
+            if !self.root.join(library.trim_start_matches('/')).exists() {
+                self.place(Path::new(library), library.trim_start_matches('/'))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pack(&self, file: &Path) -> Result<()> {
+        let mut shell = Command::new("sh");
+        shell.args([
+            "-c",
+            "find . -print0 | cpio --null --create --format=newc --quiet --owner=0:0 | gzip -1 >\"$1\"",
+            "pack",
+        ]);
+        let status =
+            shell.arg(file).current_dir(&self.root).stdin(Stdio::null()).status().context("cannot run sh")?;
+        if !status.success() {
+            bail!("the initramfs could not be packed into {}", file.display());
+        }
+        Ok(())
+    }
+}
+
+/// Paths in what `ldd` says: `name => /path (0x…)` and `/loader (0x…)`.
+fn libraries(said: &str) -> Vec<&str> {
+    said.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::libraries;
+
+    #[test]
+    fn libraries_and_loader_are_read_from_ldd() {
+        let said = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
+            \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        assert_eq!(libraries(said), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+    }
+}

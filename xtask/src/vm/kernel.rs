@@ -1,0 +1,176 @@
+//! Debian's kernels: found by series in the machine's own lists or in another suite's, fetched, never installed.
+
+use crate::apt;
+use crate::command;
+use crate::workspace::Workspace;
+use anyhow::{Context, Result, anyhow, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+
+/// Suites that are asked in turn when the machine's own lists lack a series: newer ones, then older ones.
+const SUITES: [&str; 5] = ["bookworm", "trixie", "forky", "sid", "bullseye"];
+
+/// A kernel series: major and minor number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Version(u32, u32);
+
+impl FromStr for Version {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || format!("`{text}` is no kernel series: give major and minor number, as in 6.1");
+        let (major, minor) = text.split_once('.').ok_or_else(wrong)?;
+        Ok(Self(major.parse().map_err(|_| wrong())?, minor.parse().map_err(|_| wrong())?))
+    }
+}
+
+/// An unpacked kernel.
+pub struct Kernel {
+    /// As `uname -r` says.
+    pub release: String,
+    /// What QEMU boots.
+    pub image: PathBuf,
+    /// The folder of its modules.
+    pub modules: PathBuf,
+}
+
+/// Finds the newest kernel of the series, in the cache's folder after the first time.
+pub fn find(workspace: &Workspace, version: &Version) -> Result<Kernel> {
+    if !apt::present() {
+        bail!("kernels are fetched with apt, which this machine lacks");
+    }
+    apt::update_if_empty()?;
+    let kernels = workspace.cache.join("kernels");
+    if let Some(package) = offered(version, &[])? {
+        return fetched(&kernels, &package, &[]);
+    }
+    for suite in SUITES {
+        let options = suite_options(workspace, suite)?;
+        match offered(version, &options)? {
+            Some(package) => return fetched(&kernels, &package, &options),
+            None => eprintln!("no kernel {}.{} in {suite}", version.0, version.1),
+        }
+    }
+    bail!(
+        "no Debian suite that was asked has a cloud kernel {}.{}: {}",
+        version.0,
+        version.1,
+        SUITES.join(", ")
+    )
+}
+
+fn fetched(kernels: &Path, package: &str, options: &[String]) -> Result<Kernel> {
+    let folder = kernels.join(package);
+    if !folder.is_dir() {
+        eprintln!("fetching {package} into {} (not installed)", folder.display());
+        apt::unpack(&[package.to_owned()], &folder, options)?;
+    }
+    opened(&folder)
+}
+
+/// Older packages have `boot/vmlinuz-X` and `lib/modules/X`, newer ones `usr/lib/modules/X/vmlinuz`.
+fn opened(folder: &Path) -> Result<Kernel> {
+    for under in ["lib/modules", "usr/lib/modules"] {
+        let Ok(entries) = fs::read_dir(folder.join(under)) else { continue };
+        for entry in entries {
+            let modules = entry?.path();
+            let Some(release) = modules.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
+                continue;
+            };
+            let images = [folder.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")];
+            if let Some(image) = images.into_iter().find(|image| image.is_file()) {
+                return Ok(Kernel { release, image, modules });
+            }
+        }
+    }
+    Err(anyhow!("{} holds no kernel: remove the folder, so that it is fetched again", folder.display()))
+}
+
+/// The newest package of the series that apt offers.
+fn offered(version: &Version, options: &[String]) -> Result<Option<String>> {
+    let architecture = command::output(Command::new("dpkg").arg("--print-architecture"))?;
+    let pattern = format!(
+        "^linux-(image|binary)-{}\\.{}[.+~-][^ ]*cloud-{}$",
+        version.0,
+        version.1,
+        architecture.trim()
+    );
+    let mut search = Command::new("apt-cache");
+    let names = command::output(search.args(options).args(["search", "--names-only", &pattern]))?;
+    let names = names.lines().filter_map(|line| line.split(' ').next());
+    Ok(names.max_by_key(|name| numbers(name)).map(str::to_owned))
+}
+
+/// The numbers in a name, for comparing `6.1.0-9` with `6.1.0-56`.
+fn numbers(name: &str) -> Vec<u64> {
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
+}
+
+/// Options that make apt see `suite` alone, with lists of our own: the machine's stay as they are. The mirror and its
+/// key are those that the machine uses for Debian itself.
+fn suite_options(workspace: &Workspace, suite: &str) -> Result<Vec<String>> {
+    let format = "$(ORIGIN)|$(LABEL)|$(REPO_URI)|$(SIGNED_BY)";
+    let targets = command::output(Command::new("apt-get").args(["indextargets", "--format", format]))?;
+    let (address, key) = mirror(&targets).context("apt's sources name no mirror of Debian's main archive")?;
+    let folder = workspace.cache.join("apt").join(suite);
+    for part in ["lists/partial", "archives/partial"] {
+        fs::create_dir_all(folder.join(part)).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let signed = if key.is_empty() { String::new() } else { format!("[signed-by={key}] ") };
+    let list = folder.join("sources.list");
+    fs::write(&list, format!("deb {signed}{address} {suite} main\n"))
+        .with_context(|| format!("cannot write {}", list.display()))?;
+    let options: Vec<String> = [
+        format!("Dir::Etc::sourcelist={}", list.display()),
+        "Dir::Etc::sourceparts=-".to_owned(),
+        format!("Dir::State::lists={}", folder.join("lists").display()),
+        format!("Dir::Cache={}", folder.display()),
+        "APT::Sandbox::User=root".to_owned(),
+    ]
+    .into_iter()
+    .flat_map(|option| ["-o".to_owned(), option])
+    .collect();
+    eprintln!("reading the list of packages of {suite}");
+    command::run(Command::new("apt-get").args(&options).args(["--quiet=2", "update"]))?;
+    Ok(options)
+}
+
+fn mirror(targets: &str) -> Option<(&str, &str)> {
+    targets.lines().find_map(|line| {
+        let mut parts = line.split('|');
+        let (origin, label, address, key) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        (origin == "Debian" && label == "Debian").then_some((address, key))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Version, mirror, numbers};
+
+    #[test]
+    fn a_series_is_two_numbers() {
+        assert_eq!("6.12".parse(), Ok(Version(6, 12)));
+        for wrong in ["6", "6.x", "", "6.1.2", "v6.1"] {
+            assert!(wrong.parse::<Version>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_newest_of_a_series_is_taken() {
+        let names = [
+            "linux-image-6.1.0-9-cloud-amd64",
+            "linux-image-6.1.0-56-cloud-amd64",
+            "linux-image-6.1.0-48-cloud-amd64",
+        ];
+        assert_eq!(names.into_iter().max_by_key(|name| numbers(name)), Some(names[1]));
+    }
+
+    #[test]
+    fn the_mirror_is_the_machine_s_own() {
+        let targets = "Node|Node|http://other/|\nDebian|Debian-Security|http://s/|/k\nDebian|Debian|http://m/debian/|/k.gpg\n";
+        assert_eq!(mirror(targets), Some(("http://m/debian/", "/k.gpg")));
+        assert_eq!(mirror("Ubuntu|Ubuntu|http://u/|\n"), None);
+    }
+}
