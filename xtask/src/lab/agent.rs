@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{BufRead, BufReader},
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
@@ -147,7 +147,11 @@ impl Agent {
         fields.extend(settings.fields.clone());
         // A value in JSON is a value in YAML.
         let text: String = fields.iter().map(|(field, value)| format!("{field}: {value}\n")).collect();
-        fs::write(self.config(), text).with_context(|| format!("cannot write {}", self.config().display()))
+        let path = self.config();
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        // The agent refuses a file that others may write, and a user's umask may say anything.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        Ok(())
     }
 
     /// Starts it without waiting for it to be ready.
@@ -158,7 +162,7 @@ impl Agent {
         ensure!(!self.is_running(), "the agent of {} runs already", self.node);
         self.write_config(settings)?;
         fs::create_dir_all(&self.ca)?;
-        fs::set_permissions(&self.ca, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        fs::set_permissions(&self.ca, fs::Permissions::from_mode(0o700))?;
         let log = OpenOptions::new().create(true).append(true).open(self.directory.join("agent.log"))?;
         let config = self.config();
         let mut child = self

@@ -177,6 +177,15 @@ impl Place {
         command
     }
 
+    /// [`Self::command`] as a shell would be told it; `program` is put at its end as it is.
+    pub fn shell_words(&self, program: &str) -> String {
+        let command = self.command::<&str>(&[]);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let quoted: Vec<String> =
+            words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"))).collect();
+        format!("{} {program}", quoted.join(" "))
+    }
+
     /// Runs a program to its end, at most 30 seconds.
     ///
     /// # Errors

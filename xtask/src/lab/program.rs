@@ -72,6 +72,7 @@ impl Stream {
 
 /// A program that runs. Dropping it kills it.
 pub struct Running {
+    left: bool,
     name: String,
     child: Child,
     began: Instant,
@@ -96,7 +97,7 @@ impl Running {
             Arc::clone(&stdout).follow(child.stdout.take().context("no pipe")?)?,
             Arc::clone(&stderr).follow(child.stderr.take().context("no pipe")?)?,
         ];
-        Ok(Self { name, child, began, stdout, stderr, followers })
+        Ok(Self { left: false, name, child, began, stdout, stderr, followers })
     }
 
     /// Its process id. `nsenter` and `sh` become the program, so this is the program's own.
@@ -216,6 +217,11 @@ impl Running {
             .with_context(|| format!("cannot signal {}", self.name))
     }
 
+    /// Leaves it running; it ends with its lab.
+    pub fn leave(mut self) {
+        self.left = true;
+    }
+
     /// Kills it.
     pub fn end(&mut self) {
         // An error says that it has ended already.
@@ -226,7 +232,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.end();
+        if !self.left {
+            self.end();
+        }
     }
 }
 

@@ -78,9 +78,10 @@ impl Outcome {
         !self.received.is_empty()
     }
 
-    /// Nothing came back, and quickly: an errno or an orderly end, not a timeout.
+    /// Nothing came back, because somebody said no: a refusal, a reset or an end, neither silence nor a missing route.
     pub fn refused(&self) -> bool {
-        !self.answered() && (self.closed || self.error.as_deref().is_some_and(|error| error != "TIMEOUT"))
+        let no = ["ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "EPIPE"];
+        !self.answered() && (self.closed || self.error.as_deref().is_some_and(|error| no.contains(&error)))
     }
 
     /// In a few words, for people.
