@@ -28,12 +28,17 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Two nodes, two agents, real applications: what the mesh promises, shown.
+    Demo(xtask::demo::Options),
     Test(test::Arguments),
     Ebpf(ebpf::Arguments),
     Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = xtask::lab::apps::entry() {
+        return code;
+    }
     let arguments = Arguments::parse();
     match run(arguments.command) {
         Ok(code) => code,
@@ -45,8 +50,12 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
+    if let Command::Demo(options) = &command {
+        return xtask::demo::run(options);
+    }
     let workspace = workspace::Workspace::find()?;
     match command {
+        Command::Demo(_) => Ok(ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&workspace, &arguments),
         Command::Vm(arguments) => vm::run(&workspace, &arguments),
         Command::Ebpf(arguments) => ebpf::run(&workspace, &arguments).map(|_| ExitCode::SUCCESS),

@@ -1,0 +1,151 @@
+//! The load of the bench: what it does is counted where it is done.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// Questions and answers of 64 B over one connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Volley {
+    /// How long half of them took at most, in microseconds.
+    pub p50: f64,
+    /// How long 99 % of them took at most, in microseconds.
+    pub p99: f64,
+    /// How many there were.
+    pub count: u32,
+}
+
+/// One stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Flood {
+    /// Bytes that the receiver counted.
+    pub bytes: u64,
+    /// Seconds until the receiver had counted them.
+    pub seconds: f64,
+}
+
+/// New connections.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Burst {
+    /// Connections over which a byte went there and back.
+    pub succeeded: u64,
+    /// Those over which none did.
+    pub failed: u64,
+    /// Why the last of them failed.
+    pub last_error: Option<String>,
+    /// How long it went on.
+    pub seconds: f64,
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+    stream.set_nodelay(true)?;
+    let limit = Some(Duration::from_secs(10));
+    stream.set_read_timeout(limit)?;
+    stream.set_write_timeout(limit)?;
+    Ok(stream)
+}
+
+pub fn volley(address: SocketAddr, count: u32) -> Result<()> {
+    let mut stream = connect(address)?;
+    let (question, mut answer) = ([7u8; 64], [0u8; 64]);
+    let mut times = Vec::with_capacity(count as usize);
+    // The first tenth is not counted: caches, pools and congestion windows are cold.
+    for round in 0..count + count / 10 {
+        let began = Instant::now();
+        stream.write_all(&question)?;
+        stream.read_exact(&mut answer)?;
+        ensure!(answer == question, "the answer is not the question");
+        if round >= count / 10 {
+            times.push(began.elapsed());
+        }
+    }
+    times.sort_unstable();
+    let at = |share: f64| {
+        let index = (times.len() as f64 * share) as usize;
+        times.get(index.min(times.len().saturating_sub(1))).map_or(0.0, |time| time.as_secs_f64() * 1e6)
+    };
+    print(&Volley { p50: at(0.5), p99: at(0.99), count })
+}
+
+pub fn flood(address: SocketAddr, time: Duration) -> Result<()> {
+    let mut stream = connect(address)?;
+    let block = vec![0x5au8; 256 * 1024];
+    let (began, mut sent) = (Instant::now(), 0u64);
+    while began.elapsed() < time {
+        stream.write_all(&block)?;
+        sent += block.len() as u64;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut counted = [0u8; 8];
+    stream.read_exact(&mut counted).context("the receiver did not say how much it got")?;
+    let bytes = u64::from_be_bytes(counted);
+    ensure!(bytes == sent, "{sent} bytes were sent and {bytes} received");
+    print(&Flood { bytes, seconds: began.elapsed().as_secs_f64() })
+}
+
+pub fn burst(address: SocketAddr, threads: u32, time: Duration) -> Result<()> {
+    let began = Instant::now();
+    let mut total = Burst { succeeded: 0, failed: 0, last_error: None, seconds: 0.0 };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..threads).map(|_| scope.spawn(move || connections(address, began, time))).collect();
+        for worker in workers {
+            // A thread that panicked counts nothing; the figures of the others stay true.
+            let Ok((succeeded, failed, error)) = worker.join() else { continue };
+            total.succeeded += succeeded;
+            total.failed += failed;
+            total.last_error = error.or(total.last_error.take());
+        }
+    });
+    total.seconds = began.elapsed().as_secs_f64();
+    ensure!(total.succeeded > 0, "not one connection succeeded: {}", total.last_error.unwrap_or_default());
+    print(&total)
+}
+
+fn connections(address: SocketAddr, began: Instant, time: Duration) -> (u64, u64, Option<String>) {
+    let (mut succeeded, mut failed, mut last) = (0, 0, None);
+    while began.elapsed() < time {
+        match one_byte(address) {
+            Ok(()) => succeeded += 1,
+            Err(error) => {
+                failed += 1;
+                last = Some(format!("{error:#}"));
+            }
+        }
+    }
+    (succeeded, failed, last)
+}
+
+fn one_byte(address: SocketAddr) -> Result<()> {
+    let mut stream = connect(address)?;
+    let mut answer = [0u8; 1];
+    stream.write_all(b"?")?;
+    stream.read_exact(&mut answer)?;
+    Ok(())
+}
+
+pub fn hold(address: SocketAddr, count: usize) -> Result<()> {
+    let mut held = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut stream = connect(address)?;
+        let mut answer = [0u8; 1];
+        stream.write_all(b"?")?;
+        stream.read_exact(&mut answer)?;
+        held.push(stream);
+    }
+    println!("ready");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    drop(held);
+    Ok(())
+}
+
+fn print(result: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(result)?);
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! Applications that know nothing of the mesh: nginx, and small ones of the lab's own for what no ordinary program
+//! reports (the errno of a connect, the first byte's time, who the peer is).
+//!
+//! The small ones are commands of the `xtask` program: `xtask app <name> …`. A pod's program must be a process of
+//! its own, because a socket belongs to the cgroup of the process that made it.
+
+mod connect;
+mod load;
+mod serve;
+
+use std::{
+    fs,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    place::Place,
+    program::{Running, beside_this_program},
+};
+
+pub use connect::{Attempt, Outcome, errno_name};
+pub use load::{Burst, Flood, Volley};
+
+/// What a server prints once it listens.
+const READY: &str = "ready\n";
+
+/// Runs an application if the program was called as `xtask app …`; to be asked before arguments are parsed.
+pub fn entry() -> Option<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() != Some("app") {
+        return None;
+    }
+    let arguments: Vec<String> = arguments.collect();
+    Some(match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn run(arguments: &[String]) -> Result<()> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["echo", address] => serve::echo(address.parse()?),
+        ["greet", address, text] => serve::greet(address.parse()?, text),
+        ["stall", address] => serve::stall(address.parse()?),
+        ["accept", address] => serve::accept_and_close(address.parse()?),
+        ["sink", address] => serve::sink(address.parse()?),
+        ["udp-echo", address] => serve::udp_echo(address.parse()?),
+        ["connect", attempt] => connect::run(&serde_json::from_str(attempt)?),
+        ["raw", packet] => connect::send_raw(packet),
+        ["hold", address, count] => load::hold(address.parse()?, count.parse()?),
+        ["volley", address, count] => load::volley(address.parse()?, count.parse()?),
+        ["flood", address, milliseconds] => {
+            load::flood(address.parse()?, Duration::from_millis(milliseconds.parse()?))
+        }
+        ["burst", address, threads, milliseconds] => {
+            load::burst(address.parse()?, threads.parse()?, Duration::from_millis(milliseconds.parse()?))
+        }
+        _ => bail!("no application {words:?}"),
+    }
+}
+
+fn program() -> Result<String> {
+    let path = beside_this_program("xtask", "HEDDLE_XTASK", "cargo build -p xtask")?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn command(arguments: &[&str]) -> Result<Vec<String>> {
+    let mut command = vec![program()?, "app".to_owned()];
+    command.extend(arguments.iter().map(|&argument| argument.to_owned()));
+    Ok(command)
+}
+
+/// Starts a server or a holder in `place` and waits until it says that it is ready.
+///
+/// - `echo ADDRESS:PORT`: sends back what it is sent; prints `from PEER to LOCAL` for each connection
+/// - `greet ADDRESS:PORT TEXT`: speaks first, then reads to the end
+/// - `stall ADDRESS:PORT`: accepts and never reads
+/// - `accept ADDRESS:PORT`: accepts and closes at once
+/// - `sink ADDRESS:PORT`: reads to the end, then answers with the number of bytes
+/// - `udp-echo ADDRESS:PORT`
+/// - `hold ADDRESS:PORT COUNT`: opens COUNT connections, sends a byte on each and waits for one back, then holds them
+///   until its input ends
+///
+/// # Errors
+/// When it does not become ready.
+pub fn start(place: &Place, arguments: &[&str]) -> Result<Running> {
+    let running = place.spawn(&command(arguments)?)?;
+    running.wait_for(READY, Duration::from_secs(30))?;
+    Ok(running)
+}
+
+/// Runs a client to its end and reads the JSON that it prints.
+fn ask<T: serde::de::DeserializeOwned>(place: &Place, arguments: &[&str], limit: Duration) -> Result<T> {
+    let output = place.spawn(&command(arguments)?)?.finish(limit)?;
+    serde_json::from_str(&output.stdout)
+        .with_context(|| format!("{arguments:?} printed {:?}, {:?}", output.stdout, output.stderr))
+}
+
+/// Connects from `place` and tells what came of it.
+///
+/// # Errors
+/// When the application cannot be run; that the connection failed is an outcome.
+pub fn connect(place: &Place, attempt: &Attempt) -> Result<Outcome> {
+    let limit = Duration::from_millis(attempt.milliseconds * 3 + 2000);
+    ask(place, &["connect", &serde_json::to_string(attempt)?], limit)
+}
+
+/// Sends one raw IPv4 or IPv6 packet from `place`: the whole of IPv4 (`IP_HDRINCL`), for IPv6 what follows the
+/// header, as protocol `protocol`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn send_raw(place: &Place, to: std::net::IpAddr, protocol: u8, packet: &[u8]) -> Result<()> {
+    let hex: String = packet.iter().map(|byte| format!("{byte:02x}")).collect();
+    place.check(&command(&["raw", &format!("{to} {protocol} {hex}")])?).map(drop)
+}
+
+/// 64 B question and answer, `count` times over one connection.
+///
+/// # Errors
+/// When a connection fails.
+pub fn volley(place: &Place, to: std::net::SocketAddr, count: u32) -> Result<Volley> {
+    ask(place, &["volley", &to.to_string(), &count.to_string()], Duration::from_secs(60))
+}
+
+/// One stream to a `sink` for `time`.
+///
+/// # Errors
+/// When the connection fails or bytes were lost.
+pub fn flood(place: &Place, to: std::net::SocketAddr, time: Duration) -> Result<Flood> {
+    let milliseconds = time.as_millis().to_string();
+    ask(place, &["flood", &to.to_string(), &milliseconds], time + Duration::from_secs(60))
+}
+
+/// New connections to an `echo`, each with one byte there and back, from `threads` threads for `time`.
+///
+/// # Errors
+/// When none succeeds.
+pub fn burst(place: &Place, to: std::net::SocketAddr, threads: u32, time: Duration) -> Result<Burst> {
+    let (threads, milliseconds) = (threads.to_string(), time.as_millis().to_string());
+    ask(place, &["burst", &to.to_string(), &threads, &milliseconds], time + Duration::from_secs(60))
+}
+
+/// Starts nginx; it answers every path with `body`. It keeps its files in `directory`.
+///
+/// # Errors
+/// When it does not start.
+pub fn nginx(place: &Place, directory: &Path, port: u16, body: &str) -> Result<Running> {
+    let root = directory.join(format!("nginx-{port}"));
+    fs::create_dir_all(&root)?;
+    fs::write(root.join("body"), body)?;
+    let shown = root.display();
+    fs::write(
+        root.join("nginx.conf"),
+        format!(
+            "daemon off; master_process off; pid {shown}/pid; error_log stderr;\n\
+             events {{ worker_connections 512; }}\n\
+             http {{\n  access_log {shown}/access.log;\n  client_body_temp_path {shown}/t1; proxy_temp_path {shown}/t2;\n  \
+             fastcgi_temp_path {shown}/t3; uwsgi_temp_path {shown}/t4; scgi_temp_path {shown}/t5;\n  default_type text/plain;\n  \
+             server {{\n    listen 0.0.0.0:{port}; listen [::]:{port} ipv6only=on;\n    root {shown};\n    \
+             location / {{ try_files /body =404; }}\n  }}\n}}\n"
+        ),
+    )?;
+    let mut running = place.spawn(&["nginx", "-c", &root.join("nginx.conf").to_string_lossy()])?;
+    // It does not say when it listens; its pid file is written after that.
+    let until = Instant::now() + Duration::from_secs(10);
+    while !root.join("pid").exists() {
+        if !running.is_running() || Instant::now() > until {
+            bail!("nginx did not start: {}", running.stderr());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(running)
+}

@@ -1,0 +1,7 @@
+//! What the developer's commands share with the privileged tests: the lab (nodes and pods out of network
+//! namespaces), the demo that runs on it and the bench.
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod demo;
+pub mod lab;
