@@ -161,7 +161,7 @@ impl Compiled {
             Some(_) => None,
             None => {
                 let inside =
-                    self.tables.with_captured(|_| None).network(heddle_ebpf::policy::NETWORKS_PODS, client);
+                    self.tables.with_captured(|_| None).network(heddle_ebpf::policy::NETWORKS_PODS, client).copied();
                 inside
                     .is_some_and(|network| network.allow == 1)
                     .then(|| self.refuse(Reason::UnknownClusterAddress, ""))

@@ -111,11 +111,11 @@ impl TableSet {
         self.rules.get(&id).map_or("", String::as_str)
     }
 
-    fn longest(&self, set: u32, address: &Address) -> Option<Network> {
+    fn longest(&self, set: u32, address: &Address) -> Option<&Network> {
         // Of the set's keys the longest prefix of the address is the greatest that holds it; lengths sort first.
         (0..=128)
             .rev()
-            .find_map(|bits| self.networks.get(&NetworkKey::new(set, masked(address, bits), bits)).copied())
+            .find_map(|bits| self.networks.get(&NetworkKey::new(set, masked(address, bits), bits)))
     }
 }
 
@@ -127,26 +127,26 @@ pub struct View<'a, F> {
 }
 
 impl<F: Fn(&Address) -> Option<u64>> Tables for View<'_, F> {
-    fn settings(&self) -> Option<Settings> {
-        Some(self.tables.settings)
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.tables.settings)
     }
-    fn workload(&self, address: &Address) -> Option<Workload> {
-        self.tables.workloads.get(address).copied()
+    fn workload(&self, address: &Address) -> Option<&Workload> {
+        self.tables.workloads.get(address)
     }
-    fn port(&self, key: &PortKey) -> Option<PortPolicy> {
-        self.tables.ports.get(key).copied()
+    fn port(&self, policy: u32, port: u16) -> Option<&PortPolicy> {
+        self.tables.ports.get(&PortKey { policy, port, pad: 0 })
     }
-    fn allow(&self, key: &AllowKey) -> Option<Allow> {
-        self.tables.allows.get(key).copied()
+    fn allow(&self, rules: u32, client: u32) -> Option<&Allow> {
+        self.tables.allows.get(&AllowKey { rules, client })
     }
-    fn network(&self, set: u32, address: &Address) -> Option<Network> {
+    fn network(&self, set: u32, address: &Address) -> Option<&Network> {
         self.tables.longest(set, address)
     }
-    fn service(&self, key: &ServiceKey) -> Option<Service> {
-        self.tables.services.get(key).copied()
+    fn service(&self, address: &Address, port: u16, protocol: u8) -> Option<&Service> {
+        self.tables.services.get(&ServiceKey { address: *address, port, protocol, pad: 0 })
     }
-    fn backend(&self, key: &BackendKey) -> Option<Backend> {
-        self.tables.backends.get(key).copied()
+    fn backend(&self, service: u32, index: u32) -> Option<&Backend> {
+        self.tables.backends.get(&BackendKey { service, index })
     }
     fn captured(&self, address: &Address) -> Option<u64> {
         (self.captured)(address)
