@@ -73,9 +73,6 @@ impl CaptureError {
     pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { what, source }
     }
-    pub(super) fn errno(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
-        move |errno| Self::System { what, source: errno.into() }
-    }
     pub(super) fn path(what: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Path { what, path, source }

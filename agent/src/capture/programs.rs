@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf,
+    Ebpf, TestRun as _,
     programs::{
         CgroupAttachMode, Program, ProgramError, SchedClassifier, SkLookup, TcAttachType,
         TestRunOptions,
@@ -36,6 +36,11 @@ const JUDGE: &str = "heddle_judge";
 /// Below 6.6 a program on a veth is a filter of the clsact qdisc, found again by these.
 const FILTER_PRIORITY: u16 = 1;
 const FILTER_HANDLE: u32 = 0x6865;
+
+/// Whether this kernel attaches programs to interfaces by links.
+fn tcx() -> bool {
+    aya::util::KernelVersion::current().is_ok_and(|version| version >= aya::util::KernelVersion::new(6, 6, 0))
+}
 
 /// Loads every program into the kernel.
 pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
@@ -105,7 +110,7 @@ pub(super) fn attach_guard(ebpf: &mut Ebpf, interface: &str, from: &Path, to: &P
         if replaced(pin, program.fd().map_err(failed(name, "opening"))?.as_fd())? {
             continue;
         }
-        if aya::features().bpf_tcx() {
+        if tcx() {
             let order = TcAttachOptions::TcxOrder(aya::programs::LinkOrder::first());
             let id = program
                 .attach_with_options(interface, direction, order)
@@ -121,7 +126,7 @@ pub(super) fn attach_guard(ebpf: &mut Ebpf, interface: &str, from: &Path, to: &P
 
 /// Takes the guard off a veth that stays: the filters of kernels below 6.6, which no pin holds.
 pub(super) fn detach_guard(interface: &str) {
-    if aya::features().bpf_tcx() {
+    if tcx() {
         return;
     }
     for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
