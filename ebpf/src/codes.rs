@@ -12,6 +12,27 @@ pub enum Outcome {
     Refuse = 3,
 }
 
+impl Outcome {
+    /// The outcome as metrics, logs and events name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Proxy => "proxy",
+            Self::Refuse => "refuse",
+        }
+    }
+
+    /// The outcome of a code that the kernel reported.
+    pub const fn from_code(code: u32) -> Option<Self> {
+        match code {
+            1 => Some(Self::Direct),
+            2 => Some(Self::Proxy),
+            3 => Some(Self::Refuse),
+            _ => None,
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $text:literal;)+) => {
         /// Why. The text of each is a metric label and a log field, unchanged.

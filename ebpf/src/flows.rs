@@ -271,6 +271,8 @@ pub struct Event {
     pub command: Text<16>,
     /// Its process id in the host's pid namespace; 0 where packets are judged.
     pub pid: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 crate::plain!(

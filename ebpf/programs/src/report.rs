@@ -84,6 +84,7 @@ fn tell(subject: &Subject<'_>, verdict: &Verdict) {
         length: subject.length,
         command,
         pid,
+        pad: 0,
     });
     entry.submit(0);
 }
