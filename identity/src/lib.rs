@@ -27,5 +27,5 @@ pub use profile::{PeerNameError, peer_identity};
 pub use store::{
     CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, keep_renewed,
 };
-pub use tls::{ALPN, Client, HandshakeFault, PeerFault, TlsSettings, confirm, provider};
+pub use tls::{ALPN, Client, HandshakeFault, Peer, PeerFault, TlsSettings, confirm, provider};
 pub use trust::{Trust, TrustError};
