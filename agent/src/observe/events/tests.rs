@@ -56,9 +56,9 @@ fn event() -> Event {
         rule: 3,
         protocol: 6,
         detail: 1,
-        length: 0,
         command: text("curl"),
         pid: 99,
+        ..Event::default()
     }
 }
 
