@@ -1,2 +1,3 @@
 //! Heddle's agent.
 pub mod capture;
+pub mod observe;

@@ -1,6 +1,6 @@
 //! Heddle's workload identity: who a workload is.
 //!
-//! - [`names`]: an identity's two spellings.
+//! - [`names`]: an identity's two spellings, as policy knows them.
 //! - [`profile`]: what a mesh certificate looks like, and the identity that one bears.
 //! - [`authority`]: the embedded certificate authority, in memory or in a folder.
 //! - [`trust`]: the trust anchors, which may be replaced while connections are made.
@@ -12,7 +12,7 @@
 
 pub mod authority;
 mod crypto;
-pub mod names;
+pub use heddle_policy::names;
 pub mod profile;
 pub mod store;
 pub mod tls;
@@ -27,5 +27,5 @@ pub use profile::{PeerNameError, peer_identity};
 pub use store::{
     CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, keep_renewed,
 };
-pub use tls::{ALPN, Client, HandshakeFault, PeerFault, TlsSettings, confirm, provider};
+pub use tls::{ALPN, Client, HandshakeFault, Peer, PeerFault, TlsSettings, confirm, provider};
 pub use trust::{Trust, TrustError};

@@ -4,6 +4,8 @@
 //! digitally, and says for which side it serves. Whatever has more, less or something else bears no identity. Only
 //! names of a certificate whose chain was verified may be used: the TLS verifiers call this on that certificate.
 
+use std::time::{Duration, SystemTime};
+
 use rustls::pki_types::CertificateDer;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
@@ -178,6 +180,16 @@ fn names(certificate: &X509Certificate<'_>) -> Result<Names, PeerNameError> {
             Err(PeerNameError::Names { dns, uri, other: names.len() - dns - uri })
         }
     }
+}
+
+/// When the first of `certificates` expires.
+pub(crate) fn not_after(certificates: &[CertificateDer<'_>]) -> Result<SystemTime, PeerNameError> {
+    let leaf = certificates.first().ok_or(PeerNameError::NoCertificate)?;
+    let seconds = u64::try_from(parse(leaf)?.validity().not_after.timestamp())
+        .map_err(|_| PeerNameError::Malformed("it expired before 1970"))?;
+    SystemTime::UNIX_EPOCH
+        .checked_add(Duration::from_secs(seconds))
+        .ok_or(PeerNameError::Malformed("its dates are out of bounds"))
 }
 
 /// The identity of a peer from the certificates of a *finished* handshake, the leaf first.

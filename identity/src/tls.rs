@@ -4,7 +4,7 @@
 //! anchor that is gone is refused by the next connection. The client's configuration serves every peer: whom it expects
 //! is the server name of the connection, the DNS form of the peer's identity, which is the SNI as well.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use rustls::{
     ClientConfig, CommonState, ProtocolVersion, ServerConfig,
@@ -25,7 +25,7 @@ pub use fault::{HandshakeFault, PeerFault};
 
 use crate::{
     names::{IdentityName, IdentityNaming},
-    profile::peer_identity,
+    profile::{self, peer_identity},
     trust::Trust,
 };
 
@@ -146,12 +146,21 @@ impl ResolvesClientCert for OwnKey {
     }
 }
 
-/// Holds a finished handshake against what must be true of it and gives the peer's identity. Call it on each side before
+/// Who is at the other end of a finished handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Who it is.
+    pub identity: IdentityName,
+    /// When its certificate expires: a connection that is kept for reuse proves nothing after that.
+    pub not_after: SystemTime,
+}
+
+/// Holds a finished handshake against what must be true of it and gives the peer. Call it on each side before
 /// the first byte of application data: a server that chose no protocol is noticed only here.
 ///
 /// # Errors
 /// A handshake that is not finished ([`HandshakeFault::Misuse`]), another version or protocol, a peer without identity.
-pub fn confirm(connection: &CommonState, naming: &IdentityNaming) -> Result<IdentityName, HandshakeFault> {
+pub fn confirm(connection: &CommonState, naming: &IdentityNaming) -> Result<Peer, HandshakeFault> {
     if connection.is_handshaking() {
         return Err(HandshakeFault::Misuse("the handshake is not finished".to_owned()));
     }
@@ -162,7 +171,9 @@ pub fn confirm(connection: &CommonState, naming: &IdentityNaming) -> Result<Iden
         return Err(PeerFault::NotOurs.into());
     }
     let certificates = connection.peer_certificates().unwrap_or_default();
-    peer_identity(naming, certificates).map_err(|error| PeerFault::Name(error).into())
+    let peer = peer_identity(naming, certificates)
+        .and_then(|identity| Ok(Peer { identity, not_after: profile::not_after(certificates)? }));
+    peer.map_err(|error| PeerFault::Name(error).into())
 }
 
 #[cfg(test)]

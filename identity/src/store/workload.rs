@@ -1,9 +1,6 @@
 //! One identity on this node and what its connections are made with.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwapOption;
 use rustls::{ClientConfig, ServerConfig, pki_types::UnixTime};
@@ -121,9 +118,7 @@ impl Workload {
         let at = UnixTime::since_unix_epoch(since_epoch);
         let name = tls::server_name(&self.identity).map_err(|error| text(&error))?;
         tls::verify_as_peers_do(trust, leaf, intermediates, &name, at)?;
-        let not_after = profile::parse(leaf).map_err(|error| text(&error))?.validity().not_after.timestamp();
-        let not_after = u64::try_from(not_after).map_err(|error| text(&error))?;
-        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after);
+        let not_after = profile::not_after(&certified.cert).map_err(|error| text(&error))?;
         let certified = Arc::new(certified);
         let server = tls::server_config(&self.identity, Arc::clone(&certified), trust, settings)
             .map_err(|error| text(&error))?;

@@ -57,8 +57,9 @@ fn a_pair_knows_each_other_over_the_hybrid_key_exchange() {
     let server = ServerConnection::new(server.server_config(start()).unwrap()).unwrap();
     assert!(matches!(confirm(&client, &naming()), Err(HandshakeFault::Misuse(_))));
     let (client, server) = handshake(client, server).unwrap();
-    assert_eq!(confirm(&client, &naming()).unwrap(), db());
-    assert_eq!(confirm(&server, &naming()).unwrap(), web());
+    let not_after = start() + hours(24.0);
+    assert_eq!(confirm(&client, &naming()).unwrap(), Peer { identity: db(), not_after });
+    assert_eq!(confirm(&server, &naming()).unwrap(), Peer { identity: web(), not_after });
     for side in [client.negotiated_key_exchange_group(), server.negotiated_key_exchange_group()] {
         assert_eq!(side.unwrap().name(), NamedGroup::X25519MLKEM768);
     }
