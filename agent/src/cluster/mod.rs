@@ -1,0 +1,4 @@
+//! What exists in the cluster: a folder of manifests, turned into one immutable snapshot after another.
+
+pub mod folder;
+pub mod snapshot;
