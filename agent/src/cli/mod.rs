@@ -1,6 +1,7 @@
 //! The commands of `heddle`.
 
 pub mod config;
+pub mod door;
 
 /// Main.
 pub fn main() -> std::process::ExitCode {
