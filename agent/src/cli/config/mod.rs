@@ -11,13 +11,25 @@ mod validate;
 
 pub use flags::Flags;
 
-use heddle_policy::problems::Problem;
+use heddle_policy::{
+    ClusterSettings, DefaultOutbound, Problem, SameNode,
+    names::IdentityNaming,
+    resources::{DefaultPolicy, ObjectName},
+};
 use ipnet::IpNet;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
+
+fn by_name<S: serde::Serializer>(policy: &DefaultPolicy, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(policy.as_str())
+}
+
+fn displayed<S: serde::Serializer>(name: &ObjectName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(name)
+}
 
 /// The effective configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,7 +46,8 @@ pub struct Config {
     /// The Services' own networks: an address in them that no Service has is refused.
     pub service_networks: Vec<IpNet>,
     /// What holds for a port that no Server selects.
-    pub default_inbound_policy: String,
+    #[serde(serialize_with = "by_name")]
+    pub default_inbound_policy: DefaultPolicy,
     /// Where pods may connect outside the mesh.
     pub default_outbound: DefaultOutbound,
     /// How two meshed pods of this node speak with each other.
@@ -44,7 +57,8 @@ pub struct Config {
     /// The control-plane namespace inside identities.
     pub identity_namespace: String,
     /// The cluster's DNS Service, `namespace/name`.
-    pub dns_service: String,
+    #[serde(serialize_with = "displayed")]
+    pub dns_service: ObjectName,
     /// Where the certificate authority's key comes from.
     pub ca: Ca,
     /// Where the agent's socket and lock are.
@@ -65,28 +79,6 @@ pub struct Config {
     pub capacity: BTreeMap<String, u32>,
     /// How the agent logs.
     pub log: Log,
-}
-
-/// Where pods may connect outside the mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum DefaultOutbound {
-    /// Anywhere.
-    Allow,
-    /// Within the cluster's networks.
-    Cluster,
-    /// Nowhere.
-    Deny,
-}
-
-/// How two meshed pods of one node speak with each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum SameNode {
-    /// The kernel carries what needs no reading; it never leaves the node.
-    Direct,
-    /// Encrypted, as between nodes.
-    Encrypt,
 }
 
 /// Where the certificate authority's key comes from.
@@ -153,6 +145,23 @@ impl Config {
             }
         };
         validate::validate(&name, given, flags).map_err(error)
+    }
+
+    /// What policy needs to know of it.
+    ///
+    /// # Errors
+    /// If identities cannot be named so; [`Self::load`] has tried it.
+    pub fn cluster_settings(&self) -> Result<ClusterSettings, heddle_policy::names::NameError> {
+        Ok(ClusterSettings {
+            cluster_networks: self.cluster_networks.clone(),
+            pod_networks: self.pod_networks.clone(),
+            service_networks: self.service_networks.clone(),
+            default_inbound_policy: self.default_inbound_policy,
+            default_outbound: self.default_outbound,
+            same_node: self.same_node,
+            naming: IdentityNaming::new(&self.identity_namespace, &self.trust_domain)?,
+            dns_service: self.dns_service.clone(),
+        })
     }
 
     /// The configuration as a file would have it.

@@ -14,14 +14,15 @@ const LEAST: &str = "node: a\nmanifests: /m\nca: {memory: true}\n";
 #[test]
 fn the_least_file_gives_the_documented_defaults() {
     let config = load(LEAST, Flags::default()).unwrap();
-    assert_eq!(config.default_inbound_policy, "deny");
+    assert_eq!(config.default_inbound_policy, DefaultPolicy::Deny);
     assert_eq!(config.default_outbound, DefaultOutbound::Allow);
     assert_eq!(config.same_node, SameNode::Direct);
     assert_eq!(
         (config.trust_domain.as_str(), config.identity_namespace.as_str()),
         ("cluster.local", "linkerd")
     );
-    assert_eq!(config.dns_service, "kube-system/kube-dns");
+    assert_eq!(config.dns_service.to_string(), "kube-system/kube-dns");
+    assert!(config.cluster_settings().is_ok());
     assert_eq!(config.run_directory, Path::new("/run/heddle"));
     assert_eq!(config.heartbeat_milliseconds, 500);
     assert_eq!(config.cluster_networks.len(), 5);

@@ -1,10 +1,12 @@
 //! From what was given to what holds, with every problem named.
 
-use super::{Ca, Config, DefaultOutbound, Flags, Log, LogFormat, SameNode, file::File};
+use super::{Ca, Config, Flags, Log, LogFormat, file::File};
 use heddle_ebpf::{attach, flows, policy};
 use heddle_policy::{
+    DefaultOutbound, SameNode,
     names::{IdentityNaming, check_dns_name},
     problems::{Origin, Problem, Severity},
+    resources::{DefaultPolicy, ObjectName},
 };
 use ipnet::IpNet;
 use serde_saphyr::Spanned;
@@ -13,14 +15,6 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, str::FromStr};
 /// As Linkerd has it: RFC 1918, carriers' NAT and unique local addresses.
 const CLUSTER_NETWORKS: [&str; 5] =
     ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
-const INBOUND: [&str; 6] = [
-    "deny",
-    "all-authenticated",
-    "all-unauthenticated",
-    "cluster-authenticated",
-    "cluster-unauthenticated",
-    "audit",
-];
 /// Shorter ones would refuse whenever the host is busy, longer ones leave clients hanging.
 const HEARTBEAT: std::ops::RangeInclusive<u64> = 100..=60_000;
 const WORKERS: std::ops::RangeInclusive<u64> = 1..=attach::WORKERS as u64;
@@ -207,7 +201,8 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
         check.networks("serviceNetworks", &flags.service_networks, file.service_networks, &[]);
 
     let inbound = given(flags.default_inbound_policy.as_ref(), file.default_inbound_policy, "deny".into());
-    check.one_of("defaultInboundPolicy", &inbound, &INBOUND.map(|name| (name, ())));
+    let inbounds = DefaultPolicy::ALL.map(|policy| (policy.as_str(), policy));
+    let inbound = check.one_of("defaultInboundPolicy", &inbound, &inbounds);
     let outbound = given(flags.default_outbound.as_ref(), file.default_outbound, "allow".into());
     let outbounds = [
         ("allow", DefaultOutbound::Allow),
@@ -235,11 +230,12 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
         );
     }
     let dns_service = given(flags.dns_service.as_ref(), file.dns_service, "kube-system/kube-dns".into());
-    let well_formed = dns_service
+    let dns = dns_service
         .value
         .split_once('/')
-        .is_some_and(|(namespace, name)| check_dns_name(namespace).is_ok() && check_dns_name(name).is_ok());
-    if !well_formed {
+        .filter(|(namespace, name)| check_dns_name(namespace).is_ok() && check_dns_name(name).is_ok());
+    let dns = dns.map(|(namespace, name)| ObjectName::new(namespace, name));
+    if dns.is_none() {
         let reason = format!("`{}` names no Service", dns_service.value);
         check.wrong("dnsService", &dns_service, reason, "write it like kube-system/kube-dns");
     }
@@ -261,35 +257,34 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let capacity = capacity(&mut check, file.capacity);
     let log = log(&mut check, file.log, flags);
 
-    match (manifests, default_outbound, same_node, ca, log) {
-        (Some(manifests), Some(default_outbound), Some(same_node), Some(ca), Some(log))
-            if check.problems.is_empty() =>
-        {
-            Ok(Config {
-                node: node.value,
-                manifests,
-                cluster_networks,
-                pod_networks,
-                service_networks,
-                default_inbound_policy: inbound.value,
-                default_outbound,
-                same_node,
-                trust_domain: trust_domain.value,
-                identity_namespace: identity_namespace.value,
-                dns_service: dns_service.value,
-                ca,
-                run_directory,
-                bpffs,
-                cgroup,
-                heartbeat_milliseconds,
-                kubelet_cgroup,
-                workers: u32::try_from(workers).unwrap_or(1),
-                capacity,
-                log,
-            })
-        }
-        _ => Err(check.problems),
+    if !check.problems.is_empty() {
+        return Err(check.problems);
     }
+    let complete = || {
+        Some(Config {
+            node: node.value,
+            manifests: manifests?,
+            cluster_networks,
+            pod_networks,
+            service_networks,
+            default_inbound_policy: inbound?,
+            default_outbound: default_outbound?,
+            same_node: same_node?,
+            trust_domain: trust_domain.value,
+            identity_namespace: identity_namespace.value,
+            dns_service: dns?,
+            ca: ca?,
+            run_directory,
+            bpffs,
+            cgroup,
+            heartbeat_milliseconds,
+            kubelet_cgroup,
+            workers: u32::try_from(workers).ok()?,
+            capacity,
+            log: log?,
+        })
+    };
+    complete().ok_or_else(Vec::new)
 }
 
 fn ca(check: &mut Check<'_>, file: super::file::Ca, flags: &Flags) -> Option<Ca> {

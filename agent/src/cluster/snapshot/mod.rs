@@ -16,6 +16,7 @@ mod tests;
 
 pub use publisher::{Publication, Publisher, SnapshotReader};
 
+use heddle_policy::Problem;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
@@ -28,14 +29,14 @@ pub struct Snapshot<C> {
     pub made: OffsetDateTime,
     /// What may talk to whom, in numbers.
     pub compiled: C,
+    /// What is wrong with the resources, those that could not be read included.
+    pub problems: Vec<Problem>,
 }
 
-/// How one compiled policy differs from the one before it.
+/// How one compiled policy's tables differ from those before them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// They mean the same: nothing has to be put in force.
-    None,
-    /// Whatever the earlier one allowed, the later one allows as well.
+    /// Whatever the earlier tables let pass, the later ones let pass as well.
     Widened,
     /// Something may have been taken away.
     Narrowed,
@@ -101,3 +102,21 @@ pub trait Enforcer<C>: Send + Sync {
 
 /// Shared access to a snapshot.
 pub type Shared<C> = Arc<Snapshot<C>>;
+
+impl Compare for heddle_policy::Compiled {
+    /// Tables widen for certain where nothing changed but classes of clients that are allowed in addition. Everything
+    /// else, even an entry more, may take something away: a row for a port takes it out of the row for the rest, a
+    /// pod's address is no longer one outside. Rules that only the proxy knows, about identities that no pod has, do
+    /// not matter for the order: where they narrow, the proxy is the one to be told first.
+    fn change_since(&self, earlier: &Self) -> Change {
+        let (now, then) = (&self.tables, &earlier.tables);
+        let rest = now.settings == then.settings
+            && now.workloads == then.workloads
+            && now.ports == then.ports
+            && now.networks == then.networks
+            && now.services == then.services
+            && now.backends == then.backends;
+        let kept = || then.allows.iter().all(|(key, allow)| now.allows.get(key) == Some(allow));
+        if rest && kept() { Change::Widened } else { Change::Narrowed }
+    }
+}

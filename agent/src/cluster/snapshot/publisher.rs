@@ -1,5 +1,6 @@
 use super::{Change, Compare, Enforcer, PublishError, Shared, Snapshot};
 use arc_swap::ArcSwapOption;
+use heddle_policy::Problem;
 use serde::Serialize;
 use std::{
     collections::VecDeque,
@@ -94,13 +95,12 @@ impl<C: Compare> Publisher<C> {
         SnapshotReader(Arc::clone(&self.state))
     }
 
-    /// Puts `compiled` in force. Where it means the same as what is in force, its problems are taken over under the
-    /// same generation and nobody is told.
+    /// Puts `compiled` in force; `problems` are told beside it.
     ///
     /// # Errors
     /// If the kernel's tables do not hold it. The proxy judges by it all the same: whatever passes the proxy must be
     /// allowed by both, so that narrowing is never held up by a table that is full. [`Self::retry`] tries again.
-    pub fn publish(&mut self, compiled: C) -> Result<Shared<C>, PublishError> {
+    pub fn publish(&mut self, compiled: C, problems: Vec<Problem>) -> Result<Shared<C>, PublishError> {
         let made = OffsetDateTime::now_utc();
         let before = self.state.current.load_full();
         // With the kernel behind, or holding what another agent left there, it is not known what the change is.
@@ -108,13 +108,7 @@ impl<C: Compare> Publisher<C> {
             Some(before) if !self.behind => compiled.change_since(&before.compiled),
             _ => Change::Narrowed,
         };
-        if let (Change::None, Some(before)) = (change, before) {
-            let snapshot = Arc::new(Snapshot { generation: before.generation, made, compiled });
-            self.state.current.store(Some(Arc::clone(&snapshot)));
-            self.remember(Arc::clone(&snapshot));
-            return Ok(snapshot);
-        }
-        let snapshot = Arc::new(Snapshot { generation: self.next, made, compiled });
+        let snapshot = Arc::new(Snapshot { generation: self.next, made, compiled, problems });
         self.next += 1;
         self.remember(Arc::clone(&snapshot));
         let outcome = if change == Change::Widened {
@@ -147,7 +141,6 @@ impl<C: Compare> Publisher<C> {
 
     fn remember(&self, snapshot: Shared<C>) {
         let mut recent = self.state.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.retain(|other| other.generation != snapshot.generation);
         recent.push_back(snapshot);
         if recent.len() > REMEMBERED {
             recent.pop_front();
