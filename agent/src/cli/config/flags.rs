@@ -1,0 +1,73 @@
+use std::path::PathBuf;
+
+/// Each field of the configuration file as a flag; a flag goes before the file.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Flags {
+    /// The agent's configuration, a YAML file with the fields below in camelCase (see --print-config)
+    #[arg(long, value_name = "FILE", env = "HEDDLE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The node's name, as pods' spec.nodeName has it [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// The folder of manifests; it and its files must belong to the agent's user and be writable by nobody else
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<String>,
+    /// A network of the cluster's; repeat for several [default: 10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.168.0.0/16, fd00::/8]
+    #[arg(long = "cluster-network", value_name = "CIDR")]
+    pub cluster_networks: Vec<String>,
+    /// A network of the pods' alone, in which an unknown address is refused; repeat for several
+    #[arg(long = "pod-network", value_name = "CIDR")]
+    pub pod_networks: Vec<String>,
+    /// A network of the Services' alone, in which an unknown address is refused; repeat for several
+    #[arg(long = "service-network", value_name = "CIDR")]
+    pub service_networks: Vec<String>,
+    /// What holds for a port that no Server selects: deny, all-authenticated, all-unauthenticated,
+    /// cluster-authenticated, cluster-unauthenticated or audit [default: deny]
+    #[arg(long, value_name = "POLICY")]
+    pub default_inbound_policy: Option<String>,
+    /// Where pods may connect outside the mesh: allow (anywhere), cluster or deny [default: allow]
+    #[arg(long, value_name = "WHERE")]
+    pub default_outbound: Option<String>,
+    /// How two meshed pods of this node speak: direct (the kernel carries what needs no reading) or encrypt [default: direct]
+    #[arg(long, value_name = "HOW")]
+    pub same_node: Option<String>,
+    /// The trust domain at the end of every identity [default: cluster.local]
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: Option<String>,
+    /// The control-plane namespace inside identities; existing rules that spell identities out name it [default: linkerd]
+    #[arg(long, value_name = "NAME")]
+    pub identity_namespace: Option<String>,
+    /// The cluster's DNS Service [default: kube-system/kube-dns]
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub dns_service: Option<String>,
+    /// Keep the certificate authority in this folder; it is made there if the folder is empty
+    #[arg(long, value_name = "DIR", conflicts_with = "ca_memory")]
+    pub ca_folder: Option<String>,
+    /// Make a certificate authority at the start and forget it at the end: for one node alone
+    #[arg(long)]
+    pub ca_memory: bool,
+    /// Where the agent's socket and lock are [default: /run/heddle]
+    #[arg(long, value_name = "DIR")]
+    pub run_directory: Option<String>,
+    /// Where bpffs is mounted [default: /sys/fs/bpf]
+    #[arg(long, value_name = "DIR")]
+    pub bpffs: Option<String>,
+    /// The cgroup (v2) that the programs are attached to [default: the root of the hierarchy]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<String>,
+    /// After how many milliseconds without a sign of life of the agent the kernel refuses what it would carry [default: 500]
+    #[arg(long, value_name = "N")]
+    pub heartbeat_milliseconds: Option<u64>,
+    /// The kubelet's cgroup on this node, whose health probes pass [default: none, and no probe passes]
+    #[arg(long, value_name = "DIR")]
+    pub kubelet_cgroup: Option<String>,
+    /// Threads of the data plane, 1 to 4 [default: as many as the host has cores, 4 at most]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<u64>,
+    /// The form of the log: text or json [default: text]
+    #[arg(long, value_name = "FORM")]
+    pub log_format: Option<String>,
+    /// What is logged: info, debug, or by module: heddle::cluster=debug,info [default: info]
+    #[arg(long, value_name = "FILTER", env = "HEDDLE_LOG")]
+    pub log_filter: Option<String>,
+}

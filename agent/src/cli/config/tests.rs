@@ -1,0 +1,167 @@
+use super::*;
+
+fn load(text: &str, flags: Flags) -> Result<Config, ConfigError> {
+    Config::from_parts(Some((Path::new("agent.yaml"), text)), &flags)
+}
+
+fn problems(text: &str) -> Vec<String> {
+    let error = load(text, Flags::default()).unwrap_err();
+    error.problems.iter().map(ToString::to_string).collect()
+}
+
+const LEAST: &str = "node: a\nmanifests: /m\nca: {memory: true}\n";
+
+#[test]
+fn the_least_file_gives_the_documented_defaults() {
+    let config = load(LEAST, Flags::default()).unwrap();
+    assert_eq!(config.default_inbound_policy, DefaultPolicy::Deny);
+    assert_eq!(config.default_outbound, DefaultOutbound::Allow);
+    assert_eq!(config.same_node, SameNode::Direct);
+    assert_eq!(
+        (config.trust_domain.as_str(), config.identity_namespace.as_str()),
+        ("cluster.local", "linkerd")
+    );
+    assert_eq!(config.dns_service.to_string(), "kube-system/kube-dns");
+    assert!(config.cluster_settings().is_ok());
+    assert_eq!(config.run_directory, Path::new("/run/heddle"));
+    assert_eq!(config.heartbeat_milliseconds, 500);
+    assert_eq!(config.cluster_networks.len(), 5);
+    assert!((1..=4).contains(&config.workers));
+    assert_eq!((config.cgroup, config.kubelet_cgroup), (None, None));
+}
+
+#[test]
+fn every_field_of_the_file_is_taken() {
+    let text = "
+node: node-a
+manifests: /etc/heddle/manifests
+clusterNetworks: [10.0.0.0/8, 'fd00::/8']
+podNetworks: [10.244.0.0/16]
+serviceNetworks: [10.96.0.0/12]
+defaultInboundPolicy: cluster-authenticated
+defaultOutbound: cluster
+sameNode: encrypt
+trustDomain: example.org
+identityNamespace: mesh
+dnsService: dns/coredns
+ca: {folder: /var/lib/heddle/ca}
+runDirectory: /run/h
+bpffs: /bpf
+cgroup: /sys/fs/cgroup/unified/lab
+heartbeatMilliseconds: 250
+kubeletCgroup: /sys/fs/cgroup/unified/kubelet
+workers: 2
+capacity: {workloads: 100, direct_flows: 200}
+log: {format: json, filter: 'heddle::cluster=debug,info'}
+";
+    let config = load(text, Flags::default()).unwrap();
+    assert_eq!(config.ca, Ca::Folder("/var/lib/heddle/ca".into()));
+    assert_eq!(config.capacity, BTreeMap::from([("workloads".into(), 100), ("direct_flows".into(), 200)]));
+    assert_eq!((config.workers, config.heartbeat_milliseconds), (2, 250));
+    assert_eq!(config.log, Log { format: LogFormat::Json, filter: "heddle::cluster=debug,info".into() });
+    // What is printed is a file that means the same.
+    let printed = config.to_yaml().unwrap();
+    assert_eq!(load(&printed, Flags::default()).unwrap(), config, "{printed}");
+}
+
+#[test]
+fn flags_go_before_the_file() {
+    let flags = Flags {
+        node: Some("b".into()),
+        pod_networks: vec!["10.1.0.0/16".into()],
+        ca_folder: Some("/ca".into()),
+        workers: Some(1),
+        ..Flags::default()
+    };
+    let config = load(&format!("{LEAST}podNetworks: [10.2.0.0/16]\nworkers: 3\n"), flags.clone()).unwrap();
+    assert_eq!((config.node.as_str(), config.workers), ("b", 1));
+    assert_eq!(config.pod_networks, ["10.1.0.0/16".parse::<IpNet>().unwrap()]);
+    assert_eq!(config.ca, Ca::Folder("/ca".into()));
+    // Flags alone will do.
+    let alone = Flags { manifests: Some("/m".into()), ..flags };
+    assert_eq!(Config::from_parts(None, &alone).unwrap().node, "b");
+}
+
+#[test]
+fn an_unknown_or_doubled_field_is_an_error_with_its_line() {
+    for (text, expected) in [
+        ("node: a\nmanifest: /m\n", "agent.yaml:2: unknown field `manifest`"),
+        ("node: a\nca:\n  memory: true\n  folders: /x\n", "agent.yaml:4: unknown field `folders`"),
+        ("node: a\nnode: b\n", "agent.yaml:2: "),
+        ("node: [a\n", "agent.yaml:"),
+        ("workers: many\n", "agent.yaml:1: "),
+        ("- a\n", "agent.yaml:1: "),
+    ] {
+        let problems = problems(text);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].contains(expected), "{} does not say {expected}", problems[0]);
+    }
+}
+
+#[test]
+fn every_wrong_value_is_named_at_once_with_field_line_and_remedy() {
+    let text = "node: Node_A
+manifests: m
+clusterNetworks: [10.0.0.1/8, ten]
+defaultInboundPolicy: perhaps
+defaultOutbound: maybe
+sameNode: never
+trustDomain: '..'
+dnsService: kube-dns
+ca: {folder: /x, memory: true}
+heartbeatMilliseconds: 1
+workers: 9
+capacity: {wrokloads: 1, ports: 0}
+log: {format: xml, filter: 'heddle=loud'}
+";
+    let problems = problems(text);
+    let expected = [
+        "agent.yaml:1: node: ",
+        "agent.yaml:2: manifests: `m` is not an absolute path",
+        "agent.yaml:3: clusterNetworks[0]: `10.0.0.1/8` has bits set outside its prefix (write 10.0.0.0/8)",
+        "agent.yaml:3: clusterNetworks[1]: `ten` is no network",
+        "agent.yaml:4: defaultInboundPolicy: `perhaps` is not known (one of deny, ",
+        "agent.yaml:5: defaultOutbound: `maybe` is not known (one of allow, cluster, deny)",
+        "agent.yaml:6: sameNode: `never` is not known (one of direct, encrypt)",
+        "agent.yaml:7: trustDomain: ",
+        "agent.yaml:8: dnsService: `kube-dns` names no Service",
+        "agent.yaml:9: ca: both a folder and memory are named",
+        "agent.yaml:10: heartbeatMilliseconds: 1 is out of range (a number from 100 to 60000)",
+        "agent.yaml:11: workers: 9 is out of range (a number from 1 to 4)",
+        "agent.yaml:12: capacity.ports: 0 is out of range",
+        "agent.yaml:12: capacity.wrokloads: is no map whose size can be set",
+        "agent.yaml:13: log.format: `xml` is not known",
+        "agent.yaml:13: log.filter: ",
+    ];
+    assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+    for (problem, expected) in problems.iter().zip(expected) {
+        assert!(problem.contains(expected), "{problem} does not say {expected}");
+    }
+}
+
+#[test]
+fn what_is_required_is_asked_for() {
+    let problems = problems("node: a\n");
+    assert_eq!(problems.len(), 2);
+    assert!(problems[0].starts_with("error: manifests: is required (name the folder"), "{}", problems[0]);
+    assert!(problems[1].starts_with("error: ca: is required (write `ca: {folder: DIR}`"), "{}", problems[1]);
+    assert_eq!(load("", Flags::default()).unwrap_err().problems.len(), 2);
+}
+
+#[test]
+fn a_file_that_others_may_write_or_that_is_none_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.yaml");
+    let load = |path: &Path| {
+        let error = Config::load(&Flags { config: Some(path.into()), ..Flags::default() });
+        error.map_err(|error| error.problems[0].to_string())
+    };
+    assert!(load(&path).unwrap_err().contains("No such file"));
+    assert!(load(dir.path()).unwrap_err().contains("not a regular file"));
+    std::fs::write(&path, LEAST).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(load(&path).unwrap_err().contains("others may write to it (chmod go-w"));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(load(&path).unwrap().node, "a");
+}

@@ -1,0 +1,341 @@
+//! From what was given to what holds, with every problem named.
+
+use super::{Ca, Config, Flags, Log, LogFormat, file::File};
+use heddle_ebpf::{attach, flows, policy};
+use heddle_policy::{
+    DefaultOutbound, SameNode,
+    names::{IdentityNaming, check_dns_name},
+    problems::{Origin, Problem, Severity},
+    resources::{DefaultPolicy, ObjectName},
+};
+use ipnet::IpNet;
+use serde_saphyr::Spanned;
+use std::{collections::BTreeMap, fmt::Display, path::PathBuf, str::FromStr};
+
+/// As Linkerd has it: RFC 1918, carriers' NAT and unique local addresses.
+const CLUSTER_NETWORKS: [&str; 5] =
+    ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
+/// Shorter ones would refuse whenever the host is busy, longer ones leave clients hanging.
+const HEARTBEAT: std::ops::RangeInclusive<u64> = 100..=60_000;
+const WORKERS: std::ops::RangeInclusive<u64> = 1..=attach::WORKERS as u64;
+/// A map of 16 million places takes gigabytes.
+const PLACES: std::ops::RangeInclusive<u64> = 1..=16_777_216;
+/// Maps whose size depends on the cluster or on the traffic.
+pub(super) const SIZED: [&str; 16] = [
+    policy::maps::WORKLOADS,
+    policy::maps::PORTS,
+    policy::maps::ALLOWS,
+    policy::maps::NETWORKS,
+    policy::maps::SERVICES,
+    policy::maps::BACKENDS,
+    policy::maps::IDENTITIES,
+    policy::maps::RULES,
+    attach::maps::LISTENING,
+    attach::maps::LISTENING_SOCKETS,
+    flows::maps::PROXIED,
+    flows::maps::DIRECT_HALF_OPEN,
+    flows::maps::DIRECT_FLOWS,
+    flows::maps::HOPS,
+    flows::maps::UDP_FLOWS,
+    flows::maps::COUNTERS,
+];
+
+/// A value and where it was given: a line of the file, or 0 for a flag or a default.
+struct Given<T> {
+    value: T,
+    line: u32,
+    flag: bool,
+}
+
+struct Check<'a> {
+    file: &'a str,
+    problems: Vec<Problem>,
+}
+
+fn given<T: Clone>(flag: Option<&T>, file: Option<Spanned<T>>, default: T) -> Given<T> {
+    match (flag, file) {
+        (Some(flag), _) => Given { value: flag.clone(), line: 0, flag: true },
+        (None, Some(file)) => Given { line: line(&file), value: file.value, flag: false },
+        (None, None) => Given { value: default, line: 0, flag: false },
+    }
+}
+
+fn line<T>(given: &Spanned<T>) -> u32 {
+    u32::try_from(given.referenced.line()).unwrap_or(0)
+}
+
+impl Check<'_> {
+    fn wrong<T>(&mut self, field: &str, at: &Given<T>, reason: impl Into<String>, remedy: impl Into<String>) {
+        let file = if at.flag || at.line == 0 { "" } else { self.file };
+        let origin = Origin::new(file, 0);
+        let problem = Problem::new(Severity::Error, &origin, reason).field(field, at.line).remedy(remedy);
+        self.problems.push(problem);
+    }
+
+    fn one_of<T: Copy>(&mut self, field: &str, given: &Given<String>, values: &[(&str, T)]) -> Option<T> {
+        let found = values.iter().find(|(name, _)| *name == given.value).map(|(_, value)| *value);
+        if found.is_none() {
+            let names: Vec<_> = values.iter().map(|(name, _)| *name).collect();
+            self.wrong(
+                field,
+                given,
+                format!("`{}` is not known", given.value),
+                format!("one of {}", names.join(", ")),
+            );
+        }
+        found
+    }
+
+    fn within(&mut self, field: &str, given: &Given<u64>, range: &std::ops::RangeInclusive<u64>) -> u64 {
+        if !range.contains(&given.value) {
+            let remedy = format!("a number from {} to {}", range.start(), range.end());
+            self.wrong(field, given, format!("{} is out of range", given.value), remedy);
+        }
+        given.value
+    }
+
+    fn path(&mut self, field: &str, given: &Given<String>) -> PathBuf {
+        let path = PathBuf::from(&given.value);
+        if !path.is_absolute() {
+            self.wrong(
+                field,
+                given,
+                format!("`{}` is not an absolute path", given.value),
+                "write it from / on",
+            );
+        }
+        path
+    }
+
+    fn optional_path(
+        &mut self,
+        field: &str,
+        flag: Option<&String>,
+        file: Option<Spanned<String>>,
+    ) -> Option<PathBuf> {
+        let given = given(flag, file, String::new());
+        (!given.value.is_empty() || given.line != 0 || given.flag).then(|| self.path(field, &given))
+    }
+
+    fn name(&mut self, field: &str, given: &Given<String>) {
+        if let Err(error) = check_dns_name(&given.value) {
+            self.wrong(
+                field,
+                given,
+                format!("`{}` is no name: {error}", given.value),
+                "lower-case letters, digits, `-` and `.`",
+            );
+        }
+    }
+
+    fn networks(
+        &mut self,
+        field: &str,
+        flags: &[String],
+        file: Option<Vec<Spanned<String>>>,
+        default: &[&str],
+    ) -> Vec<IpNet> {
+        let all: Vec<Given<String>> = match file {
+            _ if !flags.is_empty() => {
+                flags.iter().map(|value| Given { value: value.clone(), line: 0, flag: true }).collect()
+            }
+            Some(file) => file
+                .into_iter()
+                .map(|value| Given { line: line(&value), value: value.value, flag: false })
+                .collect(),
+            None => {
+                default.iter().map(|value| Given { value: (*value).into(), line: 0, flag: false }).collect()
+            }
+        };
+        let mut networks = Vec::new();
+        for (index, given) in all.iter().enumerate() {
+            match IpNet::from_str(&given.value) {
+                Ok(network) if network.trunc() == network => networks.push(network),
+                Ok(network) => {
+                    let remedy = format!("write {}", network.trunc());
+                    self.wrong(
+                        &format!("{field}[{index}]"),
+                        given,
+                        format!("`{}` has bits set outside its prefix", given.value),
+                        remedy,
+                    );
+                }
+                Err(_) => {
+                    let reason = format!("`{}` is no network", given.value);
+                    self.wrong(
+                        &format!("{field}[{index}]"),
+                        given,
+                        reason,
+                        "write it like 10.0.0.0/8 or fd00::/8",
+                    );
+                }
+            }
+        }
+        networks
+    }
+
+    fn required(&mut self, field: &str, remedy: impl Display) {
+        let at = Given { value: (), line: 0, flag: false };
+        self.wrong(field, &at, "is required", remedy.to_string());
+    }
+}
+
+/// Lays `flags` over `file` (called `name`), checks every field and fills in what was left out.
+pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, Vec<Problem>> {
+    let mut check = Check { file: name, problems: Vec::new() };
+    let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    let node = given(flags.node.as_ref(), file.node, host);
+    check.name("node", &node);
+
+    let manifests = check.optional_path("manifests", flags.manifests.as_ref(), file.manifests);
+    if manifests.is_none() {
+        check.required(
+            "manifests",
+            "name the folder of manifests: `manifests: /etc/heddle/manifests` or --manifests DIR",
+        );
+    }
+    let cluster_networks =
+        check.networks("clusterNetworks", &flags.cluster_networks, file.cluster_networks, &CLUSTER_NETWORKS);
+    let pod_networks = check.networks("podNetworks", &flags.pod_networks, file.pod_networks, &[]);
+    let service_networks =
+        check.networks("serviceNetworks", &flags.service_networks, file.service_networks, &[]);
+
+    let inbound = given(flags.default_inbound_policy.as_ref(), file.default_inbound_policy, "deny".into());
+    let inbounds = DefaultPolicy::ALL.map(|policy| (policy.as_str(), policy));
+    let inbound = check.one_of("defaultInboundPolicy", &inbound, &inbounds);
+    let outbound = given(flags.default_outbound.as_ref(), file.default_outbound, "allow".into());
+    let outbounds = [
+        ("allow", DefaultOutbound::Allow),
+        ("cluster", DefaultOutbound::Cluster),
+        ("deny", DefaultOutbound::Deny),
+    ];
+    let default_outbound = check.one_of("defaultOutbound", &outbound, &outbounds);
+    let same_node = given(flags.same_node.as_ref(), file.same_node, "direct".into());
+    let same_node =
+        check.one_of("sameNode", &same_node, &[("direct", SameNode::Direct), ("encrypt", SameNode::Encrypt)]);
+
+    let trust_domain = given(flags.trust_domain.as_ref(), file.trust_domain, "cluster.local".into());
+    check.name("trustDomain", &trust_domain);
+    let identity_namespace =
+        given(flags.identity_namespace.as_ref(), file.identity_namespace, "linkerd".into());
+    check.name("identityNamespace", &identity_namespace);
+    if check.problems.is_empty()
+        && let Err(error) = IdentityNaming::new(&identity_namespace.value, &trust_domain.value)
+    {
+        check.wrong(
+            "identityNamespace",
+            &identity_namespace,
+            error.to_string(),
+            "shorten it or the trust domain",
+        );
+    }
+    let dns_service = given(flags.dns_service.as_ref(), file.dns_service, "kube-system/kube-dns".into());
+    let dns = dns_service
+        .value
+        .split_once('/')
+        .filter(|(namespace, name)| check_dns_name(namespace).is_ok() && check_dns_name(name).is_ok());
+    let dns = dns.map(|(namespace, name)| ObjectName::new(namespace, name));
+    if dns.is_none() {
+        let reason = format!("`{}` names no Service", dns_service.value);
+        check.wrong("dnsService", &dns_service, reason, "write it like kube-system/kube-dns");
+    }
+    let ca = ca(&mut check, file.ca.unwrap_or_default(), flags);
+
+    let run_directory = given(flags.run_directory.as_ref(), file.run_directory, "/run/heddle".into());
+    let run_directory = check.path("runDirectory", &run_directory);
+    let bpffs = given(flags.bpffs.as_ref(), file.bpffs, "/sys/fs/bpf".into());
+    let bpffs = check.path("bpffs", &bpffs);
+    let cgroup = check.optional_path("cgroup", flags.cgroup.as_ref(), file.cgroup);
+    let kubelet_cgroup =
+        check.optional_path("kubeletCgroup", flags.kubelet_cgroup.as_ref(), file.kubelet_cgroup);
+
+    let heartbeat = given(flags.heartbeat_milliseconds.as_ref(), file.heartbeat_milliseconds, 500);
+    let heartbeat_milliseconds = check.within("heartbeatMilliseconds", &heartbeat, &HEARTBEAT);
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let workers = given(flags.workers.as_ref(), file.workers, cores.min(*WORKERS.end()));
+    let workers = check.within("workers", &workers, &WORKERS);
+    let capacity = capacity(&mut check, file.capacity);
+    let log = log(&mut check, file.log, flags);
+
+    if !check.problems.is_empty() {
+        return Err(check.problems);
+    }
+    let complete = || {
+        Some(Config {
+            node: node.value,
+            manifests: manifests?,
+            cluster_networks,
+            pod_networks,
+            service_networks,
+            default_inbound_policy: inbound?,
+            default_outbound: default_outbound?,
+            same_node: same_node?,
+            trust_domain: trust_domain.value,
+            identity_namespace: identity_namespace.value,
+            dns_service: dns?,
+            ca: ca?,
+            run_directory,
+            bpffs,
+            cgroup,
+            heartbeat_milliseconds,
+            kubelet_cgroup,
+            workers: u32::try_from(workers).ok()?,
+            capacity,
+            log: log?,
+        })
+    };
+    complete().ok_or_else(Vec::new)
+}
+
+fn ca(check: &mut Check<'_>, file: super::file::Ca, flags: &Flags) -> Option<Ca> {
+    let by_flag = flags.ca_folder.is_some() || flags.ca_memory;
+    let (folder, memory) = if by_flag { (None, None) } else { (file.folder, file.memory) };
+    let memory = given(flags.ca_memory.then_some(&true), memory, false);
+    let folder = check.optional_path("ca.folder", flags.ca_folder.as_ref(), folder);
+    match (folder, memory.value) {
+        (Some(_), true) => {
+            check.wrong("ca", &memory, "both a folder and memory are named", "leave one of them out");
+            None
+        }
+        (Some(folder), false) => Some(Ca::Folder(folder)),
+        (None, true) => Some(Ca::Memory(true)),
+        (None, false) => {
+            check.required("ca", "write `ca: {folder: DIR}` (agents of several nodes share it) or `ca: {memory: true}` (one node alone)");
+            None
+        }
+    }
+}
+
+fn capacity(check: &mut Check<'_>, file: BTreeMap<String, Spanned<u64>>) -> BTreeMap<String, u32> {
+    let mut capacity = BTreeMap::new();
+    for (map, places) in file {
+        let field = format!("capacity.{map}");
+        let places = Given { line: line(&places), value: places.value, flag: false };
+        if !SIZED.contains(&map.as_str()) {
+            check.wrong(
+                &field,
+                &places,
+                "is no map whose size can be set",
+                format!("one of {}", SIZED.join(", ")),
+            );
+        }
+        let places = check.within(&field, &places, &PLACES);
+        capacity.insert(map, u32::try_from(places).unwrap_or(u32::MAX));
+    }
+    capacity
+}
+
+fn log(check: &mut Check<'_>, file: super::file::Log, flags: &Flags) -> Option<Log> {
+    let format = given(flags.log_format.as_ref(), file.format, "text".into());
+    let format = check.one_of("log.format", &format, &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    let filter = given(flags.log_filter.as_ref(), file.filter, "info".into());
+    if let Err(error) = filter.value.parse::<tracing_subscriber::filter::Targets>() {
+        check.wrong(
+            "log.filter",
+            &filter,
+            format!("`{}`: {error}", filter.value),
+            "write it like info or heddle::cluster=debug,info",
+        );
+    }
+    format.map(|format| Log { format, filter: filter.value })
+}

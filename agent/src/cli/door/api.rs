@@ -1,0 +1,238 @@
+//! What is said at the door.
+
+use crate::cluster::{folder::FolderStatus, snapshot::Publication};
+use heddle_policy::{names::check_dns_name, problems::Problem};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, str::FromStr};
+use time::{OffsetDateTime, serde::rfc3339};
+
+/// A pod's namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name in it.
+    pub name: String,
+}
+
+impl PodName {
+    /// Checks both parts.
+    ///
+    /// # Errors
+    /// Says which part is no name and why.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, AttachError> {
+        for (field, value) in [("namespace", namespace), ("name", name)] {
+            check_dns_name(value).map_err(|error| {
+                AttachError::new(AttachErrorCode::BadRequest, format!("`{value}` is no {field}: {error}"))
+                    .field(field)
+                    .remedy("name the pod as Kubernetes does")
+            })?;
+        }
+        Ok(Self { namespace: namespace.into(), name: name.into() })
+    }
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl FromStr for PodName {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, name) = text.split_once('/').ok_or("write the pod as namespace/name")?;
+        Self::new(namespace, name).map_err(|error| error.message)
+    }
+}
+
+/// A pod is to be captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// Which pod.
+    pub pod: PodName,
+    /// Its network namespace: an absolute path such as `/run/netns/x` or `/proc/123/ns/net`.
+    pub netns: PathBuf,
+}
+
+/// The request's JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AttachBody {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) netns: PathBuf,
+}
+
+impl TryFrom<AttachBody> for AttachRequest {
+    type Error = AttachError;
+    fn try_from(body: AttachBody) -> Result<Self, AttachError> {
+        let pod = PodName::new(&body.namespace, &body.name)?;
+        // The kernel map that a restarted agent finds the namespace by holds 127 bytes.
+        if !body.netns.is_absolute() || body.netns.as_os_str().len() > 127 {
+            let reason = format!("`{}` is no absolute path of at most 127 bytes", body.netns.display());
+            let error = AttachError::new(AttachErrorCode::BadRequest, reason).field("netns");
+            return Err(error.remedy("name the pod's network namespace, such as /run/netns/x"));
+        }
+        Ok(Self { pod, netns: body.netns })
+    }
+}
+
+/// A pod is captured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attached {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its addresses, as its network namespace and the snapshot have them.
+    pub addresses: Vec<IpAddr>,
+    /// Its identity.
+    pub identity: String,
+    /// The generation of the rules that were in force when it was attached.
+    pub generation: u64,
+}
+
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, $status:literal;)+) => {
+        /// What kind of error it is: stable, for programs.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum AttachErrorCode { $($(#[doc = $doc])+ $name,)+ }
+
+        impl AttachErrorCode {
+            /// As it stands in the answer.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+
+            /// The answer's HTTP status.
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The request is malformed.
+    BadRequest = "bad_request", 400;
+    /// The snapshot has no such pod, or it is not captured.
+    UnknownPod = "unknown_pod", 404;
+    /// The pod runs on another node.
+    NotOnThisNode = "not_on_this_node", 409;
+    /// The pod is not meshed: there is nothing to attach.
+    NotMeshed = "not_meshed", 409;
+    /// The path names no network namespace.
+    NoNamespace = "no_namespace", 400;
+    /// The network namespace is attached to another pod.
+    NamespaceTaken = "namespace_taken", 409;
+    /// The network namespace is the host's own.
+    HostNamespace = "host_namespace", 403;
+    /// The pod is attached with another network namespace.
+    PodTaken = "pod_taken", 409;
+    /// The namespace's addresses are not the pod's.
+    AddressesDiffer = "addresses_differ", 409;
+    /// The namespace has no veth to the host, or more than one way out.
+    NoVeth = "no_veth", 409;
+    /// The node holds as many pods as it can.
+    Full = "full", 503;
+    /// No rules are in force yet.
+    NotReady = "not_ready", 503;
+    /// The kernel refused.
+    Kernel = "kernel", 500;
+    /// It took too long.
+    TimedOut = "timed_out", 504;
+}
+
+/// Why a pod was not attached or detached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct AttachError {
+    /// What kind of error.
+    pub code: AttachErrorCode,
+    /// What is wrong.
+    pub message: String,
+    /// The field of the request that it is about; empty: none.
+    pub field: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl AttachError {
+    /// An error of a kind.
+    pub fn new(code: AttachErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), field: String::new(), remedy: String::new() }
+    }
+
+    /// With the field of the request that it is about.
+    #[must_use]
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.field = field.into();
+        self
+    }
+
+    /// With what to do about it.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+}
+
+/// An error's JSON.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ErrorBody {
+    pub(crate) error: String,
+    pub(crate) code: String,
+    pub(crate) field: String,
+    pub(crate) remedy: String,
+}
+
+/// A captured pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its network namespace's path.
+    pub netns: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its identity.
+    pub identity: String,
+    /// Whether capture and guard are in force, as seen in the kernel.
+    pub in_force: bool,
+    /// What is wrong with it; empty: nothing.
+    pub problems: Vec<String>,
+}
+
+/// What is in force and what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// The version of the maps' layout, as in the pins' path.
+    pub schema: u32,
+    /// The node's name.
+    pub node: String,
+    /// The agent's process.
+    pub pid: u32,
+    /// When it started.
+    #[serde(with = "rfc3339")]
+    pub started: OffsetDateTime,
+    /// Which rules are in force where.
+    pub rules: Publication,
+    /// What is in force from the folder.
+    pub manifests: FolderStatus,
+    /// What is wrong with the resources in force.
+    pub problems: Vec<Problem>,
+    /// The pods that are captured.
+    pub pods: Vec<PodStatus>,
+    /// What was asked at the door; the server fills it in.
+    pub door: BTreeMap<String, u64>,
+}

@@ -1,0 +1,50 @@
+//! The one door by which pods enter the mesh: HTTP/1.1 and JSON on a unix socket.
+//!
+//! The door hands out identities, so it asks who is there before it reads a byte: the socket has mode 0600 in a folder
+//! of mode 0700, and the caller must be root (or the agent's own user) in the agent's own pid and user namespaces
+//! ([`caller`]). Whoever is not is refused, counted and told in the log. Everything that a caller may send is bounded
+//! in size, number and time.
+//!
+//! | route | answers |
+//! |---|---|
+//! | `POST /v1/pods` `{"namespace","name","netns"}` | 200 when capture and guard are in force for the pod |
+//! | `DELETE /v1/pods/{namespace}/{name}` | 200 when nothing is in force for it any more |
+//! | `GET /v1/status` | what is in force, what is wrong |
+//! | `GET /v1/events` | refusals and drops as they happen, one JSON object a line |
+//! | `GET /v1/metrics` | OpenMetrics text |
+//!
+//! Errors are `{"error","code","field","remedy"}`.
+
+pub mod api;
+pub mod caller;
+mod routes;
+mod serve;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+pub use api::{AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus, Status};
+pub use serve::{Bounds, Counts, Server};
+pub use socket::{RunDirectory, RunDirectoryError, SOCKET};
+
+use std::{future::Future, sync::Arc};
+use tokio::sync::broadcast;
+
+/// What is behind the door. The wiring implements it over capture, cluster and observe.
+pub trait Door: Send + Sync + 'static {
+    /// Captures a pod. Returns when capture and guard are in force; asking again for the same pod and namespace is no
+    /// error. It is not cancelled when the caller goes away.
+    fn attach(&self, request: AttachRequest) -> impl Future<Output = Result<Attached, AttachError>> + Send;
+
+    /// Ends a pod's capture. A pod that is not captured is [`AttachErrorCode::UnknownPod`].
+    fn detach(&self, pod: PodName) -> impl Future<Output = Result<(), AttachError>> + Send;
+
+    /// What is in force and what is wrong.
+    fn status(&self) -> Status;
+
+    /// Refusals and drops from now on, each one JSON object without a line break.
+    fn events(&self) -> broadcast::Receiver<Arc<str>>;
+
+    /// Every metric as OpenMetrics text.
+    fn metrics(&self) -> String;
+}

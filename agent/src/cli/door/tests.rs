@@ -1,0 +1,423 @@
+use super::*;
+use crate::cluster::{folder::FolderStatus, snapshot::Publication};
+use rustix::process::geteuid;
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
+    sync::watch,
+};
+
+/// Knows one pod, `shop/web`; attaching `shop/slow` takes 300 ms.
+#[derive(Clone)]
+struct Fake {
+    events: broadcast::Sender<Arc<str>>,
+    slow_done: Arc<AtomicUsize>,
+}
+
+impl Door for Fake {
+    async fn attach(&self, request: AttachRequest) -> Result<Attached, AttachError> {
+        let unknown = || {
+            AttachError::new(AttachErrorCode::UnknownPod, format!("no pod {} is known", request.pod))
+                .field("name")
+                .remedy("put it into the manifests")
+        };
+        match request.pod.name.as_str() {
+            "web" => Ok(Attached {
+                namespace: request.pod.namespace,
+                name: request.pod.name,
+                addresses: vec!["10.0.0.1".parse().unwrap()],
+                identity: "web.shop.serviceaccount.identity.linkerd.cluster.local".into(),
+                generation: 7,
+            }),
+            "slow" => {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                self.slow_done.fetch_add(1, Ordering::SeqCst);
+                Err(unknown())
+            }
+            "crash" => panic!("the fake door was told to"),
+            _ => Err(unknown()),
+        }
+    }
+
+    async fn detach(&self, pod: PodName) -> Result<(), AttachError> {
+        if pod.name == "web" {
+            Ok(())
+        } else {
+            Err(AttachError::new(AttachErrorCode::UnknownPod, "not captured"))
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            version: "0".into(),
+            schema: 1,
+            node: "a".into(),
+            pid: 1,
+            started: time::OffsetDateTime::UNIX_EPOCH,
+            rules: Publication::default(),
+            manifests: FolderStatus::default(),
+            problems: vec![],
+            pods: vec![],
+            door: BTreeMap::new(),
+        }
+    }
+
+    fn events(&self) -> broadcast::Receiver<Arc<str>> {
+        self.events.subscribe()
+    }
+
+    fn metrics(&self) -> String {
+        "# EOF\n".into()
+    }
+}
+
+struct Open {
+    _dir: tempfile::TempDir,
+    run: RunDirectory,
+    socket: PathBuf,
+    fake: Fake,
+    counts: Arc<Counts>,
+    _stop: watch::Sender<bool>,
+}
+
+fn open(bounds: Bounds) -> Open {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunDirectory::take(&dir.path().join("run")).unwrap();
+    let listener = tokio::net::UnixListener::from_std(run.listen().unwrap()).unwrap();
+    let fake = Fake { events: broadcast::channel(16).0, slow_done: Arc::default() };
+    let server = Server::new(fake.clone(), bounds).unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let counts = server.counts();
+    tokio::spawn(server.run(listener, stopped));
+    let socket = run.path().join(SOCKET);
+    Open { _dir: dir, run, socket, fake, counts, _stop: stop }
+}
+
+impl Open {
+    async fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.socket).await.unwrap()
+    }
+
+    /// Sends bytes and reads until the door closes; an answer may come before everything was sent.
+    async fn say(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect().await;
+        let _ = stream.write_all(bytes).await;
+        rest(&mut stream).await
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let answer = self.say(request.as_bytes()).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        (head.split(' ').nth(1).unwrap_or("0").parse().unwrap(), body.to_owned())
+    }
+
+    async fn still_works(&self) {
+        assert_eq!(self.ask("GET", "/v1/status", "").await.0, 200);
+    }
+}
+
+async fn rest(stream: &mut UnixStream) -> String {
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+    let _ = read.expect("the door neither answered nor closed");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+const WEB: &str = r#"{"namespace":"shop","name":"web","netns":"/run/netns/web"}"#;
+
+#[tokio::test]
+async fn pods_come_and_go_and_what_is_in_force_can_be_read() {
+    let door = open(Bounds::default());
+    let (status, body) = door.ask("POST", "/v1/pods", WEB).await;
+    assert_eq!(status, 200);
+    assert_eq!(
+        body,
+        "{\"namespace\":\"shop\",\"name\":\"web\",\"addresses\":[\"10.0.0.1\"],\
+         \"identity\":\"web.shop.serviceaccount.identity.linkerd.cluster.local\",\"generation\":7}\n"
+    );
+    assert_eq!(door.ask("DELETE", "/v1/pods/shop/web", "").await.0, 200);
+    assert_eq!(door.ask("GET", "/v1/metrics", "").await, (200, "# EOF\n".into()));
+    let (status, body) = door.ask("GET", "/v1/status", "").await;
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &body["node"], &body["door"]["attached"]), (200, &"a".into(), &1.into()));
+}
+
+#[tokio::test]
+async fn errors_name_field_and_remedy() {
+    let door = open(Bounds::default());
+    for (body, status, code, field) in [
+        (r#"{"namespace":"shop","name":"other","netns":"/n"}"#, 404, "unknown_pod", "name"),
+        (r#"{"namespace":"Shop","name":"web","netns":"/n"}"#, 400, "bad_request", "namespace"),
+        (r#"{"namespace":"shop","name":"../web","netns":"/n"}"#, 400, "bad_request", "name"),
+        (r#"{"namespace":"shop","name":"web","netns":"netns"}"#, 400, "bad_request", "netns"),
+        (r#"{"namespace":"shop","name":"web","netns":"/n","uid":0}"#, 400, "bad_request", ""),
+        (r#"{"namespace":"shop","name":"web"}"#, 400, "bad_request", ""),
+        (r#"["shop"]"#, 400, "bad_request", ""),
+        ("", 400, "bad_request", ""),
+    ] {
+        let (got, answer) = door.ask("POST", "/v1/pods", body).await;
+        let answer: api::ErrorBody = serde_json::from_str(&answer).unwrap();
+        assert_eq!(
+            (got, answer.code.as_str(), answer.field.as_str()),
+            (status, code, field),
+            "{body}: {answer:?}"
+        );
+        assert!(!answer.error.is_empty() && !answer.remedy.is_empty(), "{body}: {answer:?}");
+    }
+    assert_eq!(door.ask("DELETE", "/v1/pods/shop/other", "").await.0, 404);
+    assert_eq!(door.ask("DELETE", "/v1/pods/shop/..%2fweb", "").await.0, 400);
+    assert_eq!(door.ask("GET", "/v1/pods", "").await.0, 405);
+    assert_eq!(door.ask("GET", "/", "").await.0, 404);
+    assert_eq!(door.counts.read()["attach_refused_unknown_pod"], 1);
+}
+
+#[tokio::test]
+async fn garbage_is_a_400_and_nothing_worse() {
+    let door = open(Bounds::default());
+    let noise: Vec<u8> = (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for bytes in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 not HTTP at all\r\n\r\n"[..],
+        b"\0\0\0\0\r\n\r\n",
+        b"GET /v1/status HTTP/1.1\r\nbad header\r\n\r\n",
+        b"POST /v1/pods HTTP/1.1\r\nhost: x\r\ncontent-length: minus\r\n\r\n",
+        &noise,
+    ] {
+        let answer = door.say(bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer:?} to {bytes:?}");
+    }
+    // HTTP/2's preface gets no words, as hyper has it, but an end.
+    assert_eq!(door.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await, "");
+    assert!(door.counts.read()["no_http"] >= 4, "{:?}", door.counts.read());
+    door.still_works().await;
+}
+
+#[tokio::test]
+async fn heads_and_bodies_that_are_huge_or_slow_are_cut_off() {
+    let quick = Duration::from_millis(200);
+    let door = open(Bounds { head_time: quick, body_time: quick, ..Bounds::default() });
+    let huge = format!("GET /v1/status HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let answer = door.say(huge.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431") || answer.is_empty(), "{answer:?}");
+    assert_eq!(door.ask("POST", "/v1/pods", &"x".repeat(1 << 20)).await.0, 413);
+    let chunked = "POST /v1/pods HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".to_owned()
+        + &format!("10000\r\n{}\r\n", "x".repeat(0x10000)).repeat(4);
+    assert!(door.say(chunked.as_bytes()).await.starts_with("HTTP/1.1 413"));
+
+    let started = Instant::now();
+    for said in ["", "GET /v1/st", "POST /v1/pods HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"name"]
+    {
+        let mut stream = door.connect().await;
+        stream.write_all(said.as_bytes()).await.unwrap();
+        let answer = rest(&mut stream).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer:?}");
+    }
+    // One byte after another, each in time.
+    let mut stream = door.connect().await;
+    for byte in b"GET /v1/status HTTP/1.1\r\nhost: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" {
+        if stream.write_all(&[*byte]).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!rest(&mut stream).await.contains(" 200 "));
+    assert!(started.elapsed() < Duration::from_secs(5));
+    door.still_works().await;
+}
+
+#[tokio::test]
+async fn more_callers_than_fit_are_told_so_and_room_comes_back() {
+    let door = open(Bounds { connections: 4, head_time: Duration::from_millis(400), ..Bounds::default() });
+    let mut idle = Vec::new();
+    for _ in 0..4 {
+        idle.push(door.connect().await);
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let (status, body) = door.ask("GET", "/v1/status", "").await;
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("4 callers are at the door already"));
+    // A flood that is turned away does no harm.
+    for _ in 0..200 {
+        idle.push(door.connect().await);
+    }
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    door.still_works().await;
+}
+
+#[tokio::test]
+async fn an_attachment_goes_on_when_its_caller_leaves_or_is_tired_of_waiting() {
+    let door = open(Bounds { work_time: Duration::from_millis(50), ..Bounds::default() });
+    let slow = WEB.replace("web", "slow");
+    let (status, body) = door.ask("POST", "/v1/pods", &slow).await;
+    assert_eq!(status, 504, "{body}");
+    let mut stream = door.connect().await;
+    let request =
+        format!("POST /v1/pods HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{slow}", slow.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    drop(stream);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(door.fake.slow_done.load(Ordering::SeqCst), 2);
+    // A failure within is an answer too.
+    let (status, body) = door.ask("POST", "/v1/pods", &WEB.replace("web", "crash")).await;
+    assert_eq!(status, 500, "{body}");
+    door.still_works().await;
+}
+
+#[tokio::test]
+async fn events_stream_line_by_line_and_tell_what_was_lost() {
+    let door = open(Bounds { streams: 1, quiet: Duration::from_millis(100), ..Bounds::default() });
+    let mut stream = door.connect().await;
+    stream.write_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    while !lines.next_line().await.unwrap().unwrap().is_empty() {}
+    assert_eq!(door.ask("GET", "/v1/events", "").await.0, 503);
+    // More than the channel's sixteen at once: the reader is told how many it missed.
+    for n in 0..40 {
+        door.fake.events.send(format!("{{\"n\":{n}}}").into()).unwrap();
+    }
+    let mut seen = Vec::new();
+    while !seen.iter().any(|line: &String| line.contains("\"n\":39")) {
+        let line =
+            tokio::time::timeout(Duration::from_secs(5), lines.next_line()).await.unwrap().unwrap().unwrap();
+        if line.starts_with('{') {
+            seen.push(line);
+        }
+    }
+    assert_eq!(seen[0], "{\"lost\":24}");
+    assert_eq!(seen.len(), 17);
+    drop(lines);
+    // The empty line every 100 ms shows that nobody reads any more.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut stream = door.connect().await;
+    stream.write_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut head = [0; 15];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
+async fn the_socket_is_reachable_by_its_owner_alone_and_one_agent_holds_it() {
+    let door = open(Bounds::default());
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!((mode(door.run.path()), mode(&door.socket)), (0o700, 0o600));
+    let held = RunDirectory::take(door.run.path()).err().unwrap();
+    assert!(
+        matches!(&held, RunDirectoryError::Held { pid: Some(pid), .. } if *pid == std::process::id()),
+        "{held}"
+    );
+    door.still_works().await;
+    let path = door.run.path().to_owned();
+    drop(door.run);
+    // The dead agent's socket is still there, and is replaced.
+    let next = RunDirectory::take(&path).unwrap();
+    assert!(path.join(SOCKET).exists());
+    drop(next.listen().unwrap());
+    next.close();
+    assert!(!path.join(SOCKET).exists());
+    std::fs::write(path.join(SOCKET), "precious").unwrap();
+    assert!(matches!(next.listen(), Err(RunDirectoryError::NoSocket { .. })));
+}
+
+#[test]
+fn a_run_folder_that_others_reach_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for mode in [0o755, 0o770, 0o701] {
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        let error = RunDirectory::take(dir.path()).err().unwrap();
+        assert!(matches!(error, RunDirectoryError::Insecure { mode: found, .. } if found == mode), "{error}");
+        assert!(error.remedy().contains("chmod 700"));
+    }
+    let link = dir.path().join("link");
+    std::fs::create_dir(dir.path().join("real")).unwrap();
+    std::os::unix::fs::symlink("real", &link).unwrap();
+    assert!(RunDirectory::take(&link).is_err());
+    let long = dir.path().join("x".repeat(120));
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let error = RunDirectory::take(&long).unwrap().listen().err().unwrap();
+    assert!(error.remedy().contains("107 bytes"), "{error}");
+}
+
+/// Asks for the status from another process, by way of a command that changes who it is first.
+async fn ask_as(door: &Open, command: &[&str]) -> String {
+    // Perl is part of every Debian; Rust's own tools could not run as another user.
+    let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => shift) or die $!; $SIG{PIPE} = 'IGNORE';\
+                  print $s \"GET /v1/status HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n\"; $s->flush; print while <$s>;";
+    let (program, before) = command.split_first().unwrap();
+    let output = tokio::process::Command::new(program)
+        .args(before)
+        .args(["perl", "-e", script])
+        .arg(&door.socket)
+        .output()
+        .await
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn callers_of_another_user_or_in_a_container_are_refused_whatever_their_uid() {
+    assert!(geteuid().is_root());
+    let door = open(Bounds::default());
+    let control = ask_as(&door, &["env"]).await;
+    assert!(control.starts_with("HTTP/1.1 200"), "{control}");
+    // A pod's process: root, in a pid namespace of its own.
+    let answer = ask_as(&door, &["unshare", "--pid", "--fork", "--mount-proc"]).await;
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("another pid namespace"), "{answer}");
+    // Root of a user namespace of its own.
+    let answer = ask_as(&door, &["unshare", "--user", "--map-root-user"]).await;
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("another user namespace"), "{answer}");
+    // Another user, even if somebody had opened the folder and the socket to it.
+    let all = |path: &std::path::Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap()
+    };
+    all(&door.socket);
+    all(door.run.path());
+    all(door.run.path().parent().unwrap());
+    let answer = ask_as(&door, &["setpriv", "--reuid=12345", "--clear-groups"]).await;
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("uid 12345"), "{answer}");
+    let counts = door.counts.read();
+    for refused in ["refused_pid_namespace", "refused_user_namespace", "refused_user"] {
+        assert_eq!(counts.get(refused), Some(&1), "{counts:?}");
+    }
+    door.still_works().await;
+}
+
+/// A process connects, hands its socket to another and ends: nobody is behind the connection who could be asked.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn a_connection_whose_process_is_gone_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunDirectory::take(&dir.path().join("run")).unwrap();
+    let listener = run.listen().unwrap();
+    let own = caller::Own::read().unwrap();
+    // The inner process connects and leaves the socket to the outer one, which holds it open.
+    let script = "use Socket; socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die; my $p = fork // die;\
+                  if (!$p) { connect($s, sockaddr_un(shift)) or die $!; exit 0 }\
+                  waitpid($p, 0); $| = 1; print \"ready\\n\"; sleep 30";
+    let mut child = tokio::process::Command::new("perl")
+        .args(["-e", script])
+        .arg(run.path().join(SOCKET))
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).await.unwrap();
+    assert_eq!(ready, "ready\n");
+    listener.set_nonblocking(false).unwrap();
+    let (stream, _) = listener.accept().unwrap();
+    assert_eq!(own.admit(&stream), Err(caller::Refusal::Gone));
+    // The control: a process that is alive.
+    let _client = std::os::unix::net::UnixStream::connect(run.path().join(SOCKET)).unwrap();
+    let (stream, _) = listener.accept().unwrap();
+    assert_eq!(own.admit(&stream).unwrap().pid, std::process::id());
+}
