@@ -1,0 +1,370 @@
+//! Three ways to one answer: the decision that the kernel programs are built from (over the tables), the agent's
+//! decision by name, and a naive reading of the resources. They must agree on everything, over random clusters.
+
+mod random;
+mod reference;
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use heddle_ebpf::{
+    Address,
+    codes::{Outcome, Reason, Verdict},
+    policy::SERVICE_DNS,
+};
+use heddle_policy::{
+    Capacity, ClientIdentity, Compiled, Hop, Index, Route,
+    resources::Resource,
+    verdict::{self, Connect, TCP},
+};
+use random::{ACCOUNTS, NAMESPACES, NODE, PORTS, Random};
+use reference::{Answer, Client, Reference, Way, spellings};
+
+const CLUSTERS: u64 = 1_200;
+const DECISIONS: usize = 260;
+
+struct Scene {
+    seed: u64,
+    resources: Vec<Resource>,
+    settings: heddle_policy::ClusterSettings,
+    compiled: Compiled,
+}
+
+impl Scene {
+    fn new(seed: u64, random: &mut Random) -> Self {
+        let settings = random::settings(random);
+        let resources = random::cluster(random);
+        let compiled = index(&resources).compile(&settings, NODE);
+        Self { seed, resources, settings, compiled }
+    }
+    fn reference(&self) -> Reference<'_> {
+        Reference { resources: &self.resources, settings: &self.settings }
+    }
+    fn captured(&self, address: &Address) -> Option<u64> {
+        let info = self.compiled.workload(address)?;
+        (info.local && info.meshed()).then_some(info.digest)
+    }
+    /// An address of a pod as likely as not.
+    fn address(&self, random: &mut Random) -> IpAddr {
+        let pods: Vec<IpAddr> = self.compiled.pods().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        if random.chance(60) && !pods.is_empty() { *random.pick(&pods) } else { random::address(random) }
+    }
+    fn local(&self) -> Vec<(IpAddr, String)> {
+        let meshed = self.compiled.pods().filter(|pod| pod.local && pod.meshed());
+        meshed
+            .flat_map(|pod| {
+                let name = pod.identity.as_ref().unwrap().dns().to_owned();
+                pod.addresses.iter().map(move |address| (*address, name.clone()))
+            })
+            .collect()
+    }
+    fn inbound(&self, client: IpAddr, server: IpAddr, port: u16) -> Verdict {
+        let view = self.compiled.tables.with_captured(|address| self.captured(address));
+        verdict::inbound(&view, &client.into(), &server.into(), port)
+    }
+    fn outbound(&self, source: IpAddr, destination: IpAddr, port: u16, random: u32) -> verdict::Outbound {
+        let view = self.compiled.tables.with_captured(|address| self.captured(address));
+        let connect =
+            Connect { source: source.into(), destination: destination.into(), port, protocol: TCP, random };
+        verdict::outbound(&view, &connect)
+    }
+}
+
+fn index(resources: &[Resource]) -> Index {
+    let mut index = Index::default();
+    for resource in resources {
+        index.apply(resource.clone());
+    }
+    index
+}
+
+fn answer(reason: Reason) -> Answer {
+    match reason {
+        Reason::Authorized | Reason::Unauthenticated | Reason::Meshed => Answer::Allowed,
+        Reason::Unauthorized => Answer::Unauthorized,
+        Reason::NoIdentity => Answer::NoIdentity,
+        Reason::NeedsRequest => Answer::NeedsRequest,
+        Reason::NotCaptured => Answer::NotHere,
+        Reason::UnknownClusterAddress => Answer::UnknownAddress,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[derive(Default)]
+struct Tally(BTreeMap<&'static str, BTreeMap<String, usize>>);
+
+impl Tally {
+    fn count(&mut self, what: &'static str, answer: impl std::fmt::Debug) {
+        *self.0.entry(what).or_default().entry(format!("{answer:?}")).or_default() += 1;
+    }
+    fn total(&self) -> usize {
+        self.0.values().flat_map(BTreeMap::values).sum()
+    }
+    /// Every answer was met, and often: the agreement is about something.
+    fn demand(&self, what: &str, answers: &[&str], at_least: usize) {
+        for answer in answers {
+            let count = self.0.get(what).and_then(|it| it.get(*answer)).copied().unwrap_or(0);
+            assert!(count >= at_least, "{what}: {answer} only {count} times in {:#?}", self.0);
+        }
+    }
+}
+
+#[test]
+fn kernel_agent_and_reference_agree() {
+    let workers = 4;
+    let tallies: Vec<Tally> = std::thread::scope(|scope| {
+        let part = |first| {
+            move || {
+                let mut tally = Tally::default();
+                for seed in (first..CLUSTERS).step_by(workers) {
+                    one_cluster(seed, &mut tally);
+                }
+                tally
+            }
+        };
+        let threads: Vec<_> = (0..workers as u64).map(|first| scope.spawn(part(first))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut tally = Tally::default();
+    for (what, answers) in tallies.iter().flat_map(|it| &it.0) {
+        for (answer, count) in answers {
+            *tally.0.entry(what).or_default().entry(answer.clone()).or_default() += count;
+        }
+    }
+    println!("{:#?}", tally.0);
+    assert!(tally.total() >= 200_000, "{}", tally.total());
+    tally.demand(
+        "without identity",
+        &["Allowed", "Unauthorized", "NoIdentity", "NeedsRequest", "NotHere", "UnknownAddress"],
+        200,
+    );
+    tally.demand("local client", &["Allowed", "Unauthorized", "NeedsRequest"], 1000);
+    tally.demand("any identity", &["Allowed", "Unauthorized", "NeedsRequest", "NotHere"], 1000);
+    tally.demand("outbound", &["Refused", "Plain", "Mesh"], 1000);
+}
+
+fn one_cluster(seed: u64, tally: &mut Tally) {
+    let mut random = Random(seed);
+    let scene = Scene::new(seed, &mut random);
+    let local = scene.local();
+    for _ in 0..DECISIONS / 4 {
+        let port = *random.pick(&PORTS);
+        let server = match local.is_empty() || random.chance(5) {
+            true => scene.address(&mut random),
+            false => random.pick(&local).0,
+        };
+        without_identity(&scene, server, port, &mut random, tally);
+        any_identity(&scene, server, port, &mut random, tally);
+        if !local.is_empty() {
+            let client = random.pick(&local);
+            local_client(&scene, server, port, client, tally);
+            outbound(&scene, client.0, &mut random, tally);
+        }
+    }
+}
+
+fn without_identity(scene: &Scene, server: IpAddr, port: u16, random: &mut Random, tally: &mut Tally) {
+    let address = scene.address(random);
+    let at = format!("seed {}: {address} to {server}:{port}", scene.seed);
+    let (expected, rule) = scene.reference().inbound(server, port, &Client { names: Vec::new(), address });
+    let named = scene.compiled.authorize(&server.into(), port, &ClientIdentity::None, address);
+    assert_eq!((answer(named.verdict.reason), &named.rule), (expected, &rule), "{at}: by name");
+    assert_eq!(named.allowed(), expected == Answer::Allowed, "{at}");
+    assert_eq!(scene.compiled.tables.rule(named.verdict.rule), rule, "{at}: the rule's id");
+
+    let numeric = scene.inbound(address, server, port);
+    if scene.compiled.workload(&address.into()).is_some_and(|info| info.meshed()) {
+        // The kernel hands it to the agent, which demands a certificate.
+        if numeric.reason == Reason::Meshed {
+            assert_eq!((numeric.outcome, expected), (Outcome::Proxy, Answer::NoIdentity), "{at}");
+        } else {
+            assert_eq!(numeric, named.verdict, "{at}: in numbers");
+        }
+    } else {
+        assert_eq!(numeric, named.verdict, "{at}: in numbers");
+    }
+    tally.count("without identity", expected);
+}
+
+/// Identities that no pod may have, in one form or both.
+fn any_identity(scene: &Scene, server: IpAddr, port: u16, random: &mut Random, tally: &mut Tally) {
+    let address = scene.address(random);
+    let (namespace, account) = (*random.pick(&NAMESPACES), *random.pick(&ACCOUNTS));
+    let own_dns = format!("{account}.{namespace}.serviceaccount.identity.linkerd.cluster.local");
+    let own_spiffe = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
+    let (dns, spiffe) = match random.below(8) {
+        0 => (Some("vm.example".to_owned()), None),
+        1 => (None, Some("spiffe://other.example/vm".to_owned())),
+        2 => (Some("vm.example".to_owned()), Some("spiffe://other.example/vm".to_owned())),
+        3 => (Some(format!("{account}.{namespace}.serviceaccount.identity.linkerd.other.local")), None),
+        4 => (None, Some(own_spiffe)),
+        5 => (Some(own_dns), None),
+        _ => (Some(own_dns), Some(own_spiffe)),
+    };
+    let mut names: Vec<String> = dns.iter().chain(&spiffe).flat_map(|name| spellings(name)).collect();
+    names.sort();
+    names.dedup();
+    let at = format!("seed {}: {names:?} at {address} to {server}:{port}", scene.seed);
+    let (expected, rule) = scene.reference().inbound(server, port, &Client { names, address });
+    let named =
+        scene.compiled.authorize(&server.into(), port, &ClientIdentity::Mesh { dns, spiffe }, address);
+    assert_eq!((answer(named.verdict.reason), named.rule), (expected, rule), "{at}");
+    // What an identity is allowed, the kernel must let through to the agent from a meshed address.
+    if expected == Answer::Allowed
+        && scene.compiled.workload(&address.into()).is_some_and(|info| info.meshed())
+    {
+        assert_eq!(scene.inbound(address, server, port), Verdict::proxy(Reason::Meshed, 0), "{at}");
+    }
+    tally.count("any identity", expected);
+}
+
+fn local_client(scene: &Scene, server: IpAddr, port: u16, client: &(IpAddr, String), tally: &mut Tally) {
+    let (address, name) = client;
+    let own = scene.compiled.workload(&(*address).into()).unwrap();
+    let to_itself = *address == server;
+    if to_itself || scene.compiled.workload(&server.into()).is_none_or(|it| !it.local || !it.meshed()) {
+        return;
+    }
+    let at = format!("seed {}: {name} at {address} to {server}:{port}", scene.seed);
+    let (expected, rule) =
+        scene.reference().inbound(server, port, &Client { names: spellings(name), address: *address });
+    let identity = ClientIdentity::from(own.identity.as_ref().unwrap());
+    let named = scene.compiled.authorize(&server.into(), port, &identity, *address);
+    assert_eq!((answer(named.verdict.reason), &named.rule), (expected, &rule), "{at}: by name");
+    let numeric = scene.outbound(*address, server, port, 0).verdict;
+    assert_eq!((answer(numeric.reason), numeric.rule), (expected, named.verdict.rule), "{at}: in numbers");
+    if expected == Answer::Allowed {
+        let pod = scene.reference().pod_at(server).unwrap();
+        let direct = scene.reference().opaque(pod, port)
+            && scene.settings.same_node == heddle_policy::SameNode::Direct;
+        assert_eq!(numeric.outcome == Outcome::Direct, direct, "{at}: direct");
+    }
+    tally.count("local client", expected);
+}
+
+fn outbound(scene: &Scene, source: IpAddr, random: &mut Random, tally: &mut Tally) {
+    let services: Vec<IpAddr> = scene
+        .resources
+        .iter()
+        .filter_map(|it| if let Resource::Service(it) = it { Some(it) } else { None })
+        .flat_map(|service| service.addresses.iter().copied())
+        .collect();
+    let destination = match random.chance(50) && !services.is_empty() {
+        true => *random.pick(&services),
+        false => scene.address(random),
+    };
+    let port = PORTS[random.below(4)];
+    let draw = random.next() as u32;
+    let at = format!("seed {}: {source} to {destination}:{port}", scene.seed);
+    let reference = scene.reference();
+    let route = scene.compiled.outbound(
+        &source.into(),
+        &destination.into(),
+        port,
+        |address| scene.captured(address),
+        draw,
+    );
+    let numeric = scene.outbound(source, destination, port, draw);
+    let Some(expected) = reference.endpoints(destination, port) else {
+        assert!(matches!(route, Route::Refuse(_)), "{at}: {route:?}");
+        assert_eq!(numeric.verdict.outcome, Outcome::Refuse, "{at}");
+        tally.count("outbound", "Nowhere");
+        return;
+    };
+    let ways: Vec<Way> =
+        expected.iter().map(|(address, port)| reference.way(source, *address, *port)).collect();
+    let chosen = draw as usize % expected.len();
+    match route {
+        Route::Refuse(decision) => {
+            assert!(ways.iter().all(|way| *way == Way::Refused), "{at}: {decision:?} {ways:?}");
+        }
+        Route::To { endpoints, chosen: index, .. } => {
+            assert_eq!(index, chosen, "{at}");
+            let found: Vec<(IpAddr, u16)> =
+                endpoints.iter().map(|endpoint| (endpoint.address.to_ip(), endpoint.port)).collect();
+            assert_eq!(found, expected, "{at}");
+            for (endpoint, way) in endpoints.iter().zip(&ways) {
+                let hop = match &endpoint.hop {
+                    Hop::Refuse(_) => Way::Refused,
+                    Hop::Plain(_) => Way::Plain,
+                    Hop::Mesh { identity, .. } => Way::Mesh(identity.dns().to_owned()),
+                };
+                assert_eq!(hop, *way, "{at}: {endpoint:?}");
+            }
+        }
+    }
+    let kernel = match (numeric.verdict.outcome, numeric.verdict.reason) {
+        (Outcome::Refuse, _) => "Refused",
+        (Outcome::Direct, Reason::Authorized) | (Outcome::Proxy, _) => "Mesh",
+        (Outcome::Direct, _) => "Plain",
+    };
+    let expected_kernel = match &ways[chosen] {
+        Way::Refused => "Refused",
+        Way::Plain => "Plain",
+        Way::Mesh(_) => "Mesh",
+    };
+    assert_eq!(kernel, expected_kernel, "{at}: {numeric:?}");
+    // Never in the clear to a meshed pod, however it was reached.
+    if let Some(pod) = reference.pod_at(numeric.destination.to_ip())
+        && numeric.verdict.reason == Reason::PlainCluster
+    {
+        let info = scene.compiled.pod(&pod.meta.namespace, &pod.meta.name).unwrap();
+        assert!(!info.meshed(), "{at}");
+    }
+    *tally.0.entry("outbound").or_default().entry(kernel.to_owned()).or_default() += 1;
+}
+
+#[test]
+fn the_order_of_events_makes_no_difference() {
+    for seed in 0..300 {
+        let mut random = Random(seed);
+        let scene = Scene::new(seed, &mut random);
+        let mut shuffled = scene.resources.clone();
+        random.shuffle(&mut shuffled);
+        let mut other = index(&shuffled[..shuffled.len() / 2]);
+        // Some come twice, some go and come again.
+        for resource in &shuffled {
+            if random.chance(20) {
+                other.remove(&resource.id());
+            }
+            other.apply(resource.clone());
+        }
+        let other = other.compile(&scene.settings, NODE);
+        assert_eq!(scene.compiled.tables, other.tables, "seed {seed}");
+        assert_eq!(scene.compiled.problems, other.problems, "seed {seed}");
+    }
+}
+
+#[test]
+fn tables_hold_together() {
+    for seed in 0..300 {
+        let mut random = Random(seed);
+        let scene = Scene::new(seed, &mut random);
+        let tables = &scene.compiled.tables;
+        assert_eq!(tables.fits(&Capacity::default()), Ok(()), "seed {seed}");
+        for (address, workload) in &tables.workloads {
+            let info = scene.compiled.workload(address).unwrap();
+            assert_eq!(workload.identity != 0, info.meshed(), "seed {seed}");
+            assert_eq!(workload.policy != 0, info.meshed() && info.local, "seed {seed}");
+            assert_eq!(workload.client != 0, info.meshed(), "seed {seed}");
+            if workload.identity != 0 {
+                assert_eq!(tables.identities[&workload.identity], info.identity.as_ref().unwrap().dns());
+            }
+        }
+        for policy in tables.ports.values() {
+            assert!(policy.rules != 0 && tables.rules.contains_key(&policy.governs), "seed {seed}");
+        }
+        for (key, service) in &tables.services {
+            let there = (0..service.backends).all(|index| {
+                tables
+                    .backends
+                    .contains_key(&heddle_ebpf::policy::BackendKey { service: service.service, index })
+            });
+            assert!(there, "seed {seed}: {key:?}");
+            let dns =
+                scene.compiled.service(&key.address).is_some_and(|name| *name == scene.settings.dns_service);
+            if dns {
+                assert_eq!(service.flags, SERVICE_DNS);
+            }
+        }
+    }
+}
