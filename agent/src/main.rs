@@ -1,1 +1,3 @@
+//! Heddle: a service mesh of one agent per node.
+
 fn main() {}

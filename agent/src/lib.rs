@@ -1,0 +1,3 @@
+//! Heddle: a service mesh of one agent per node.
+
+pub mod proxy;
