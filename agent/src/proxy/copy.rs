@@ -1,0 +1,156 @@
+//! A plain connection relayed to another: both directions in one task.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{
+    buffers::Buffer,
+    relay::{Account, Surroundings},
+    secure::Span,
+    sockets::shut_down,
+};
+
+/// Why the copying stopped.
+#[derive(Debug)]
+pub enum CopyEnd {
+    /// Both sides had said all they had.
+    Closed,
+    /// One of them was reset: the caller resets both.
+    Reset,
+    /// The rules in force do not allow it any more: the caller resets both.
+    Terminated(super::environment::Refusal),
+    /// The task was told to stop: the caller resets both.
+    Told,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Way {
+    buffer: Option<Buffer>,
+    span: Span,
+    ended: bool,
+    shut: bool,
+}
+
+/// Two plain connections.
+pub struct Copy<'a> {
+    client: &'a mut TcpStream,
+    server: &'a mut TcpStream,
+    around: Surroundings<'a>,
+    account: Account<'a>,
+    forth: Way,
+    back: Way,
+}
+
+impl<'a> Copy<'a> {
+    /// Between `client` and `server`.
+    pub fn new(
+        client: &'a mut TcpStream,
+        server: &'a mut TcpStream,
+        around: Surroundings<'a>,
+        account: Account<'a>,
+    ) -> Self {
+        Self { client, server, around, account, forth: Way::default(), back: Way::default() }
+    }
+
+    /// Takes what the client sent before.
+    pub fn poll_preload(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<()> {
+        if bytes.is_empty() {
+            return Poll::Ready(());
+        }
+        let mut buffer = ready!(self.around.supply.buffers.poll_lend(&self.around.supply.quota, cx));
+        let area = buffer.areas().0;
+        let length = bytes.len().min(area.len());
+        area[..length].copy_from_slice(&bytes[..length]);
+        self.forth.buffer = Some(buffer);
+        self.forth.span = Span::first(length);
+        self.account.sent(length);
+        Poll::Ready(())
+    }
+
+    /// Carries bytes until both sides have ended.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CopyEnd> {
+        if self.around.member.poll_told(cx).is_ready() {
+            return Poll::Ready(CopyEnd::Told);
+        }
+        if self.around.member.must_judge_again()
+            && let Err(refusal) = (self.around.judge)()
+        {
+            return Poll::Ready(CopyEnd::Terminated(refusal));
+        }
+        let around = &self.around;
+        let (sent, forth) = carry(&mut self.forth, self.client, self.server, around, cx);
+        let (received, back) = carry(&mut self.back, self.server, self.client, around, cx);
+        self.account.sent(sent);
+        self.account.received(received);
+        self.account.pass();
+        match (forth, back) {
+            (Err(_), _) | (_, Err(_)) => Poll::Ready(CopyEnd::Reset),
+            _ if self.forth.shut && self.back.shut => Poll::Ready(CopyEnd::Closed),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// Carries what can be carried one way; how much was read.
+fn carry(
+    way: &mut Way,
+    from: &mut TcpStream,
+    to: &mut TcpStream,
+    around: &Surroundings<'_>,
+    cx: &mut Context<'_>,
+) -> (usize, io::Result<()>) {
+    let mut total = 0;
+    let result = loop {
+        if let Some(buffer) = &way.buffer
+            && !way.span.is_empty()
+        {
+            match Pin::new(&mut *to).poll_write(cx, &buffer.plain()[way.span.range()]) {
+                Poll::Pending => return (total, Ok(())),
+                Poll::Ready(Ok(0)) => break Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(count)) => way.span.consume(count),
+                Poll::Ready(Err(error)) => break Err(error),
+            }
+            continue;
+        }
+        if way.ended {
+            if !way.shut {
+                way.shut = true;
+                shut_down(to);
+            }
+            break Ok(());
+        }
+        match from.poll_read_ready(cx) {
+            Poll::Pending => break Ok(()),
+            Poll::Ready(_) => {}
+        }
+        let buffer = match &mut way.buffer {
+            Some(buffer) => buffer,
+            empty => match around.supply.buffers.poll_lend(&around.supply.quota, cx) {
+                Poll::Pending => break Ok(()),
+                Poll::Ready(buffer) => empty.insert(buffer),
+            },
+        };
+        let mut free = ReadBuf::new(buffer.areas().0);
+        match Pin::new(&mut *from).poll_read(cx, &mut free) {
+            Poll::Pending => break Ok(()),
+            Poll::Ready(Err(error)) => break Err(error),
+            Poll::Ready(Ok(())) => {
+                let count = free.filled().len();
+                total += count;
+                way.ended = count == 0;
+                way.span = Span::first(count);
+            }
+        }
+    };
+    way.buffer = None;
+    (total, result)
+}

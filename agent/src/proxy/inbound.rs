@@ -1,0 +1,342 @@
+//! A connection to an application, on its way into the pod.
+
+use std::sync::Arc;
+
+use heddle_ebpf::codes::{Hook, Reason};
+use tokio::net::TcpStream;
+
+use super::{
+    copy::Copy,
+    environment::{Decision, Ending, Flow, InboundClass, PeerName, Refusal},
+    handshake::{self, Established, First, HandshakeError},
+    outbound::copied,
+    registry::{Membership, Told},
+    relay::{Account, End, How, Relay, Side, Surroundings},
+    secure::{Secure, SecureError},
+    sockets::{abort, connected},
+    wire::{self, Event, Open},
+    worker::{Pod, Worker},
+};
+
+/// Judges the connection, and carries it or resets it.
+pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, flow: Flow) {
+    let member = worker.registry.enter(pod.id);
+    let policy = &*worker.environment.policy;
+    let path = Path { worker, pod, member: &member };
+    match policy.inbound_class(pod.id, flow.client.ip(), flow.destination.port()) {
+        Ok(InboundClass::MeshTls) => path.mesh(stream, flow, Vec::new()).await,
+        Ok(InboundClass::Plain { server_first: true }) => path.plain(stream, flow, Vec::new()).await,
+        Ok(InboundClass::Plain { server_first: false }) => {
+            let own = worker.environment.credentials.server(pod.id).map(|credentials| credentials.own);
+            match Box::pin(path.first_bytes(&stream, own.as_ref())).await {
+                Ok(First::Mesh(bytes)) => path.mesh(stream, flow, bytes).await,
+                Ok(First::Other(bytes)) => path.plain(stream, flow, bytes).await,
+                Ok(First::Closed) => {}
+                Err(reason) => worker.refuse(&flow, &Refusal::new(reason), stream),
+            }
+        }
+        Err(refusal) => worker.refuse(&flow, &refusal, stream),
+    }
+}
+
+struct Path<'a> {
+    worker: &'a Worker,
+    pod: &'a Pod,
+    member: &'a Membership,
+}
+
+impl Path<'_> {
+    fn authorize(&self, flow: &Flow) -> Result<Arc<str>, Refusal> {
+        let policy = &self.worker.environment.policy;
+        let Decision { allowed, reason, rule } =
+            policy.authorize(self.pod.id, flow.destination.port(), flow.peer.as_ref(), flow.client.ip());
+        if allowed { Ok(rule) } else { Err(Refusal { reason, rule }) }
+    }
+
+    fn around<'a>(&'a self, judge: &'a dyn Fn() -> Result<(), Refusal>) -> Surroundings<'a> {
+        Surroundings {
+            member: self.member,
+            supply: &self.pod.supply,
+            judge,
+            settle_timeout: self.worker.settings.settle_timeout,
+        }
+    }
+
+    /// What the client begins with. Silence is no error: such a client waits for the server.
+    async fn first_bytes(&self, stream: &TcpStream, own: Option<&PeerName>) -> Result<First, Reason> {
+        let settings = &self.worker.settings;
+        let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
+        self.member.set_deadline(Some(settings.first_byte_timeout));
+        match self.member.unless_told(stream.readable()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Ok(First::Closed),
+            Err(Told::TimedOut) => {
+                self.member.set_deadline(None);
+                return Ok(First::Other(Vec::new()));
+            }
+            Err(Told::Ended) => return Err(Reason::AgentGone),
+        }
+        self.member.set_deadline(Some(settings.handshake_timeout));
+        let result = self.member.unless_told(handshake::first_bytes(stream, own)).await;
+        self.member.set_deadline(None);
+        match result {
+            Ok(Ok(first)) => Ok(first),
+            Ok(Err(_)) => Err(Reason::TlsFailed),
+            Err(Told::TimedOut) => Err(Reason::TimedOut),
+            Err(Told::Ended) => Err(Reason::AgentGone),
+        }
+    }
+
+    async fn connect(&self, flow: &Flow) -> Result<TcpStream, Reason> {
+        self.member.set_deadline(Some(self.worker.settings.connect_timeout));
+        let sockets = &self.worker.environment.sockets;
+        let connecting = connected(sockets.connect_application(self.pod.id, flow.destination, flow.client));
+        let result = self.member.unless_told(connecting).await;
+        self.member.set_deadline(None);
+        match result {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(_)) | Err(Told::TimedOut | Told::Ended) => Err(Reason::Unreachable),
+        }
+    }
+
+    async fn plain(&self, mut client: TcpStream, mut flow: Flow, received: Vec<u8>) {
+        let recorder = &*self.worker.environment.recorder;
+        flow.rule = match self.authorize(&flow) {
+            Ok(rule) => rule,
+            Err(refusal) => return self.worker.refuse(&flow, &refusal, client),
+        };
+        let mut server = match self.connect(&flow).await {
+            Ok(server) => server,
+            Err(reason) => return self.worker.refuse(&flow, &Refusal::new(reason), client),
+        };
+        recorder.opened(&flow);
+        let judge = || self.authorize(&flow).map(drop);
+        let end = {
+            let account = Account::new(recorder, &flow);
+            let mut copy = Copy::new(&mut client, &mut server, self.around(&judge), account);
+            std::future::poll_fn(|cx| copy.poll_preload(&received, cx)).await;
+            drop(received);
+            std::future::poll_fn(|cx| copy.poll(cx)).await
+        };
+        let ending = copied(end, client, server);
+        recorder.closed(&flow, &ending);
+    }
+
+    /// The mesh's TLS: streams, one after the other, until the client's agent closes.
+    async fn mesh(&self, stream: TcpStream, mut flow: Flow, received: Vec<u8>) {
+        // On the heap for as long as it takes: the connection's own future stays small.
+        let Established { tls, control, mut behind, peer } =
+            match Box::pin(self.establish(&stream, received)).await {
+                Ok(established) => established,
+                Err(reason) => return self.worker.refuse(&flow, &Refusal::new(reason), stream),
+            };
+        flow.peer = Some(peer);
+        let transport = flow.client;
+        let wire = wire::Connection::new(wire::Role::Server);
+        let mut secure = Secure::new(stream, tls, wire, control);
+        let supply = &self.pod.supply;
+        std::future::poll_fn(|cx| secure.poll_preload(&mut behind, supply, cx)).await;
+        loop {
+            flow.client = transport;
+            self.member.set_idle(true);
+            self.member.set_deadline(Some(self.worker.settings.server_idle_timeout));
+            let next = std::future::poll_fn(|cx| self.poll_open(&mut secure, cx)).await;
+            self.member.set_idle(false);
+            self.member.set_deadline(None);
+            let (open, peer_ended) = match next {
+                Next::Open(open, peer_ended) => (open, peer_ended),
+                Next::Close => return secure.close(),
+                Next::Broken(error) => {
+                    tracing::debug!(%error, client = %transport, "an agent's connection broke");
+                    if let SecureError::Violation(_) = error {
+                        self.worker.environment.recorder.refused(&flow, &Refusal::new(Reason::BadPeer));
+                    }
+                    secure.push_farewell(true);
+                    drop(std::future::poll_fn(|cx| std::task::Poll::Ready(secure.flush(cx))).await);
+                    return abort(secure.stream);
+                }
+            };
+            let local = flow.destination;
+            if open.client.ip() != transport.ip() || open.destination != local {
+                // The far agent claims to be somewhere else, or to have dialled something else.
+                self.worker.environment.recorder.refused(&flow, &Refusal::new(Reason::BadPeer));
+                return abort(secure.stream);
+            }
+            flow.client = open.client;
+            if !self.stream(&mut secure, &mut flow, peer_ended).await {
+                return abort(secure.stream);
+            }
+        }
+    }
+
+    async fn establish(&self, stream: &TcpStream, received: Vec<u8>) -> Result<Established, Reason> {
+        let environment = &self.worker.environment;
+        let credentials = environment.credentials.server(self.pod.id).ok_or(Reason::NoCertificate)?;
+        let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
+        self.member.set_deadline(Some(self.worker.settings.handshake_timeout));
+        let handshake = handshake::accept(stream, &credentials, &*environment.credentials, received);
+        let result = self.member.unless_told(handshake).await;
+        self.member.set_deadline(None);
+        match result {
+            Ok(Ok(established)) => {
+                environment.recorder.handshake(Hook::Inbound, self.pod.id);
+                Ok(established)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no TLS with a client");
+                Err(match error {
+                    HandshakeError::Identity { .. } => Reason::NoIdentity,
+                    _ => Reason::TlsFailed,
+                })
+            }
+            Err(Told::TimedOut) => Err(Reason::TimedOut),
+            Err(Told::Ended) => Err(Reason::AgentGone),
+        }
+    }
+
+    /// Waits for the next OPEN.
+    fn poll_open(&self, secure: &mut Secure, cx: &mut std::task::Context<'_>) -> std::task::Poll<Next> {
+        use std::task::Poll;
+        if self.member.poll_told(cx).is_ready() {
+            return Poll::Ready(Next::Close);
+        }
+        // Nothing is under way between streams that new rules could concern; each OPEN is judged.
+        let _ = self.member.must_judge_again();
+        loop {
+            if let Err(error) = secure.flush(cx) {
+                return Poll::Ready(Next::Broken(error));
+            }
+            let mut opened = None;
+            let mut ended = false;
+            let result = secure.open_records(&mut |event, _| {
+                match event {
+                    Event::Opened(open) => opened = Some(open),
+                    Event::Ended => ended = true,
+                    _ => {}
+                }
+                // The rest waits until the application is reached.
+                opened.is_none()
+            });
+            let progress = match result {
+                Err(error) => return Poll::Ready(Next::Broken(error)),
+                Ok(progress) => progress,
+            };
+            if let Some(open) = opened {
+                return Poll::Ready(Next::Open(open, ended));
+            }
+            if progress {
+                continue;
+            }
+            if secure.closed().is_some() {
+                return Poll::Ready(Next::Close);
+            }
+            match secure.read_records(&self.pod.supply, cx) {
+                Err(error) => return Poll::Ready(Next::Broken(error)),
+                Ok(true) => {}
+                Ok(false) => {
+                    secure.release(false);
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Carries one stream; whether the connection may carry another.
+    async fn stream(&self, secure: &mut Secure, flow: &mut Flow, peer_ended: bool) -> bool {
+        let recorder = &*self.worker.environment.recorder;
+        let judged = self.authorize(flow);
+        let app = match judged {
+            Ok(rule) => {
+                flow.rule = rule;
+                self.connect(flow).await.map_err(Refusal::new)
+            }
+            Err(refusal) => Err(refusal),
+        };
+        let app = match app {
+            Ok(app) => app,
+            Err(refusal) => {
+                recorder.refused(flow, &refusal);
+                return self.refuse(secure, refusal.reason).await;
+            }
+        };
+        let accepted = secure.wire.accept().map_err(SecureError::from);
+        if let Err(error) = accepted.and_then(|frame| secure.push_frame(&frame)) {
+            // The client has given the stream up already.
+            tracing::debug!(%error, "the stream was not accepted");
+            abort(app);
+            return self.refuse(secure, Reason::Unreachable).await;
+        }
+        recorder.opened(flow);
+        let judge = || self.authorize(flow).map(drop);
+        let account = Account::new(recorder, flow);
+        let mut relay = Relay::new(secure, app, self.around(&judge), account, Side::Server, peer_ended);
+        let end = std::future::poll_fn(|cx| relay.poll(cx)).await;
+        let (ending, whole) = match end {
+            End::Over(How::Closed) => (Ending::Closed, true),
+            End::Over(How::Terminated(refusal)) => (Ending::Terminated(refusal), true),
+            End::Over(How::Reset | How::Refused(_)) => (Ending::Reset, true),
+            End::Lost(error) => {
+                tracing::debug!(%error, client = %flow.client, "an agent's connection broke within a stream");
+                relay.abort();
+                (Ending::Lost, false)
+            }
+            End::Told(told) => {
+                relay.abort();
+                (if told == Told::Ended { Ending::Detached } else { Ending::Lost }, false)
+            }
+        };
+        recorder.closed(flow, &ending);
+        whole
+    }
+
+    /// Refuses the stream and waits until the client has heard; whether the connection may carry another.
+    async fn refuse(&self, secure: &mut Secure, reason: Reason) -> bool {
+        secure.discard_plain();
+        if let Some(frame) = secure.wire.reset(reason as u32)
+            && secure.push_frame(&frame).is_err()
+        {
+            return false;
+        }
+        self.member.set_deadline(Some(self.worker.settings.settle_timeout));
+        std::future::poll_fn(|cx| self.poll_settled(secure, cx)).await
+    }
+
+    fn poll_settled(&self, secure: &mut Secure, cx: &mut std::task::Context<'_>) -> std::task::Poll<bool> {
+        use std::task::Poll;
+        if self.member.poll_told(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        loop {
+            if secure.flush(cx).is_err() {
+                return Poll::Ready(false);
+            }
+            if secure.wire.is_idle() {
+                return if secure.is_flushed() { Poll::Ready(true) } else { Poll::Pending };
+            }
+            let opened = secure.open_records(&mut |_, wire| !wire.is_idle());
+            match opened {
+                Err(_) => return Poll::Ready(false),
+                Ok(true) => continue,
+                Ok(false) if secure.closed().is_some() => return Poll::Ready(false),
+                Ok(false) => {}
+            }
+            match secure.read_records(&self.pod.supply, cx) {
+                Err(_) => return Poll::Ready(false),
+                Ok(true) => {}
+                Ok(false) => {
+                    secure.release(false);
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+enum Next {
+    /// A stream; whether its client has ended already.
+    Open(Open, bool),
+    /// The client's agent closed, or this one stops or has waited long enough.
+    Close,
+    /// The connection broke.
+    Broken(SecureError),
+}

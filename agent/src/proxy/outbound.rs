@@ -1,0 +1,243 @@
+//! A connection of an application's, on its way out of the pod.
+
+use std::time::Instant;
+
+use heddle_ebpf::codes::{Hook, Reason};
+use tokio::net::TcpStream;
+
+use super::{
+    copy::{Copy, CopyEnd},
+    environment::{Ending, Flow, PeerName, Refusal, Upstream},
+    handshake::{self, Established, HandshakeError},
+    pool::{PoolKey, Pooled},
+    registry::{Membership, Told},
+    relay::{Account, End, How, Kept, Relay, Side, Surroundings},
+    secure::{Secure, SecureError},
+    sockets::{abort, connected},
+    wire::{self, Open},
+    worker::{Pod, Worker},
+};
+
+/// Carries the connection to wherever policy leads it.
+pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, mut flow: Flow) {
+    let environment = &worker.environment;
+    let member = worker.registry.enter(pod.id);
+    let Some(asked) = environment.sockets.take_origin(pod.id, flow.destination, flow.client) else {
+        return worker.refuse(&flow, &Refusal::new(Reason::NoOrigin), stream);
+    };
+    flow.destination = asked;
+    let upstream = match environment.policy.resolve(pod.id, asked) {
+        Ok(upstream) => upstream,
+        Err(refusal) => return worker.refuse(&flow, &refusal, stream),
+    };
+    let path = Path { worker, pod, member: &member, upstream: &upstream };
+    flow.peer.clone_from(&upstream.expected);
+    match &upstream.expected {
+        None => path.plain(stream, &flow).await,
+        Some(expected) => path.mesh(stream, &flow, expected).await,
+    }
+}
+
+struct Path<'a> {
+    worker: &'a Worker,
+    pod: &'a Pod,
+    member: &'a Membership,
+    upstream: &'a Upstream,
+}
+
+impl Path<'_> {
+    fn judge(&self) -> Result<(), Refusal> {
+        self.worker.environment.policy.may_continue(self.pod.id, self.upstream)
+    }
+
+    fn around<'a>(&'a self, judge: &'a dyn Fn() -> Result<(), Refusal>) -> Surroundings<'a> {
+        Surroundings {
+            member: self.member,
+            supply: &self.pod.supply,
+            judge,
+            settle_timeout: self.worker.settings.settle_timeout,
+        }
+    }
+
+    async fn connect(&self) -> Result<TcpStream, Reason> {
+        self.member.set_deadline(Some(self.worker.settings.connect_timeout));
+        let sockets = &self.worker.environment.sockets;
+        let connecting = connected(sockets.connect_upstream(self.pod.id, self.upstream.address));
+        let result = self.member.unless_told(connecting).await;
+        self.member.set_deadline(None);
+        match result {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(_)) => Err(Reason::Unreachable),
+            Err(Told::TimedOut | Told::Ended) => Err(Reason::Unreachable),
+        }
+    }
+
+    async fn plain(&self, mut client: TcpStream, flow: &Flow) {
+        let recorder = &*self.worker.environment.recorder;
+        let mut server = match self.connect().await {
+            Ok(server) => server,
+            Err(reason) => return self.worker.refuse(flow, &Refusal::new(reason), client),
+        };
+        recorder.opened(flow);
+        let judge = || self.judge();
+        let end = {
+            let account = Account::new(recorder, flow);
+            let mut copy = Copy::new(&mut client, &mut server, self.around(&judge), account);
+            std::future::poll_fn(|cx| copy.poll(cx)).await
+        };
+        let ending = copied(end, client, server);
+        recorder.closed(flow, &ending);
+    }
+
+    async fn mesh(&self, client: TcpStream, flow: &Flow, expected: &PeerName) {
+        let environment = &self.worker.environment;
+        let Some(credentials) = environment.credentials.client(self.pod.id, expected) else {
+            return self.worker.refuse(flow, &Refusal::new(Reason::NoCertificate), client);
+        };
+        let key = PoolKey {
+            pod: self.pod.id,
+            destination: self.upstream.address,
+            own: credentials.own.clone(),
+            expected: expected.clone(),
+        };
+        let mut client = client;
+        let mut kept = None;
+        if let Some(pooled) = self.worker.pool.take(&key) {
+            match self.stream(&key, pooled, client, flow, true, None).await {
+                Some((back, load)) => (client, kept) = (back, Some(load)),
+                None => return,
+            }
+        }
+        // On the heap for as long as it takes: the connection's own future stays small.
+        match Box::pin(self.establish(&credentials, expected)).await {
+            Ok(pooled) => drop(self.stream(&key, pooled, client, flow, false, kept).await),
+            Err(reason) => self.worker.refuse(flow, &Refusal::new(reason), client),
+        }
+    }
+
+    async fn establish(
+        &self,
+        credentials: &super::environment::ClientCredentials,
+        expected: &PeerName,
+    ) -> Result<Pooled, Reason> {
+        let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
+        let stream = self.connect().await?;
+        self.member.set_deadline(Some(self.worker.settings.handshake_timeout));
+        let identities = &*self.worker.environment.credentials;
+        let handshake = handshake::connect(&stream, credentials, identities, expected);
+        let result = self.member.unless_told(handshake).await;
+        self.member.set_deadline(None);
+        let Established { tls, control, behind, .. } = match result {
+            Ok(Ok(established)) => established,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, upstream = %self.upstream.address, "no TLS with the upstream");
+                return Err(match error {
+                    HandshakeError::Io(_) | HandshakeError::Closed => Reason::Unreachable,
+                    HandshakeError::Identity { .. } => Reason::WrongIdentity,
+                    HandshakeError::Tls(super::tls::TlsError::Tls(rustls::Error::InvalidCertificate(
+                        rustls::CertificateError::NotValidForName
+                        | rustls::CertificateError::NotValidForNameContext { .. },
+                    ))) => Reason::WrongIdentity,
+                    _ => Reason::TlsFailed,
+                });
+            }
+            Err(Told::TimedOut) => return Err(Reason::TimedOut),
+            Err(Told::Ended) => return Err(Reason::Unreachable),
+        };
+        if !behind.is_empty() {
+            // A server has nothing to say before OPEN.
+            return Err(Reason::BadPeer);
+        }
+        self.worker.environment.recorder.handshake(Hook::Outbound, self.pod.id);
+        let wire = wire::Connection::new(wire::Role::Client);
+        Ok(Pooled { secure: Secure::new(stream, tls, wire, control), born: Instant::now() })
+    }
+
+    /// Carries the stream. What comes back may be tried on another connection.
+    async fn stream(
+        &self,
+        key: &PoolKey,
+        mut pooled: Pooled,
+        client: TcpStream,
+        flow: &Flow,
+        reused: bool,
+        kept: Option<Kept>,
+    ) -> Option<(TcpStream, Kept)> {
+        let recorder = &*self.worker.environment.recorder;
+        let open = Open { client: flow.client, destination: self.upstream.address };
+        let secure = &mut pooled.secure;
+        let opened = secure.wire.open(&open).map_err(SecureError::from);
+        if let Err(error) = opened.and_then(|frame| secure.push_frame(&frame)) {
+            tracing::warn!(%error, "OPEN could not be sent");
+            self.worker.refuse(flow, &Refusal::new(Reason::TlsFailed), client);
+            return None;
+        }
+        let judge = || self.judge();
+        let account = Account::new(recorder, flow);
+        let mut relay = Relay::new(secure, client, self.around(&judge), account, Side::Client, false);
+        if reused {
+            relay = relay.hold();
+        }
+        if let Some(kept) = kept {
+            relay = match relay.resume(kept) {
+                Ok(relay) => relay,
+                Err(error) => {
+                    tracing::warn!(%error, "a stream could not be taken over to a new connection");
+                    return None;
+                }
+            };
+        } else {
+            recorder.opened(flow);
+        }
+        let end = std::future::poll_fn(|cx| relay.poll(cx)).await;
+        let ending = match end {
+            End::Over(how) => {
+                drop(relay);
+                self.member.set_deadline(None);
+                self.worker.pool.put(key.clone(), pooled);
+                match how {
+                    How::Closed => Ending::Closed,
+                    How::Reset => Ending::Reset,
+                    How::Terminated(refusal) => Ending::Terminated(refusal),
+                    How::Refused(code) => {
+                        let reason = Reason::from_code(code).unwrap_or(Reason::RefusedByPeer);
+                        tracing::debug!(reason = reason.as_str(), "the far agent refused the stream");
+                        recorder.refused(flow, &Refusal::new(Reason::RefusedByPeer));
+                        Ending::Reset
+                    }
+                }
+            }
+            End::Lost(error) => {
+                tracing::debug!(%error, upstream = %self.upstream.address, "the connection to the far agent broke");
+                if let Some(back) = relay.give_back(&error) {
+                    return Some(back);
+                }
+                abort(pooled.secure.stream);
+                Ending::Lost
+            }
+            End::Told(told) => {
+                relay.abort();
+                abort(pooled.secure.stream);
+                match told {
+                    Told::Ended => Ending::Detached,
+                    Told::TimedOut => Ending::Lost,
+                }
+            }
+        };
+        recorder.closed(flow, &ending);
+        None
+    }
+}
+
+/// What a plain connection's end was called, and does to its sockets.
+pub fn copied(end: CopyEnd, client: TcpStream, server: TcpStream) -> Ending {
+    let ending = match end {
+        CopyEnd::Closed => return Ending::Closed,
+        CopyEnd::Reset => Ending::Reset,
+        CopyEnd::Terminated(refusal) => Ending::Terminated(refusal),
+        CopyEnd::Told => Ending::Detached,
+    };
+    abort(client);
+    abort(server);
+    ending
+}

@@ -1,0 +1,389 @@
+//! One stream between an application's socket and a TLS connection: both directions in one task.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustix::net::{RecvFlags, recv};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{
+    environment::{Flow, Recorder, Refusal},
+    registry::{Membership, Told},
+    secure::{Secure, SecureError, Supply},
+    sockets::{abort, shut_down},
+    wire::Event,
+};
+
+/// Bytes that may have been carried without being told of.
+const UNTOLD: u64 = 256 * 1024;
+
+/// How a stream ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum How {
+    /// Both sides had said all they had.
+    Closed,
+    /// One of the applications gave it up.
+    Reset,
+    /// The server refused it with this code.
+    Refused(u32),
+    /// The rules in force do not allow it any more.
+    Terminated(Refusal),
+}
+
+/// Why the relay stopped.
+#[derive(Debug)]
+pub enum End {
+    /// The stream is over and the connection between the agents is whole.
+    Over(How),
+    /// The connection between the agents broke.
+    Lost(SecureError),
+    /// The task was told to stop.
+    Told(Told),
+}
+
+/// Bytes carried, and whom to tell.
+pub struct Account<'a> {
+    recorder: &'a dyn Recorder,
+    flow: &'a Flow,
+    sent: u64,
+    received: u64,
+}
+
+impl<'a> Account<'a> {
+    pub fn new(recorder: &'a dyn Recorder, flow: &'a Flow) -> Self {
+        Self { recorder, flow, sent: 0, received: 0 }
+    }
+
+    /// `count` bytes came from the client.
+    pub fn sent(&mut self, count: usize) {
+        self.sent += count as u64;
+    }
+
+    /// `count` bytes went back to it.
+    pub fn received(&mut self, count: usize) {
+        self.received += count as u64;
+    }
+
+    /// Tells of what has gathered, if it is enough.
+    pub fn settle(&mut self, at_least: u64) {
+        if self.sent + self.received >= at_least.max(1) {
+            self.recorder.bytes(self.flow, self.sent, self.received);
+            (self.sent, self.received) = (0, 0);
+        }
+    }
+
+    /// The same, after each round.
+    pub fn pass(&mut self) {
+        self.settle(UNTOLD);
+    }
+}
+
+impl Drop for Account<'_> {
+    fn drop(&mut self) {
+        self.settle(1);
+    }
+}
+
+/// Which way the application's bytes count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    /// The application is the client.
+    Client,
+    /// The application is the server.
+    Server,
+}
+
+/// What a relay needs of its surroundings.
+pub struct Surroundings<'a> {
+    /// The task's place in the registry.
+    pub member: &'a Membership,
+    /// Buffers.
+    pub supply: &'a Supply,
+    /// Judges the stream again.
+    pub judge: &'a dyn Fn() -> Result<(), Refusal>,
+    /// How long the peer may take to answer a RESET.
+    pub settle_timeout: Duration,
+}
+
+/// A stream.
+pub struct Relay<'a> {
+    secure: &'a mut Secure,
+    app: Option<TcpStream>,
+    around: Surroundings<'a>,
+    account: Account<'a>,
+    side: Side,
+    /// The application has said all it had.
+    app_ended: bool,
+    /// Its socket was looked into at least once.
+    app_tried: bool,
+    /// Something was read from it.
+    loaded: bool,
+    /// The first load is kept and nothing more is read until the server accepts: it may have to be sent again.
+    hold: bool,
+    /// The server said something of this stream.
+    heard: bool,
+    peer_ended: bool,
+    shut: bool,
+    how: Option<How>,
+}
+
+impl<'a> Relay<'a> {
+    /// A stream whose OPEN (client) or ACCEPTED (server) is queued already.
+    pub fn new(
+        secure: &'a mut Secure,
+        app: TcpStream,
+        around: Surroundings<'a>,
+        account: Account<'a>,
+        side: Side,
+        peer_ended: bool,
+    ) -> Self {
+        Self {
+            secure,
+            app: Some(app),
+            around,
+            account,
+            side,
+            app_ended: false,
+            app_tried: false,
+            loaded: false,
+            hold: false,
+            heard: false,
+            peer_ended,
+            shut: false,
+            how: None,
+        }
+    }
+
+    /// Keeps the first load until the server accepts.
+    pub fn hold(mut self) -> Self {
+        self.hold = true;
+        self
+    }
+
+    /// Goes on with what another connection could not carry.
+    ///
+    /// # Errors
+    /// The load cannot be sealed.
+    pub fn resume(mut self, kept: Kept) -> Result<Self, SecureError> {
+        self.app_tried = true;
+        if let Some(load) = kept.load {
+            self.secure.repeat_load(load)?;
+            self.loaded = true;
+        }
+        if kept.app_ended {
+            self.app_ended = true;
+            let end = self.secure.wire.end()?;
+            self.secure.push_frame(&end)?;
+        }
+        Ok(self)
+    }
+
+    /// What is left to be carried by another connection. `None`: something may have reached the far application.
+    ///
+    /// That is so unless nothing of this stream was heard and either TLS closed the connection in good order (the
+    /// server processes nothing after that) or nothing but OPEN was sent.
+    pub fn give_back(mut self, error: &SecureError) -> Option<(TcpStream, Kept)> {
+        let clean = matches!(error, SecureError::Closed { clean: true });
+        if !self.hold || self.heard || self.how.is_some() || (self.loaded && !clean) {
+            return None;
+        }
+        let load = self.secure.take_load();
+        if self.loaded && load.is_none() {
+            return None;
+        }
+        Some((self.app.take()?, Kept { load, app_ended: self.app_ended }))
+    }
+
+    /// Resets the application's connection: nothing could be carried.
+    pub fn abort(mut self) {
+        if let Some(app) = self.app.take() {
+            abort(app);
+        }
+    }
+
+    /// Carries bytes until the stream is over.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if let Poll::Ready(told) = self.around.member.poll_told(cx) {
+            return Poll::Ready(End::Told(told));
+        }
+        let result = self.run(cx);
+        self.account.pass();
+        self.secure.release(self.hold && !self.heard);
+        match result {
+            Err(error) => Poll::Ready(End::Lost(error)),
+            Ok(()) if self.is_over() => Poll::Ready(End::Over(self.how.clone().unwrap_or(How::Closed))),
+            Ok(()) => Poll::Pending,
+        }
+    }
+
+    fn run(&mut self, cx: &mut Context<'_>) -> Result<(), SecureError> {
+        if self.around.member.must_judge_again()
+            && self.how.is_none()
+            && let Err(refusal) = (self.around.judge)()
+        {
+            let code = heddle_ebpf::codes::Reason::Revoked as u32;
+            self.give_up(code, How::Terminated(refusal))?;
+        }
+        loop {
+            let mut progress = self.load(cx)?;
+            progress |= self.secure.flush(cx)?;
+            progress |= self.deliver(cx)?;
+            progress |= self.fetch(cx)?;
+            if !progress {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.secure.wire.is_idle()
+            && self.secure.is_flushed()
+            && self.secure.plain().is_empty()
+            && (self.app.is_none() || !self.peer_ended || self.shut)
+    }
+
+    /// Ends the stream before its time: the application sees a reset, the peer hears of it.
+    fn give_up(&mut self, code: u32, how: How) -> Result<(), SecureError> {
+        self.how.get_or_insert(how);
+        if let Some(app) = self.app.take() {
+            abort(app);
+        }
+        self.secure.discard_plain();
+        if let Some(frame) = self.secure.wire.reset(code) {
+            self.secure.push_frame(&frame)?;
+        }
+        self.around.member.set_deadline(Some(self.around.settle_timeout));
+        Ok(())
+    }
+
+    /// From the application into TLS records.
+    fn load(&mut self, cx: &mut Context<'_>) -> Result<bool, SecureError> {
+        let Some(app) = &mut self.app else { return Ok(false) };
+        let held = self.hold && !self.heard && self.loaded;
+        if self.app_ended || held || !self.secure.wire.may_send_data() {
+            return Ok(false);
+        }
+        // What the application sent right behind its connect is read before the first poll of the socket would
+        // tell, so that it travels with OPEN.
+        let at_once = !std::mem::replace(&mut self.app_tried, true);
+        if !at_once {
+            match app.poll_read_ready(cx) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(_) => {}
+            }
+        }
+        let Poll::Ready(area) = self.secure.poll_load(self.around.supply, cx) else {
+            self.app_tried = !at_once;
+            return Ok(false);
+        };
+        let read = if at_once {
+            match recv(&*app, area, RecvFlags::DONTWAIT) {
+                Ok((count, _)) => Ok(count),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(true),
+                Err(error) => Err(io::Error::from(error)),
+            }
+        } else {
+            let mut free = ReadBuf::new(area);
+            match Pin::new(app).poll_read(cx, &mut free) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(result) => result.map(|()| free.filled().len()),
+            }
+        };
+        match read {
+            Ok(0) => {
+                self.app_ended = true;
+                let end = self.secure.wire.end()?;
+                self.secure.push_frame(&end)?;
+            }
+            Ok(count) => {
+                self.loaded = true;
+                match self.side {
+                    Side::Client => self.account.sent(count),
+                    Side::Server => self.account.received(count),
+                }
+                self.secure.seal_load(count)?;
+            }
+            Err(_) => self.give_up(0, How::Reset)?,
+        }
+        Ok(true)
+    }
+
+    /// From the opened records to the application.
+    fn deliver(&mut self, cx: &mut Context<'_>) -> Result<bool, SecureError> {
+        let mut progress = false;
+        while let Some(app) = &mut self.app {
+            let plain = self.secure.plain();
+            if plain.is_empty() {
+                break;
+            }
+            match Pin::new(app).poll_write(cx, plain) {
+                Poll::Pending => return Ok(progress),
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    progress = true;
+                    match self.side {
+                        Side::Client => self.account.received(count),
+                        Side::Server => self.account.sent(count),
+                    }
+                    self.secure.consume_plain(count);
+                }
+                Poll::Ready(_) => self.give_up(0, How::Reset)?,
+            }
+        }
+        if self.peer_ended
+            && !self.shut
+            && let Some(app) = &self.app
+        {
+            self.shut = true;
+            progress = true;
+            shut_down(app);
+        }
+        Ok(progress)
+    }
+
+    /// From the peer's socket into opened records. Reads only when the application took what was there.
+    fn fetch(&mut self, cx: &mut Context<'_>) -> Result<bool, SecureError> {
+        if !self.secure.plain().is_empty() || self.secure.wire.is_idle() {
+            return Ok(false);
+        }
+        let mut progress = false;
+        if self.secure.has_records() {
+            let mut given_up = None;
+            let (heard, ended) = (&mut self.heard, &mut self.peer_ended);
+            progress = self.secure.open_records(&mut |event, wire| {
+                *heard = true;
+                match event {
+                    Event::Ended => *ended = true,
+                    Event::Reset(_) => given_up = Some(How::Reset),
+                    Event::Refused(code) => given_up = Some(How::Refused(code)),
+                    Event::Opened(_) | Event::Accepted | Event::Data(_) | Event::Ignored => {}
+                }
+                !wire.is_idle()
+            })?;
+            if let Some(how) = given_up {
+                self.give_up(0, how)?;
+                return Ok(true);
+            }
+        }
+        if progress || self.secure.wire.is_idle() {
+            return Ok(progress);
+        }
+        if let Some(clean) = self.secure.closed() {
+            return Err(SecureError::Closed { clean });
+        }
+        self.secure.read_records(self.around.supply, cx)
+    }
+}
+
+/// What a connection could not carry and another may.
+#[derive(Debug)]
+pub struct Kept {
+    load: Option<(super::buffers::Buffer, usize)>,
+    app_ended: bool,
+}

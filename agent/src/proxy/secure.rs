@@ -1,0 +1,483 @@
+//! A TLS connection between two agents, with its socket and its buffers.
+//!
+//! Bytes out: `control` (handshakes, small frames) and then the lent buffer's records, in one vectored write. Bytes
+//! in: the lent buffer's records, opened one by one into its plaintext. Between streams both buffers are given back.
+
+use std::{
+    io::{self, IoSlice},
+    ops::Range,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{
+    buffers::{AREA, Buffer, Buffers, Quota},
+    handshake::Behind,
+    tls::{Progress, Tls, TlsError},
+    wire::{Connection, HEADER, MAX_PAYLOAD, Misuse, RECORD, Violation},
+};
+
+/// Why the connection between the agents cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SecureError {
+    /// The socket failed.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// TLS failed.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The peer broke the framing.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// A frame was to be sent where none may be: this agent's own mistake.
+    #[error(transparent)]
+    Misuse(#[from] Misuse),
+    /// The peer closed within a stream; `clean` if TLS said so.
+    #[error("the peer closed the connection within a stream")]
+    Closed {
+        /// TLS said so: the peer processed nothing after it.
+        clean: bool,
+    },
+}
+
+/// Where a worker's buffers come from.
+#[derive(Clone, Debug)]
+pub struct Supply {
+    /// The worker's buffers.
+    pub buffers: Rc<Buffers>,
+    /// The pod's share.
+    pub quota: Rc<Quota>,
+}
+
+impl Supply {
+    fn poll_lend(&self, slot: &mut Option<Buffer>, cx: &mut Context<'_>) -> Poll<()> {
+        if slot.is_none() {
+            *slot = Some(ready!(self.buffers.poll_lend(&self.quota, cx)));
+        }
+        Poll::Ready(())
+    }
+}
+
+/// A part of an area that holds bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// From the area's beginning.
+    pub fn first(length: usize) -> Self {
+        Self { start: 0, end: length as u32 }
+    }
+    pub fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+    pub fn len(self) -> usize {
+        (self.end - self.start) as usize
+    }
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+    /// The first `count` bytes are done with.
+    pub fn consume(&mut self, count: usize) {
+        self.start = (self.start + count as u32).min(self.end);
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
+    fn grow(&mut self, count: usize) {
+        self.end += count as u32;
+    }
+}
+
+/// Bytes from the peer.
+#[derive(Debug, Default)]
+struct Inflow {
+    buffer: Option<Buffer>,
+    records: Span,
+    plain: Span,
+    /// A record that the handshake's last step opened.
+    opened: Vec<u8>,
+    /// The socket or TLS has ended; `Some(true)`: TLS said so.
+    closed: Option<bool>,
+}
+
+/// Bytes to the peer.
+#[derive(Debug, Default)]
+struct Outflow {
+    control: Vec<u8>,
+    written: usize,
+    buffer: Option<Buffer>,
+    records: Span,
+    /// The plaintext's bytes, kept for a repetition.
+    kept: u32,
+}
+
+/// The connection.
+#[derive(Debug)]
+pub struct Secure {
+    /// The socket.
+    pub stream: TcpStream,
+    /// The framing.
+    pub wire: Connection,
+    tls: Tls,
+    inflow: Inflow,
+    outflow: Outflow,
+}
+
+impl Secure {
+    /// A connection whose handshake is done but for `control`, which is still to be sent.
+    pub fn new(stream: TcpStream, tls: Tls, wire: Connection, control: Vec<u8>) -> Self {
+        let outflow = Outflow { control, ..Outflow::default() };
+        Self { stream, wire, tls, inflow: Inflow::default(), outflow }
+    }
+
+    /// Takes what was read with the handshake's last message.
+    pub fn poll_preload(&mut self, behind: &mut Behind, supply: &Supply, cx: &mut Context<'_>) -> Poll<()> {
+        if behind.is_empty() {
+            return Poll::Ready(());
+        }
+        ready!(supply.poll_lend(&mut self.inflow.buffer, cx));
+        if let Some(buffer) = &mut self.inflow.buffer {
+            let Behind { record, records } = std::mem::take(behind);
+            let length = records.len().min(AREA);
+            buffer.areas().1[..length].copy_from_slice(&records[..length]);
+            self.inflow.records = Span::first(length);
+            self.inflow.opened = record;
+        }
+        Poll::Ready(())
+    }
+
+    // ---- out ----
+
+    /// Nothing waits to be sent.
+    pub fn is_flushed(&self) -> bool {
+        self.outflow.control.is_empty() && self.outflow.records.is_empty()
+    }
+
+    /// Queues a small frame behind everything that waits already.
+    ///
+    /// # Errors
+    /// TLS cannot seal it.
+    pub fn push_frame(&mut self, frame: &[u8]) -> Result<(), SecureError> {
+        let Outflow { control, buffer, records, .. } = &mut self.outflow;
+        match buffer {
+            Some(buffer) if !records.is_empty() => {
+                let area = &mut buffer.areas().1[records.end as usize..];
+                let sealed = self.tls.seal(frame, area)?;
+                records.grow(sealed);
+            }
+            _ => self.tls.seal_onto(frame, control)?,
+        }
+        Ok(())
+    }
+
+    /// Queues the alert that tells of a failure, or of an orderly end.
+    pub fn push_farewell(&mut self, failed: bool) {
+        let mut alert = Vec::new();
+        if failed {
+            self.tls.alert(&mut alert);
+        } else {
+            self.tls.close(&mut alert);
+        }
+        drop(self.push_own(&alert));
+    }
+
+    /// Queues what rustls had to say by itself.
+    fn push_own(&mut self, bytes: &[u8]) -> Result<(), SecureError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let Outflow { control, buffer, records, .. } = &mut self.outflow;
+        match buffer {
+            Some(buffer) if !records.is_empty() => {
+                let end = records.end as usize;
+                let area = buffer.areas().1.get_mut(end..end + bytes.len()).ok_or(TlsError::Room)?;
+                area.copy_from_slice(bytes);
+                records.grow(bytes.len());
+            }
+            _ => control.extend_from_slice(bytes),
+        }
+        Ok(())
+    }
+
+    /// The area that DATA's bytes are read into: at least [`super::buffers::CHUNK`] bytes. Ready when nothing of the
+    /// last load waits.
+    pub fn poll_load<'b>(&'b mut self, supply: &Supply, cx: &mut Context<'_>) -> Poll<&'b mut [u8]> {
+        if !self.outflow.records.is_empty() {
+            return Poll::Pending;
+        }
+        ready!(supply.poll_lend(&mut self.outflow.buffer, cx));
+        match &mut self.outflow.buffer {
+            Some(buffer) => Poll::Ready(&mut buffer.areas().0[HEADER..HEADER + super::buffers::CHUNK]),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Seals the first `length` bytes of the load into DATA frames.
+    ///
+    /// # Errors
+    /// DATA may not be sent, or TLS cannot seal it.
+    pub fn seal_load(&mut self, length: usize) -> Result<(), SecureError> {
+        let Some(buffer) = &mut self.outflow.buffer else { return Ok(()) };
+        self.outflow.kept = length as u32;
+        let (plain, area) = buffer.areas();
+        let mut at = 0;
+        let mut end = 0;
+        while at < length {
+            let size = (length - at).min(MAX_PAYLOAD);
+            let header = self.wire.data(size)?;
+            // The header takes the place of the eight bytes before the payload: sealed already, and put back
+            // because they may have to be sent again.
+            let frame = &mut plain[at..at + HEADER + size];
+            let mut before = [0; HEADER];
+            before.copy_from_slice(&frame[..HEADER]);
+            frame[..HEADER].copy_from_slice(&header);
+            let sealed = self.tls.seal(frame, &mut area[end..]);
+            frame[..HEADER].copy_from_slice(&before);
+            end += sealed?;
+            at += size;
+        }
+        self.outflow.records = Span::first(end);
+        Ok(())
+    }
+
+    /// The load that was sealed last, to be sent again on another connection.
+    pub fn take_load(&mut self) -> Option<(Buffer, usize)> {
+        let kept = std::mem::take(&mut self.outflow.kept) as usize;
+        let buffer = self.outflow.buffer.take()?;
+        self.outflow.records = Span::default();
+        (kept > 0).then_some((buffer, kept))
+    }
+
+    /// Sends a load of another connection again.
+    ///
+    /// # Errors
+    /// As [`Self::seal_load`].
+    pub fn repeat_load(&mut self, load: (Buffer, usize)) -> Result<(), SecureError> {
+        self.outflow.buffer = Some(load.0);
+        self.seal_load(load.1)
+    }
+
+    /// Writes what waits; whether anything was written.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn flush(&mut self, cx: &mut Context<'_>) -> Result<bool, SecureError> {
+        let mut progress = false;
+        while !self.is_flushed() {
+            let out = &mut self.outflow;
+            let control = &out.control[out.written..];
+            let records = match &out.buffer {
+                Some(buffer) => &buffer.records()[out.records.range()],
+                None => &[],
+            };
+            let slices = [IoSlice::new(control), IoSlice::new(records)];
+            let written = match Pin::new(&mut self.stream).poll_write_vectored(cx, &slices) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Poll::Ready(Ok(written)) => written,
+                Poll::Ready(Err(error)) => return Err(error.into()),
+            };
+            progress = true;
+            let of_control = written.min(control.len());
+            out.written += of_control;
+            if out.written == out.control.len() {
+                out.control = Vec::new();
+                out.written = 0;
+            }
+            out.records.consume(written - of_control);
+        }
+        Ok(progress)
+    }
+
+    // ---- in ----
+
+    /// Bytes for the application that wait.
+    pub fn plain(&self) -> &[u8] {
+        match &self.inflow.buffer {
+            Some(buffer) => &buffer.plain()[self.inflow.plain.range()],
+            None => &[],
+        }
+    }
+
+    /// The application took the first `count` of them.
+    pub fn consume_plain(&mut self, count: usize) {
+        self.inflow.plain.consume(count);
+    }
+
+    /// Nobody will take them.
+    pub fn discard_plain(&mut self) {
+        self.inflow.plain = Span::default();
+    }
+
+    /// Whether the peer has closed its side, and everything that it sent is opened.
+    pub fn closed(&self) -> Option<bool> {
+        self.inflow.closed
+    }
+
+    /// Whether records wait that were not opened.
+    pub fn has_records(&self) -> bool {
+        !self.inflow.records.is_empty() || !self.inflow.opened.is_empty()
+    }
+
+    /// Opens the records that wait, as far as there is room for their plaintext. `event` is handed each frame's
+    /// meaning, with the bytes of DATA taken already; it says whether to go on.
+    ///
+    /// # Errors
+    /// TLS failed or the peer broke the framing.
+    pub fn open_records(
+        &mut self,
+        event: &mut dyn FnMut(super::wire::Event, &Connection) -> bool,
+    ) -> Result<bool, SecureError> {
+        let Inflow { buffer: Some(buffer), records, plain, opened, closed } = &mut self.inflow else {
+            return Ok(false);
+        };
+        let wire = &mut self.wire;
+        let (plain_area, records_area) = buffer.areas();
+        let mut own = Vec::new();
+        let mut progress = false;
+        let mut result = Ok(());
+        let mut go_on = true;
+        while go_on
+            && !(records.is_empty() && opened.is_empty())
+            && plain_area.len() - plain.end as usize >= RECORD
+        {
+            let mut violation = None;
+            let mut take = |record: &[u8]| {
+                let mut at = 0;
+                loop {
+                    match wire.receive(record, at) {
+                        Ok(None) => break,
+                        Ok(Some((meaning, next))) => {
+                            if let super::wire::Event::Data(range) = &meaning {
+                                let end = plain.end as usize;
+                                plain_area[end..end + range.len()].copy_from_slice(&record[range.clone()]);
+                                plain.grow(range.len());
+                            }
+                            go_on &= event(meaning, wire);
+                            at = next;
+                        }
+                        Err(error) => {
+                            violation = Some(error);
+                            break;
+                        }
+                    }
+                }
+            };
+            let advanced = if opened.is_empty() {
+                self.tls.advance(&mut records_area[records.range()], &mut own, &mut take)
+            } else {
+                take(&std::mem::take(opened));
+                progress = true;
+                Ok((0, Progress::Record))
+            };
+            if let Some(violation) = violation {
+                result = Err(violation.into());
+                break;
+            }
+            match advanced {
+                Ok((discard, step)) => {
+                    records.consume(discard);
+                    progress |= discard > 0;
+                    match step {
+                        Progress::Record | Progress::More => {}
+                        Progress::Blocked => break,
+                        Progress::PeerClosed => {
+                            *closed = Some(true);
+                            break;
+                        }
+                    }
+                }
+                Err(error) => {
+                    self.tls.alert(&mut own);
+                    result = Err(error.into());
+                    break;
+                }
+            }
+        }
+        self.push_own(&own)?;
+        result.map(|()| progress)
+    }
+
+    /// Reads more records; whether anything came. Does nothing while plaintext waits.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn read_records(&mut self, supply: &Supply, cx: &mut Context<'_>) -> Result<bool, SecureError> {
+        if self.inflow.closed.is_some() {
+            return Ok(false);
+        }
+        match self.stream.poll_read_ready(cx) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Err(error)) => return Err(error.into()),
+            Poll::Ready(Ok(())) => {}
+        }
+        if supply.poll_lend(&mut self.inflow.buffer, cx).is_pending() {
+            return Ok(false);
+        }
+        let Inflow { buffer: Some(buffer), records, closed, .. } = &mut self.inflow else { return Ok(false) };
+        let area = buffer.areas().1;
+        if records.start > 0 {
+            area.copy_within(records.range(), 0);
+            *records = Span::first(records.len());
+        }
+        let mut free = ReadBuf::new(&mut area[records.end as usize..]);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut free) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Err(error)) => Err(error.into()),
+            Poll::Ready(Ok(())) => {
+                let count = free.filled().len();
+                if count == 0 {
+                    *closed = Some(false);
+                }
+                records.grow(count);
+                Ok(true)
+            }
+        }
+    }
+
+    /// Gives back the buffers that hold nothing. `keep_load`: the last load may have to be sent again.
+    pub fn release(&mut self, keep_load: bool) {
+        if !self.has_records() && self.inflow.plain.is_empty() {
+            self.inflow.buffer = None;
+        }
+        if self.outflow.records.is_empty() && !keep_load {
+            self.outflow.buffer = None;
+            self.outflow.kept = 0;
+        }
+    }
+
+    /// Idle, nothing waits in either direction, and the peer has not closed: another stream may follow.
+    pub fn is_reusable(&self) -> bool {
+        self.wire.is_reusable()
+            && self.is_flushed()
+            && !self.has_records()
+            && self.inflow.plain.is_empty()
+            && self.inflow.closed.is_none()
+    }
+
+    /// Whether the peer has said or closed anything since the connection became idle: looked up in the kernel.
+    pub fn is_untouched(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let mut byte = [0u8; 1];
+        matches!(
+            recv(&self.stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT),
+            Err(rustix::io::Errno::WOULDBLOCK)
+        )
+    }
+
+    /// Sends the alert that nothing more comes, as far as the socket takes it, and closes.
+    pub fn close(mut self) {
+        self.push_farewell(false);
+        let bytes = &self.outflow.control[self.outflow.written..];
+        drop(self.stream.try_write(bytes));
+    }
+}

@@ -1,0 +1,61 @@
+//! Bounds of the data plane.
+
+use std::time::Duration;
+
+/// Bounds. All counts are a worker's.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// From accept to the end of the TLS handshake; bytes that arrive slowly do not extend it.
+    pub handshake_timeout: Duration,
+    /// How long a plain client on a port that is not opaque may stay silent before it is taken for one that waits
+    /// for the server.
+    pub first_byte_timeout: Duration,
+    /// How long a connect may take, to a far agent or to the application.
+    pub connect_timeout: Duration,
+    /// How long a client keeps an idle connection to another agent.
+    pub client_idle_timeout: Duration,
+    /// How long a server does: longer, so that the client closes first and the TIME_WAIT is its own.
+    pub server_idle_timeout: Duration,
+    /// How old a connection between agents may be and still carry a new stream.
+    pub connection_age: Duration,
+    /// How long the peer may take to answer a RESET or REFUSED before the connection is closed instead of reused.
+    pub settle_timeout: Duration,
+    /// Connections of applications, and idle ones from other agents, in all.
+    pub connections: usize,
+    /// The same for one pod.
+    pub pod_connections: usize,
+    /// Handshakes and first bytes that are being waited for.
+    pub handshakes: usize,
+    /// The same for one pod.
+    pub pod_handshakes: usize,
+    /// Buffers lent at the same time, each of two areas of 68 KiB: one for each direction that has bytes under way.
+    pub buffers: usize,
+    /// The same for one pod.
+    pub pod_buffers: usize,
+    /// Idle connections to other agents.
+    pub pooled: usize,
+    /// The same for one destination and pair of identities.
+    pub pooled_per_destination: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            first_byte_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+            client_idle_timeout: Duration::from_secs(60),
+            server_idle_timeout: Duration::from_secs(90),
+            connection_age: Duration::from_secs(3600),
+            settle_timeout: Duration::from_secs(5),
+            connections: 65_536,
+            pod_connections: 16_384,
+            handshakes: 1_024,
+            pod_handshakes: 256,
+            buffers: 1_024,
+            pod_buffers: 256,
+            pooled: 4_096,
+            pooled_per_destination: 64,
+        }
+    }
+}

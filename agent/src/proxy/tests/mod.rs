@@ -1,0 +1,11 @@
+//! Relays over loopback, with real sockets and real TLS.
+//!
+//! One [`World`] has a node of the client's (outbound) and one of the server's (inbound), each with workers of its
+//! own, and an application behind the second.
+
+mod limits;
+mod open_server;
+mod refusals;
+mod speed;
+mod streams;
+mod world;
