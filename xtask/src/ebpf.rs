@@ -48,3 +48,27 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<PathBuf> {
     eprintln!("kernel programs: {} ({} KiB)", out.display(), object.len() / 1024);
     Ok(out)
 }
+
+/// Build the kernel programs, then the agent that embeds them.
+#[derive(clap::Args)]
+pub struct Build {
+    /// Optimized, as it is shipped.
+    #[arg(long)]
+    release: bool,
+}
+
+/// Builds both.
+pub fn build(workspace: &Workspace, arguments: &Build) -> Result<()> {
+    run(workspace, &Arguments { compiler: Choice::Auto })?;
+    cargo_build(workspace, arguments.release, &["heddle"])
+}
+
+/// Builds packages of the workspace; the agent's build needs the kernel programs to be there.
+pub fn cargo_build(workspace: &Workspace, release: bool, packages: &[&str]) -> Result<()> {
+    let mut build = workspace.cargo();
+    build.arg("build");
+    if release {
+        build.arg("--release");
+    }
+    command::run(build.args(packages.iter().flat_map(|package| ["--package", package])))
+}

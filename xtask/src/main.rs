@@ -6,6 +6,7 @@ mod btf;
 mod circles;
 mod command;
 mod ebpf;
+mod on_the_lab;
 mod preflight;
 mod privilege;
 mod test;
@@ -17,6 +18,7 @@ mod workspace;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use workspace::Workspace;
 
 /// Every command of Heddle's developers. Start with `cargo xtask demo`.
 #[derive(Parser)]
@@ -28,9 +30,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Two nodes, two agents, real applications: what the mesh promises, shown.
-    Demo(xtask::demo::Options),
+    /// Two nodes, two agents, real applications: what the mesh promises, shown
+    ///
+    /// Looks whether this machine is fit before it fetches anything, says what it will install, builds as you and runs
+    /// the demo as root (sudo asks if it must). Leaves nothing running.
+    Demo(on_the_lab::Arguments<xtask::demo::Options>),
     Test(test::Arguments),
+    Build(ebpf::Build),
     Ebpf(ebpf::Arguments),
     Vm(vm::Arguments),
 }
@@ -39,8 +45,7 @@ fn main() -> ExitCode {
     if let Some(code) = xtask::lab::apps::entry() {
         return code;
     }
-    let arguments = Arguments::parse();
-    match run(arguments.command) {
+    match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -50,14 +55,12 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    if let Command::Demo(options) = &command {
-        return xtask::demo::run(options);
-    }
-    let workspace = workspace::Workspace::find()?;
+    let workspace = Workspace::find()?;
     match command {
-        Command::Demo(_) => Ok(ExitCode::SUCCESS),
+        Command::Demo(arguments) => on_the_lab::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
-        Command::Vm(arguments) => vm::run(&workspace, &arguments),
+        Command::Build(arguments) => ebpf::build(&workspace, &arguments).map(|()| ExitCode::SUCCESS),
         Command::Ebpf(arguments) => ebpf::run(&workspace, &arguments).map(|_| ExitCode::SUCCESS),
+        Command::Vm(arguments) => vm::run(&workspace, &arguments),
     }
 }

@@ -9,8 +9,18 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// What the lab's programs and its agents are: real ones, from Debian.
-pub const LAB_PACKAGES: &[&str] =
-    &["iproute2", "curl", "tcpdump", "bpftool", "nftables", "procps", "util-linux"];
+pub const LAB_PACKAGES: &[&str] = &[
+    "iproute2",
+    "util-linux",
+    "curl",
+    "socat",
+    "ncat",
+    "openssl",
+    "tcpdump",
+    "bpftool",
+    "iputils-ping",
+    "procps",
+];
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 const GIB: u64 = 1 << 30;
 /// With a margin over what a first run was seen to take.

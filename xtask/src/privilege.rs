@@ -9,8 +9,18 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 /// Variables that a command run as root keeps; sudo would drop them.
-const KEPT: [&str; 8] =
-    ["PATH", "CARGO_TARGET_DIR", "XDG_CACHE_HOME", "HOME", "CI", "TERM", "RUST_BACKTRACE", "RUST_LOG"];
+const KEPT: [&str; 10] = [
+    "PATH",
+    "HEDDLE_BIN",
+    "HEDDLE_XTASK",
+    "CARGO_TARGET_DIR",
+    "XDG_CACHE_HOME",
+    "HOME",
+    "CI",
+    "TERM",
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+];
 
 /// Whether the caller is uid 0.
 pub fn is_root() -> bool {

@@ -1,8 +1,10 @@
 //! Where things are: the source tree, what cargo builds, and the project's cache.
 
+use crate::command;
 use anyhow::{Context, Result, bail};
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The folders that every command works with.
 pub struct Workspace {
@@ -36,6 +38,13 @@ impl Workspace {
             }
         };
         Ok(Self { root, target, cache: cache.join("heddle") })
+    }
+
+    /// The cargo that called us, in the source tree.
+    pub fn cargo(&self) -> Command {
+        let mut cargo = command::cargo();
+        cargo.current_dir(&self.root);
+        cargo
     }
 
     /// The built kernel programs, which the agent embeds.

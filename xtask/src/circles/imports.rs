@@ -55,7 +55,6 @@ impl Collector {
             UseTree::Rename(rename) => self.leaf(before, &rename.ident.to_string()),
             UseTree::Glob(_) => self.note(before),
             UseTree::Group(group) => group.items.iter().for_each(|item| self.tree(item, before)),
-            _ => {}
         }
     }
 

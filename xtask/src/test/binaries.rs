@@ -18,10 +18,8 @@ pub struct TestBinary {
 
 /// Builds every test of the workspace.
 pub fn build(workspace: &Workspace) -> Result<Vec<TestBinary>> {
-    let mut command = command::cargo();
-    command
-        .args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"])
-        .current_dir(&workspace.root);
+    let mut command = workspace.cargo();
+    command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

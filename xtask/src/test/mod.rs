@@ -3,9 +3,9 @@
 mod binaries;
 mod tally;
 
-use crate::toolchain::{Choice, Compiler};
+use crate::toolchain::Choice;
 use crate::workspace::Workspace;
-use crate::{apt, circles, command, ebpf, preflight, privilege, toolchain};
+use crate::{apt, circles, command, ebpf, preflight, privilege, toolchain, tools};
 use anyhow::{Context, Result, bail};
 use binaries::TestBinary;
 use std::fs::{self, File};
@@ -43,15 +43,18 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     need_component("clippy", "clippy")?;
     if !arguments.unprivileged {
         apt::install(preflight::LAB_PACKAGES)?;
+        tools::fetch(workspace)?;
     }
     ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;
+    // What the privileged tests start: the agent, and this program's own applications.
+    ebpf::cargo_build(workspace, false, &["heddle", "xtask"])?;
 
     let mut suite = Suite { workspace, tally: Tally::default(), failed: Vec::new() };
     if arguments.filter.is_none() {
-        suite.check("formatting", |workspace| formatting(workspace));
-        suite.check("clippy", |workspace| clippy(workspace));
-        suite.check("clippy, kernel programs", |workspace| toolchain::clippy(workspace));
-        suite.check("no circles among modules", |workspace| no_circles(workspace));
+        suite.check("formatting", formatting);
+        suite.check("clippy", clippy);
+        suite.check("clippy, kernel programs", toolchain::clippy);
+        suite.check("no circles among modules", no_circles);
     }
     suite.tests(arguments)?;
 
@@ -123,8 +126,8 @@ impl Suite<'_> {
 
     fn documentation(&mut self) -> Result<()> {
         println!("== examples in the documentation");
-        let mut command = command::cargo();
-        command.args(["test", "--quiet", "--workspace", "--doc"]).current_dir(&self.workspace.root);
+        let mut command = self.workspace.cargo();
+        command.args(["test", "--quiet", "--workspace", "--doc"]);
         let (success, text) = logged(command, &self.workspace.target.join("test-logs/doc.log"))?;
         self.count("documentation", success, &text);
         Ok(())
@@ -157,7 +160,11 @@ impl Suite<'_> {
         let shown = format!("{} {name} (root)", binary.name);
         print!("== {shown} ");
         let log = logs.join(format!("{}-{}.log", binary.name, name.replace("::", "-")));
-        let mut command = binary.command(privilege::as_root("timeout")?, limit);
+        let mut command = privilege::as_root("env")?;
+        let mut path = std::ffi::OsString::from("PATH=");
+        path.push(tools::path(self.workspace)?);
+        command.arg(path).arg("timeout");
+        let mut command = binary.command(command, limit);
         command.args(["--exact", name, "--include-ignored", "--test-threads=1"]);
         let began = Instant::now();
         let (success, text) = logged(command, &log)?;
@@ -195,7 +202,7 @@ fn need_component(subcommand: &str, component: &str) -> Result<()> {
 }
 
 fn formatting(workspace: &Workspace) -> Result<()> {
-    command::run(command::cargo().args(["fmt", "--all", "--check"]).current_dir(&workspace.root))?;
+    command::run(workspace.cargo().args(["fmt", "--all", "--check"]))?;
     command::run(
         command::cargo()
             .args(["fmt", "--check", "--manifest-path"])
@@ -204,11 +211,15 @@ fn formatting(workspace: &Workspace) -> Result<()> {
 }
 
 fn clippy(workspace: &Workspace) -> Result<()> {
-    command::run(
-        command::cargo()
-            .args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
-            .current_dir(&workspace.root),
-    )
+    command::run(workspace.cargo().args([
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))
 }
 
 fn no_circles(workspace: &Workspace) -> Result<()> {

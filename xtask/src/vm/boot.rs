@@ -12,6 +12,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// A machine under KVM writes its first line in a second or two.
+const SILENCE: Duration = Duration::from_secs(40);
+
 /// What to boot, and with what.
 pub struct Machine<'a> {
     /// QEMU.
@@ -39,6 +42,8 @@ pub enum End {
     Panic(String),
     /// Nothing came within the limit.
     Hang(Duration),
+    /// Not a sign of life from a machine under KVM.
+    Silent,
     /// The machine went away without a result.
     Early,
 }
@@ -59,6 +64,7 @@ impl fmt::Display for End {
             }
             Self::Panic(line) => write!(f, "FAILED: the kernel gave up: {line}"),
             Self::Hang(limit) => write!(f, "FAILED: no result within {} s", limit.as_secs()),
+            Self::Silent => write!(f, "FAILED: nothing came from the machine"),
             Self::Early => write!(f, "FAILED: the machine ended without a result"),
         }
     }
@@ -74,8 +80,18 @@ pub fn emulator() -> Result<PathBuf> {
 }
 
 impl Machine<'_> {
-    /// Boots and waits. What the machine prints is shown and kept.
+    /// Boots and waits, with KVM where the machine has it. What the machine prints is shown and kept.
     pub fn run(&self) -> Result<End> {
+        if kvm_offered() {
+            match self.boot("kvm")? {
+                End::Silent => eprintln!("KVM is offered but nothing boots with it: emulating"),
+                end => return Ok(end),
+            }
+        }
+        self.boot("tcg")
+    }
+
+    fn boot(&self, accelerator: &str) -> Result<End> {
         let mut log =
             File::create(self.console).with_context(|| format!("cannot write {}", self.console.display()))?;
         let mut qemu = Command::new(self.emulator);
@@ -83,7 +99,7 @@ impl Machine<'_> {
             "-machine",
             "q35",
             "-accel",
-            accelerator(),
+            accelerator,
             "-cpu",
             "max",
             "-smp",
@@ -115,17 +131,21 @@ impl Machine<'_> {
             }
         });
         let started = Instant::now();
+        let mut patience = if accelerator == "kvm" { SILENCE.min(self.limit) } else { self.limit };
         let mut watch = Watch { marker: self.marker, panicked: None };
         let end = loop {
-            match console.recv_timeout(self.limit.saturating_sub(started.elapsed())) {
+            match console.recv_timeout(patience.saturating_sub(started.elapsed())) {
                 Ok(line) => {
+                    patience = self.limit;
                     writeln!(log, "{line}")?;
                     if let Some(code) = watch.line(&line) {
                         break End::Result(code, started.elapsed());
                     }
                     println!("    {line}");
                 }
-                Err(RecvTimeoutError::Timeout) => break End::Hang(self.limit),
+                Err(RecvTimeoutError::Timeout) => {
+                    break if patience == self.limit { End::Hang(self.limit) } else { End::Silent };
+                }
                 Err(RecvTimeoutError::Disconnected) => {
                     break watch.panicked.take().map_or(End::Early, End::Panic);
                 }
@@ -138,6 +158,13 @@ impl Machine<'_> {
         let _ = reader.join();
         Ok(end)
     }
+}
+
+/// Whether this machine has KVM. Some have the device without the processor's feature, and machines hang there.
+fn kvm_offered() -> bool {
+    File::options().read(true).write(true).open("/dev/kvm").is_ok()
+        && std::fs::read_to_string("/proc/cpuinfo")
+            .is_ok_and(|text| text.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
 }
 
 /// Reads the console for the result and for the kernel's last words.

@@ -1,5 +1,6 @@
 #!/bin/busybox sh
 # The machine's first and only process: prepares, runs /work.sh, tells its result, ends.
+/bin/busybox echo "the machine is up"
 /bin/busybox mkdir -p /proc /sys /dev /run /tmp /root /var/log /usr/bin /usr/sbin /sbin
 /bin/busybox --install -s
 export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb

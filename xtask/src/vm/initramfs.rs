@@ -15,9 +15,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const INIT: &str = include_str!("init.sh");
 /// What the lab and its agents call; busybox has the rest.
-const PROGRAMS: [&str; 15] = [
-    "ip", "tc", "ss", "bpftool", "nft", "curl", "tcpdump", "nginx", "nsenter", "unshare", "setpriv", "mount",
-    "umount", "sysctl", "timeout",
+const PROGRAMS: [&str; 19] = [
+    "ip", "tc", "ss", "bpftool", "curl", "tcpdump", "nginx", "socat", "ncat", "openssl", "ping", "nsenter",
+    "unshare", "setpriv", "mount", "umount", "find", "timeout", "env",
 ];
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/:/bin/false\ntcpdump:x:102:102::/:/bin/false\n\
     nobody:x:65534:65534::/:/bin/false\n";

@@ -7,7 +7,7 @@ mod modules;
 
 use crate::toolchain::Choice;
 use crate::workspace::Workspace;
-use crate::{apt, command, ebpf, preflight, tools};
+use crate::{apt, ebpf, preflight, tools};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use kernel::Version;
@@ -61,7 +61,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     tools::fetch(workspace)?;
     let qemu = boot::emulator()?;
     let object = ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;
-    command::run(command::cargo().args(["build", "--package", "heddle"]).current_dir(&workspace.root))?;
+    ebpf::cargo_build(workspace, false, &["heddle"])?;
 
     let script = if smoke.inside.is_empty() { SMOKE.to_owned() } else { smoke.inside.join(" ") };
     let mut results = Vec::new();
