@@ -30,6 +30,8 @@ struct Arguments {
 enum Command {
     /// Two nodes, two agents, real applications: what the mesh promises, shown.
     Demo(xtask::demo::Options),
+    /// What the mesh costs, beside a bare connection.
+    Bench(xtask::bench::Options),
     Test(test::Arguments),
     Ebpf(ebpf::Arguments),
     Vm(vm::Arguments),
@@ -50,12 +52,14 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    if let Command::Demo(options) = &command {
-        return xtask::demo::run(options);
+    match &command {
+        Command::Demo(options) => return xtask::demo::run(options),
+        Command::Bench(options) => return xtask::bench::run(options),
+        _ => {}
     }
     let workspace = workspace::Workspace::find()?;
     match command {
-        Command::Demo(_) => Ok(ExitCode::SUCCESS),
+        Command::Demo(_) | Command::Bench(_) => Ok(ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&workspace, &arguments),
         Command::Vm(arguments) => vm::run(&workspace, &arguments),
         Command::Ebpf(arguments) => ebpf::run(&workspace, &arguments).map(|_| ExitCode::SUCCESS),
