@@ -217,11 +217,15 @@ impl Page {
     }
 }
 
-/// An event in a line: where it was decided, why, by which rule, and the rest as the agent tells it.
+/// An event in a line, in the agent's words: who decided, why, by which rule.
 pub fn quote(node: &str, event: Option<&Value>) -> String {
-    let Some(event) = event else { return format!("{node}: no event told why") };
-    let field = |name: &str| event.get(name).and_then(Value::as_str).unwrap_or("-");
-    format!("{node}: {} {} by {:?}\n{event}", field("hook"), field("reason"), field("rule"))
+    if event.is_none() {
+        return format!("{node}: no event told why");
+    }
+    let [hook, reason, sentence, rule] =
+        ["hook", "reason", "sentence", "rule"].map(|name| field(event, name));
+    let rule = if rule.is_empty() { "no rule".into() } else { rule };
+    format!("{node} ({hook}, {reason}): {sentence} [{rule}]")
 }
 
 /// The text of an event's field.

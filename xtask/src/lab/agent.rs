@@ -202,9 +202,7 @@ impl Agent {
         eventually(&format!("the agent of {} to be ready", self.node), READY, || {
             ensure!(self.is_running(), "the agent of {} ended", self.node);
             let status = door::request(&self.socket(), "GET", "/v1/status", None);
-            Ok(status
-                .and_then(|answer| answer.json())
-                .is_ok_and(|status| status.get("ready") == Some(&json!(true))))
+            Ok(status.and_then(|answer| answer.accepted()?.json()).is_ok_and(|status| is_ready(&status)))
         })
         .with_context(|| format!("its log ends:\n{}", self.log_tail(30)))
     }
@@ -278,7 +276,7 @@ impl Agent {
         let until = Instant::now() + Duration::from_secs(3);
         loop {
             let answer = self.request("POST", "/v1/pods", Some(&asked))?;
-            if answer.status < 300 || Instant::now() >= until {
+            if !matches!(answer.status, 404 | 503) || Instant::now() >= until {
                 return answer.accepted().with_context(|| format!("cannot attach pod {}", pod.full_name()));
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -367,6 +365,16 @@ impl Agent {
     }
 }
 
+/// Its rules are in force, in the kernel and in its proxy, and so is the capture of every pod that it knows.
+fn is_ready(status: &Value) -> bool {
+    let generation =
+        |name: &str| status.pointer(&format!("/rules/{name}")).and_then(Value::as_u64).unwrap_or(0);
+    let pods = status.get("pods").and_then(Value::as_array);
+    generation("proxyGeneration") > 0
+        && generation("kernelGeneration") == generation("proxyGeneration")
+        && pods.is_none_or(|pods| pods.iter().all(|pod| pod.get("inForce") == Some(&json!(true))))
+}
+
 fn sum(metrics: &str, name: &str, labels: &[&str]) -> f64 {
     metrics
         .lines()
@@ -441,7 +449,18 @@ impl Drop for Events {
 
 #[cfg(test)]
 mod tests {
-    use super::sum;
+    use super::{is_ready, sum};
+    use serde_json::json;
+
+    #[test]
+    fn an_agent_is_ready_when_its_rules_and_its_pods_are_in_force() {
+        let status = |proxy: u64, kernel: u64, pod: bool| json!({ "rules": { "proxyGeneration": proxy, "kernelGeneration": kernel }, "pods": [{ "inForce": pod }] });
+        assert!(is_ready(&status(3, 3, true)));
+        assert!(!is_ready(&status(0, 0, true)), "nothing was published yet");
+        assert!(!is_ready(&status(3, 2, true)), "the kernel still holds older rules");
+        assert!(!is_ready(&status(3, 3, false)), "a pod is not captured");
+        assert!(!is_ready(&json!({})));
+    }
 
     #[test]
     fn metrics_are_summed_by_name_and_labels() {

@@ -2,11 +2,10 @@
 # "keep" leaves the lab up, "now" or the end of the input (the owner is dead) removes it.
 trap '' INT TERM HUP PIPE
 cgroup=$1 directory=$2
-if [ -n "$cgroup" ] && [ -d "$cgroup" ]; then
-    # Entered now: where the lab mounted the tree itself, the path is gone with the processes that are killed.
-    cd "$cgroup" || exit 1
-    entered=yes
-fi
+# Entered now: where the lab mounted the tree itself, the path is gone with the processes that are killed. Where it
+# cannot be entered it is gone already: another janitor was quicker.
+entered=
+[ -n "$cgroup" ] && cd "$cgroup" 2>/dev/null && entered=yes
 word=
 read -r word
 [ "$word" = keep ] && exit 0

@@ -147,8 +147,15 @@ impl Stream {
     }
 }
 
+/// How often, none overlapping another.
 fn occurrences(text: &[u8], marker: &[u8]) -> usize {
-    if marker.is_empty() { 0 } else { text.windows(marker.len()).filter(|window| *window == marker).count() }
+    let (mut found, mut at) = (0, 0);
+    while let Some(window) = text.get(at..at + marker.len()).filter(|_| !marker.is_empty()) {
+        let hit = window == marker;
+        found += usize::from(hit);
+        at += if hit { marker.len() } else { 1 };
+    }
+    found
 }
 
 /// `supported_versions` (43) of a ServerHello names 0x0304.
@@ -275,7 +282,15 @@ impl Segments {
 
 #[cfg(test)]
 mod tests {
-    use super::{Stream, Traffic, server_hello_chose_13};
+    use super::{Stream, Traffic, occurrences, server_hello_chose_13};
+
+    #[test]
+    fn a_marker_that_repeats_itself_is_counted_once_each_time() {
+        assert_eq!(occurrences(b"aaaaa", b"aa"), 2);
+        assert_eq!(occurrences(b"abab", b"ab"), 2);
+        assert_eq!(occurrences(b"a", b"ab"), 0);
+        assert_eq!(occurrences(b"a", b""), 0);
+    }
 
     fn frame(sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![0; 12];

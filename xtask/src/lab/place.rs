@@ -131,7 +131,7 @@ impl Place {
         Self { user: Some(id), ..self.clone() }
     }
 
-    /// The same network namespace and cgroup, in a new network namespace of this name below it.
+    /// The same cgroup, in a new network namespace without links: as a process in a pod could make one.
     ///
     /// # Errors
     /// When the kernel refuses.

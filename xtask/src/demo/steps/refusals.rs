@@ -14,6 +14,9 @@ use crate::{
 
 pub fn show(scene: &mut Scene, _: Option<&WithoutMesh>, step: &mut Step) -> Result<()> {
     let to = (scene.web.v4, 8080).into();
+    let (heddle, socket) =
+        (scene.heddle.display().to_string(), scene.agent(NODE_B)?.socket().display().to_string());
+    let followed = scene.agent(NODE_B)?.place().spawn(&[&heddle, "events", "--socket", &socket])?;
     step.does("curl to shop/web in shop/stranger: meshed, but of an identity that no rule names");
     let page =
         refused(scene, step, "other_identity", scene.stranger.place(), |place| scene.curl(place, to, &[]))?;
@@ -69,6 +72,16 @@ pub fn show(scene: &mut Scene, _: Option<&WithoutMesh>, step: &mut Step) -> Resu
     })?;
     step.check("a self-made certificate opens nothing", page.refused(), page.summary());
     explain(scene, step, "self_made", &["tls_failed", "no_identity", "unauthorized"], None);
+
+    step.does("`heddle events` on node-b, followed all the while");
+    let printed = followed.stdout();
+    step.shows(&printed.lines().take(6).collect::<Vec<_>>().join("\n"));
+    let lines = printed.lines().count();
+    step.check(
+        "the agent's events can be followed live",
+        printed.contains("unauthorized"),
+        format!("{lines} lines"),
+    );
     Ok(())
 }
 

@@ -127,6 +127,8 @@ fn one_byte(address: SocketAddr) -> Result<()> {
     let mut answer = [0u8; 1];
     stream.write_all(b"?")?;
     stream.read_exact(&mut answer)?;
+    // The server closes first.
+    ensure!(stream.read(&mut answer)? == 0, "more than the answer came");
     Ok(())
 }
 

@@ -51,6 +51,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["greet", address, text] => serve::greet(address.parse()?, text),
         ["stall", address] => serve::stall(address.parse()?),
         ["accept", address] => serve::accept_and_close(address.parse()?),
+        ["once", address] => serve::once(address.parse()?),
         ["sink", address] => serve::sink(address.parse()?),
         ["udp-echo", address] => serve::udp_echo(address.parse()?),
         ["connect", attempt] => connect::run(&serde_json::from_str(attempt)?),
@@ -84,6 +85,7 @@ fn command(arguments: &[&str]) -> Result<Vec<String>> {
 /// - `greet ADDRESS:PORT TEXT`: speaks first, then reads to the end
 /// - `stall ADDRESS:PORT`: accepts and never reads
 /// - `accept ADDRESS:PORT`: accepts and closes at once
+/// - `once ADDRESS:PORT`: sends one byte back and closes
 /// - `sink ADDRESS:PORT`: reads to the end, then answers with the number of bytes
 /// - `udp-echo ADDRESS:PORT`
 /// - `hold ADDRESS:PORT COUNT`: opens COUNT connections, sends a byte on each and waits for one back, then holds them
@@ -140,7 +142,7 @@ pub fn flood(place: &Place, to: std::net::SocketAddr, time: Duration) -> Result<
     ask(place, &["flood", &to.to_string(), &milliseconds], time + Duration::from_secs(60))
 }
 
-/// New connections to an `echo`, each with one byte there and back, from `threads` threads for `time`.
+/// New connections to a `once`, each with one byte there and back, from `threads` threads for `time`.
 ///
 /// # Errors
 /// When none succeeds.

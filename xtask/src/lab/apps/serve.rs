@@ -84,6 +84,36 @@ pub fn accept_and_close(address: SocketAddr) -> Result<()> {
     serve(address, |stream| stream.shutdown(std::net::Shutdown::Both))
 }
 
+/// The server closes first: its client keeps no socket in TIME_WAIT, of which some ten thousand would slow down the
+/// client's own `connect()` and not what is measured. For the same reason no thread is made for a connection.
+pub fn once(address: SocketAddr) -> Result<()> {
+    const ACCEPTING: usize = 32;
+    let listener = listen(address)?;
+    thread::scope(|scope| {
+        for _ in 0..ACCEPTING {
+            scope.spawn(|| {
+                for stream in listener.incoming() {
+                    if let Err(error) = stream.and_then(answer_once) {
+                        eprintln!("connection: {error}");
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+fn answer_once(mut stream: TcpStream) -> std::io::Result<()> {
+    // A client that says nothing holds one of the threads: not for ever.
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut byte = [0u8; 1];
+    stream.read_exact(&mut byte)?;
+    stream.write_all(&byte)?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    while stream.read(&mut byte)? > 0 {}
+    Ok(())
+}
+
 pub fn sink(address: SocketAddr) -> Result<()> {
     serve(address, |mut stream| {
         let (mut buffer, mut total) = (vec![0u8; 256 * 1024], 0u64);
