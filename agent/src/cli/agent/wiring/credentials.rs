@@ -1,0 +1,54 @@
+//! The data plane's certificates are those of the captured pods' identities.
+
+use std::{sync::Arc, time::SystemTime};
+
+use heddle_identity::{names::IdentityNaming, peer_identity};
+use rustls::pki_types::CertificateDer;
+
+use super::pods::Pods;
+use crate::proxy::{ClientCredentials, Credentials, PeerName, PodId, ServerCredentials};
+
+pub(super) struct PodCredentials {
+    pub pods: Arc<Pods>,
+    pub naming: IdentityNaming,
+}
+
+impl Credentials for PodCredentials {
+    fn client(&self, pod: PodId, expected: &PeerName) -> Option<ClientCredentials> {
+        let entry = self.pods.get(pod)?;
+        let peer = self.naming.parse_dns(expected.as_str()).ok()?;
+        match entry.workload.client(&peer, SystemTime::now()) {
+            Ok(client) => Some(ClientCredentials {
+                config: client.config,
+                own: PeerName::new(entry.workload.identity().dns()),
+            }),
+            Err(error) => {
+                tracing::debug!(pod = %entry.name, %error, "no connection can be made");
+                None
+            }
+        }
+    }
+
+    fn server(&self, pod: PodId) -> Option<ServerCredentials> {
+        let entry = self.pods.get(pod)?;
+        match entry.workload.server_config(SystemTime::now()) {
+            Ok(config) => {
+                Some(ServerCredentials { config, own: PeerName::new(entry.workload.identity().dns()) })
+            }
+            Err(error) => {
+                tracing::debug!(pod = %entry.name, %error, "no connection can be accepted");
+                None
+            }
+        }
+    }
+
+    fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<PeerName> {
+        match peer_identity(&self.naming, chain) {
+            Ok(identity) => Some(PeerName::new(identity.dns())),
+            Err(error) => {
+                tracing::debug!(%error, "a peer's certificate bears no identity");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The data plane's decisions are made over the snapshot in force.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use heddle_ebpf::{
+    Address,
+    codes::{Outcome, Reason},
+    policy::PORT_L4_ONLY,
+};
+use heddle_policy::{
+    ClientIdentity, Compiled, Endpoint, Hop, Route,
+    names::IdentityNaming,
+    verdict::{self, Tables as _},
+};
+use tokio::sync::watch;
+
+use super::pods::Pods;
+use crate::{
+    cluster::snapshot::SnapshotReader,
+    proxy::{Decision, InboundClass, PeerName, PodId, Policy, Refusal, Upstream},
+};
+
+pub(super) struct SnapshotPolicy {
+    pub pods: Arc<Pods>,
+    pub rules: SnapshotReader<Compiled>,
+    pub naming: IdentityNaming,
+    /// Chooses among a Service's endpoints, one after the other.
+    pub turn: AtomicU32,
+    pub changes: watch::Receiver<u64>,
+}
+
+impl SnapshotPolicy {
+    fn route(&self, pod: PodId, destination: SocketAddr, turn: u32) -> Result<Route, Refusal> {
+        let entry = self.pods.get(pod).ok_or_else(|| Refusal::new(Reason::NotCaptured))?;
+        let snapshot = self.rules.peek();
+        let snapshot = snapshot.as_ref().ok_or_else(|| Refusal::new(Reason::TablesClosed))?;
+        let ip = destination.ip().to_canonical();
+        Ok(snapshot.compiled.outbound(
+            &entry.address_like(ip),
+            &Address::from(ip),
+            destination.port(),
+            |address| self.pods.captured(address),
+            turn,
+        ))
+    }
+}
+
+fn refusal(decision: &heddle_policy::Decision) -> Refusal {
+    Refusal { reason: decision.verdict.reason, rule: decision.rule.as_str().into() }
+}
+
+fn upstream(endpoint: &Endpoint) -> Result<Upstream, Refusal> {
+    let address = SocketAddr::new(endpoint.address.to_ip(), endpoint.port);
+    match &endpoint.hop {
+        Hop::Mesh { identity, .. } => Ok(Upstream { address, expected: Some(PeerName::new(identity.dns())) }),
+        Hop::Plain(_) => Ok(Upstream { address, expected: None }),
+        Hop::Refuse(decision) => Err(refusal(decision)),
+    }
+}
+
+impl Policy for SnapshotPolicy {
+    fn resolve(&self, pod: PodId, destination: SocketAddr) -> Result<Upstream, Refusal> {
+        match self.route(pod, destination, self.turn.fetch_add(1, Ordering::Relaxed))? {
+            Route::Refuse(decision) => Err(refusal(&decision)),
+            Route::To { endpoints, chosen, .. } => {
+                // The one whose turn it is, or the next that may be reached.
+                let after = endpoints.iter().cycle().skip(chosen).take(endpoints.len());
+                let mut first = Err(Refusal::new(Reason::NoEndpoints));
+                for (tried, endpoint) in after.enumerate() {
+                    let found = upstream(endpoint);
+                    if found.is_ok() {
+                        return found;
+                    }
+                    if tried == 0 {
+                        first = found;
+                    }
+                }
+                first
+            }
+        }
+    }
+
+    fn may_continue(&self, pod: PodId, live: &Upstream) -> Result<(), Refusal> {
+        match self.route(pod, live.address, 0)? {
+            Route::Refuse(decision) => Err(refusal(&decision)),
+            Route::To { endpoints, .. } => {
+                let endpoint = endpoints.first().ok_or_else(|| Refusal::new(Reason::NoEndpoints))?;
+                // Another pod at the same address is another destination.
+                if upstream(endpoint)? == *live { Ok(()) } else { Err(Refusal::new(Reason::Revoked)) }
+            }
+        }
+    }
+
+    fn inbound_class(&self, pod: PodId, client: IpAddr, port: u16) -> Result<InboundClass, Refusal> {
+        let entry = self.pods.get(pod).ok_or_else(|| Refusal::new(Reason::NotCaptured))?;
+        let snapshot = self.rules.peek();
+        let snapshot = snapshot.as_ref().ok_or_else(|| Refusal::new(Reason::TablesClosed))?;
+        let tables = snapshot.compiled.tables.with_captured(|address: &Address| self.pods.captured(address));
+        let server = entry.address_like(client);
+        let found = verdict::inbound(&tables, &Address::from(client.to_canonical()), &server, port);
+        if found.outcome != Outcome::Proxy {
+            let rule = snapshot.compiled.tables.rule(found.rule).into();
+            return Err(Refusal { reason: found.reason, rule });
+        }
+        if found.reason == Reason::Meshed {
+            return Ok(InboundClass::MeshTls);
+        }
+        let opaque = tables
+            .workload(&server)
+            .and_then(|workload| verdict::port_policy(&tables, workload.policy, port))
+            .is_some_and(|port| port.flags & PORT_L4_ONLY != 0);
+        Ok(InboundClass::Plain { server_first: opaque })
+    }
+
+    fn authorize(&self, pod: PodId, port: u16, identity: Option<&PeerName>, client: IpAddr) -> Decision {
+        let refuse = |reason| Decision { allowed: false, reason, rule: "".into() };
+        let Some(entry) = self.pods.get(pod) else {
+            return refuse(Reason::NotCaptured);
+        };
+        let snapshot = self.rules.peek();
+        let Some(snapshot) = snapshot.as_ref() else {
+            return refuse(Reason::TablesClosed);
+        };
+        let server = entry.address_like(client);
+        // The address may belong to another pod by now, though the namespace is still this one's.
+        if snapshot.compiled.workload(&server).is_none_or(|known| known.digest != entry.captured.row.uid) {
+            return refuse(Reason::NotCaptured);
+        }
+        let identity = match identity {
+            None => ClientIdentity::None,
+            Some(name) => match self.naming.parse_dns(name.as_str()) {
+                Ok(name) => ClientIdentity::from(&name),
+                Err(_) => return refuse(Reason::NoIdentity),
+            },
+        };
+        let decision = snapshot.compiled.authorize(&server, port, &identity, client.to_canonical());
+        Decision {
+            allowed: decision.allowed(),
+            reason: decision.verdict.reason,
+            rule: decision.rule.as_str().into(),
+        }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+}

@@ -1,0 +1,66 @@
+//! What metrics ask for at each scrape.
+
+use std::{sync::Arc, time::Duration};
+
+use heddle_ebpf::flows::{Count, CounterKey};
+use heddle_identity::Store;
+use heddle_policy::Compiled;
+
+use super::pods::Pods;
+use crate::{
+    capture::{Capture, Counters},
+    cluster::snapshot::SnapshotReader,
+    observe::metrics::{CertificateReading, Readings, TablesReading},
+    proxy::PodId,
+};
+
+pub(super) struct NodeReadings {
+    pub pods: Arc<Pods>,
+    pub capture: Arc<Capture>,
+    pub counters: Counters,
+    pub store: Arc<Store>,
+    pub rules: SnapshotReader<Compiled>,
+}
+
+impl Readings for NodeReadings {
+    fn counters(&self) -> Vec<(CounterKey, Count)> {
+        self.counters.read()
+    }
+
+    fn pod(&self, netns: u64) -> Option<Arc<str>> {
+        self.pods.get(PodId(netns)).map(|entry| Arc::clone(&entry.name))
+    }
+
+    fn certificates(&self) -> Vec<CertificateReading> {
+        let status = self.store.status();
+        status
+            .into_iter()
+            .map(|one| CertificateReading {
+                identity: one.identity.dns().to_owned(),
+                not_after: one.not_after,
+                failures: one.failures,
+            })
+            .collect()
+    }
+
+    fn tables(&self) -> TablesReading {
+        let generation = self.capture.generation().unwrap_or(0);
+        let snapshot = self.rules.peek();
+        let entries = snapshot.as_ref().map_or_else(Vec::new, |snapshot| {
+            let tables = &snapshot.compiled.tables;
+            vec![
+                ("workloads", tables.workloads.len() as u64),
+                ("ports", tables.ports.len() as u64),
+                ("allows", tables.allows.len() as u64),
+                ("networks", tables.networks.len() as u64),
+                ("services", tables.services.len() as u64),
+                ("backends", tables.backends.len() as u64),
+            ]
+        });
+        TablesReading { generation, entries }
+    }
+
+    fn heartbeat_age(&self) -> Option<Duration> {
+        self.capture.kernel().heartbeat_age()
+    }
+}

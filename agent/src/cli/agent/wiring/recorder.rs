@@ -1,0 +1,153 @@
+//! What the data plane tells becomes metrics and events.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use heddle_ebpf::codes::{Hook, Outcome, Reason};
+
+use super::pods::Pods;
+use crate::{
+    observe::{
+        events::Events,
+        metrics::{Direction, FlowLabels, Metrics, OpenConnection, Peer, RuleLabels, Tls},
+        record::Occurrence,
+    },
+    proxy::{Ending, Flow, PodId, Recorder, Refusal},
+};
+
+type Key = (Hook, PodId, SocketAddr, SocketAddr);
+
+pub(super) struct Told {
+    pub pods: Arc<Pods>,
+    pub metrics: Arc<Metrics>,
+    pub events: Arc<Events>,
+    open: Mutex<HashMap<Key, OpenConnection>>,
+}
+
+impl Told {
+    pub fn new(pods: Arc<Pods>, metrics: Arc<Metrics>, events: Arc<Events>) -> Self {
+        Self { pods, metrics, events, open: Mutex::default() }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<Key, OpenConnection>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn labels(&self, flow: &Flow) -> FlowLabels {
+        let none: Arc<str> = Arc::from("");
+        let entry = self.pods.get(flow.pod);
+        let own: Arc<str> =
+            entry.as_ref().map_or_else(|| Arc::clone(&none), |entry| entry.workload.identity().dns().into());
+        let peer: Arc<str> = flow.peer.as_ref().map_or_else(|| Arc::clone(&none), |peer| peer.as_str().into());
+        let inbound = flow.hook == Hook::Inbound;
+        let (client_id, server_id) = if inbound { (peer, own) } else { (own, peer) };
+        FlowLabels {
+            direction: if inbound { Direction::Inbound } else { Direction::Outbound },
+            peer: if inbound { Peer::Source } else { Peer::Destination },
+            tls: if flow.peer.is_some() { Tls::Mutual } else { Tls::NoIdentity },
+            pod: entry.map_or_else(|| Arc::clone(&none), |entry| Arc::clone(&entry.name)),
+            client_id,
+            server_id,
+            server_port: flow.destination.port(),
+            server: RuleLabels::none(),
+            authorization: rule_labels(&flow.rule),
+            destination_pod: Arc::clone(&none),
+            destination_service: none,
+        }
+    }
+
+    fn occurrence(&self, flow: &Flow, reason: Reason, rule: &Arc<str>) -> Occurrence {
+        let mut occurrence = Occurrence::of_agent(
+            SystemTime::now(),
+            flow.hook,
+            Outcome::Refuse,
+            reason,
+            flow.client,
+            flow.destination,
+        );
+        occurrence.pod = self.pods.get(flow.pod).map(|entry| Arc::clone(&entry.name));
+        occurrence.rule = (!rule.is_empty()).then(|| Arc::clone(rule));
+        let peer = flow.peer.as_ref().map(|peer| Arc::from(peer.as_str()));
+        if flow.hook == Hook::Inbound {
+            occurrence.source_identity = peer;
+        } else {
+            occurrence.destination_identity = peer;
+        }
+        occurrence
+    }
+}
+
+/// `Kind namespace/name` or `default policy NAME (…)` in the three labels that Linkerd's dashboards know.
+fn rule_labels(rule: &str) -> RuleLabels {
+    let mut words = rule.split_whitespace();
+    match (words.next(), words.next(), words.next()) {
+        (Some("default"), Some("policy"), Some(name)) => {
+            RuleLabels { group: "".into(), kind: "default".into(), name: name.into() }
+        }
+        (Some(kind), Some(name), _) => RuleLabels {
+            group: "policy.linkerd.io".into(),
+            kind: kind.to_lowercase().into(),
+            name: name.split_once('/').map_or(name, |(_, name)| name).into(),
+        },
+        _ => RuleLabels::none(),
+    }
+}
+
+fn key(flow: &Flow) -> Key {
+    (flow.hook, flow.pod, flow.client, flow.destination)
+}
+
+impl Recorder for Told {
+    fn opened(&self, flow: &Flow) {
+        let labels = self.labels(flow);
+        if flow.hook == Hook::Inbound {
+            self.metrics.allow(&labels);
+        }
+        let connection = self.metrics.open(&labels);
+        self.open().insert(key(flow), connection);
+    }
+
+    fn bytes(&self, flow: &Flow, sent: u64, received: u64) {
+        if let Some(connection) = self.open().get(&key(flow)) {
+            connection.read(sent);
+            connection.wrote(received);
+        }
+    }
+
+    fn closed(&self, flow: &Flow, ending: &Ending) {
+        let connection = self.open().remove(&key(flow));
+        let labels = self.labels(flow);
+        match (connection, ending) {
+            (Some(connection), Ending::Reset | Ending::Lost) => {
+                self.metrics.close_with(connection, &labels, "ECONNRESET");
+            }
+            (connection, Ending::Terminated(refusal)) => {
+                drop(connection);
+                if flow.hook == Hook::Inbound {
+                    self.metrics.terminate(&labels);
+                }
+                self.events.tell(self.occurrence(flow, Reason::Revoked, &refusal.rule));
+            }
+            _ => {}
+        }
+    }
+
+    fn refused(&self, flow: &Flow, refusal: &Refusal) {
+        if flow.hook == Hook::Inbound {
+            self.metrics.deny(&self.labels(flow));
+        }
+        let pod = self.pods.get(flow.pod);
+        let name = pod.as_ref().map_or("", |entry| &entry.name);
+        self.metrics.decide(flow.hook, Outcome::Refuse, refusal.reason, name);
+        self.events.tell(self.occurrence(flow, refusal.reason, &refusal.rule));
+    }
+
+    fn handshake(&self, hook: Hook, pod: PodId) {
+        let pod = self.pods.get(pod);
+        self.metrics.handshake(hook, pod.as_ref().map_or("", |entry| &entry.name));
+    }
+}
