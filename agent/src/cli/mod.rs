@@ -63,7 +63,7 @@ enum Command {
     /// Take everything that an agent left in force off this host: programs, maps, pins
     Release {
         #[command(flatten)]
-        flags: Box<config::Flags>,
+        flags: Box<config::PlaceFlags>,
     },
     /// Bring a pod into the mesh; returns when capture and guard are in force
     Attach {

@@ -29,6 +29,7 @@ use heddle_policy::Compiled;
 use miette::miette;
 use std::{
     future::Future,
+    path::Path,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -89,7 +90,7 @@ fn refused(error: &ConfigError) -> Failure {
     }
     miette!(
         help = "`heddle agent --help` lists the fields, --print-config shows them as they would hold",
-        "the configuration is not taken: {} of its fields are wrong",
+        "the configuration is not taken; found wrong: {}",
         error.problems.len()
     )
 }
@@ -110,8 +111,8 @@ pub(super) fn print_config(flags: &Flags) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn take(config: &Config) -> Result<RunDirectory, Failure> {
-    RunDirectory::take(&config.run_directory).map_err(|error| miette!(help = error.remedy(), "{error}"))
+fn take(path: &Path) -> Result<RunDirectory, Failure> {
+    RunDirectory::take(path).map_err(|error| miette!(help = error.remedy(), "{error}"))
 }
 
 /// With the root of the cgroup v2 hierarchy where no cgroup is named: a socket belongs to the cgroup that it was made
@@ -133,7 +134,7 @@ fn with_cgroup(mut config: Config) -> Result<Config, Failure> {
 pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     let config = with_cgroup(configuration(flags)?)?;
     logging::start(&config.log);
-    let directory = take(&config)?;
+    let directory = take(&config.run_directory)?;
     let folder = Folder::open(&config.manifests, Limits::default(), manifests::parse).map_err(|fault| {
         let path = config.manifests.display().to_string();
         miette!(help = fault.remedy(&path), "the manifests folder {path} is not taken: {fault}")

@@ -1,8 +1,13 @@
 //! `heddle release`: nothing of Heddle's stays in force on this host.
 
 use super::{
-    super::{Failure, config::Flags, door::SOCKET, render},
-    configuration, take, wiring,
+    super::{
+        Failure,
+        config::{Place, PlaceFlags},
+        door::SOCKET,
+        render,
+    },
+    refused, take, wiring,
 };
 use miette::miette;
 use std::{io::ErrorKind, path::Path, process::ExitCode};
@@ -11,12 +16,12 @@ use std::{io::ErrorKind, path::Path, process::ExitCode};
 ///
 /// # Errors
 /// If an agent still runs, or something cannot be removed.
-pub fn release(flags: &Flags) -> Result<ExitCode, Failure> {
-    let config = configuration(flags)?;
+pub fn release(flags: &PlaceFlags) -> Result<ExitCode, Failure> {
+    let place = Place::load(flags).map_err(|error| refused(&error))?;
     // Whoever holds the lock is alone.
-    let directory = take(&config)?;
-    let mut removed = wiring::release(&config)?;
-    let pins = config.bpffs.join("heddle");
+    let directory = take(&place.run_directory)?;
+    let mut removed = wiring::release(&place)?;
+    let pins = place.bpffs.join("heddle");
     if unpin(&pins)? {
         removed.push(pins.display().to_string());
     }

@@ -1,6 +1,7 @@
 use super::{
     super::{
         client::Client,
+        config::PlaceFlags,
         door::{AttachError, AttachRequest, Attached, PodName, PodStatus, SOCKET},
     },
     *,
@@ -133,11 +134,14 @@ async fn an_agent_lives_from_its_configuration_to_the_signal() {
         node: Some("a".into()),
         manifests: Some(folder.display().to_string()),
         ca_memory: true,
-        run_directory: Some(dir.path().join("run").display().to_string()),
+        place: PlaceFlags {
+            run_directory: Some(dir.path().join("run").display().to_string()),
+            ..PlaceFlags::default()
+        },
         ..Flags::default()
     };
     let config = configuration(&flags).unwrap();
-    let directory = take(&config).unwrap();
+    let directory = take(&config.run_directory).unwrap();
     let bench = Arc::new(Bench {
         published: AtomicU64::new(0),
         full: AtomicBool::new(false),

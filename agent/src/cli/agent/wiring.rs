@@ -1,7 +1,7 @@
 //! Where the rooms are wired together: the one place that names capture, proxy, observe and identity at once.
 
 use super::super::{
-    config::Config,
+    config::{Config, Place},
     door::{AttachError, AttachRequest, Attached, PodName, PodStatus},
 };
 use super::{Failure, Node, Opened};
@@ -30,7 +30,7 @@ pub(super) fn open(config: &Config) -> Result<Wired, Failure> {
 ///
 /// # Errors
 /// If something cannot be removed.
-pub(super) fn release(_config: &Config) -> Result<Vec<String>, Failure> {
+pub(super) fn release(_place: &Place) -> Result<Vec<String>, Failure> {
     Ok(Vec::new())
 }
 

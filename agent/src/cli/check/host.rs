@@ -5,6 +5,8 @@ use std::{fs, io::ErrorKind};
 
 /// sk_lookup, sched_cls and cgroup hooks with what they call are all there from here on, and it is tested.
 const OLDEST: (u32, u32) = (6, 1);
+/// With it the door tells a caller from another process that got its id.
+const PEER_PIDFD: (u32, u32) = (6, 5);
 /// tcx, by which the guard stands beside other programs.
 const TCX: (u32, u32) = (6, 6);
 
@@ -22,9 +24,16 @@ pub(super) fn kernel() -> Finding {
             format!("{release} is older than 6.1"),
             "boot a newer kernel (Debian 12's will do)",
         ),
+        Some(found) if found < PEER_PIDFD => Finding::ok(
+            name,
+            format!(
+                "{release} (the guard uses clsact, tcx comes with 6.6; the door knows callers by process id alone, SO_PEERPIDFD comes with 6.5)"
+            ),
+        ),
         Some(found) if found < TCX => {
             Finding::ok(name, format!("{release} (the guard uses clsact; tcx comes with 6.6)"))
         }
+
         Some(_) => Finding::ok(name, release),
     }
 }
