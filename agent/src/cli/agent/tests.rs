@@ -179,7 +179,7 @@ async fn an_agent_lives_from_its_configuration_to_the_signal() {
     let changed = Instant::now();
     write(&folder.join("more.yaml"), &pod("new", "a", "10.0.0.3", "enabled"));
     until(&client, "the new pod", |seen| seen["rules"]["kernelGeneration"] == 102).await;
-    assert!(changed.elapsed() < Duration::from_millis(900), "{:?}", changed.elapsed());
+    assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
     attach(&client, "new").await.unwrap();
     write(&folder.join("more.yaml"), "a: [\n");
     let seen =
