@@ -1,9 +1,194 @@
 //! The commands of `heddle`.
+//!
+//! `agent` runs a node's agent and `door` is where it is asked; the other commands ask there (`client`) or look at
+//! the host (`check`) and at folders (`policy_check`) by themselves.
 
+pub mod agent;
+mod check;
+mod client;
 pub mod config;
 pub mod door;
+mod events;
+mod mountinfo;
+mod pods;
+mod policy_check;
+mod render;
+mod status;
 
-/// Main.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use clap::{Parser, Subcommand};
+use std::{path::PathBuf, process::ExitCode};
+
+/// What went wrong in a command, with what to do about it.
+type Failure = miette::Report;
+
+#[derive(Parser)]
+#[command(name = "heddle", version, about, long_about = ABOUT, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const ABOUT: &str = "Heddle is a service mesh of one agent per node: mutual TLS, an identity for each workload and deny-by-default \
+authorization for the node's pods, without sidecars.\n\nStart with `heddle check` on the host, `heddle policy check DIR` on your \
+manifests, then `heddle agent`. Pods enter by `heddle attach`; `heddle status` and `heddle events` say what is in force and what is refused.";
+
+const AGENT: &str = "Runs this node's agent until SIGTERM or SIGINT.
+
+The agent reads Kubernetes resources (Pods, Services, ServiceAccounts, Namespaces, Servers, AuthorizationPolicies, \
+MeshTLSAuthentications, NetworkAuthentications) from a folder, follows its changes, puts the rules in force in the kernel and \
+carries what the kernel does not carry alone. When it ends, however it ends, enforcement stands: what it carried is refused until \
+an agent runs again. `heddle release` takes everything off the host.
+
+Every field may stand in a YAML file (--config) in camelCase or be given as a flag; flags go first. The least file:
+
+  node: node-a
+  manifests: /etc/heddle/manifests
+  podNetworks: [10.244.0.0/16]
+  serviceNetworks: [10.96.0.0/12]
+  ca: {folder: /var/lib/heddle/ca}
+
+`heddle agent --config FILE --print-config` shows every field as it would hold.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run this node's agent
+    #[command(long_about = AGENT)]
+    Agent {
+        #[command(flatten)]
+        flags: Box<config::Flags>,
+        /// Print the effective configuration and end
+        #[arg(long)]
+        print_config: bool,
+    },
+    /// Take everything that an agent left in force off this host: programs, maps, pins
+    Release {
+        #[command(flatten)]
+        flags: Box<config::PlaceFlags>,
+    },
+    /// Bring a pod into the mesh; returns when capture and guard are in force
+    Attach {
+        /// The pod
+        #[arg(long, value_name = "NAMESPACE/NAME")]
+        pod: door::PodName,
+        /// Its network namespace, such as /run/netns/x
+        #[arg(long, value_name = "PATH")]
+        netns: PathBuf,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Take a pod out of the mesh
+    Detach {
+        /// The pod
+        #[arg(long, value_name = "NAMESPACE/NAME")]
+        pod: door::PodName,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Say what is in force and what is wrong
+    Status {
+        #[command(flatten)]
+        at: At,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Follow refusals and drops as they happen
+    Events {
+        #[command(flatten)]
+        at: At,
+        /// Print one JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether this host can run an agent, and what no mesh can hold here
+    Check {
+        /// Where bpffs is mounted
+        #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+        bpffs: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at policy
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+    /// Print the version
+    Version {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum PolicyCommand {
+    /// Say what is wrong with a folder's manifests. Ends with 0: nothing; 1: something that is written would not be in
+    /// force; 2: the folder cannot be read
+    Check {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which agent to ask.
+#[derive(clap::Args)]
+struct At {
+    /// The agent's socket
+    #[arg(long, value_name = "PATH", env = "HEDDLE_SOCKET", default_value = "/run/heddle/agent.sock")]
+    socket: PathBuf,
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Agent { flags, print_config: true } => agent::print_config(&flags),
+        Command::Agent { flags, print_config: false } => agent::run(&flags),
+        Command::Release { flags } => agent::release(&flags),
+        Command::Attach { pod, netns, at } => pods::attach(&at.socket, &pod, &netns),
+        Command::Detach { pod, at } => pods::detach(&at.socket, &pod),
+        Command::Status { at, json } => status::show(&at.socket, json),
+        Command::Events { at, json } => events::follow(&at.socket, json),
+        Command::Check { bpffs, json } => check::run(&bpffs, json),
+        Command::Policy { command: PolicyCommand::Check { folder, json } } => {
+            policy_check::run(&folder, json)
+        }
+        Command::Version { json } => version(json),
+    };
+    done.unwrap_or_else(|failure| {
+        eprintln!("{failure:?}");
+        ExitCode::from(2)
+    })
+}
+
+fn version(json: bool) -> Result<ExitCode, Failure> {
+    let (version, schema) = (env!("CARGO_PKG_VERSION"), heddle_ebpf::SCHEMA);
+    if json {
+        render::print(&serde_json::json!({"version": version, "schema": schema}).to_string())?;
+    } else {
+        render::print(&format!("heddle {version} (maps' layout {schema})"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_commands_are_well_formed_and_the_agents_help_teaches() {
+        super::Cli::command().debug_assert();
+        let mut command = super::Cli::command();
+        let help = command.find_subcommand_mut("agent").unwrap().render_long_help().to_string();
+        for taught in
+            ["enforcement stands", "podNetworks", "--print-config", "--default-outbound", "heddle release"]
+        {
+            assert!(help.contains(taught), "{taught} is not in {help}");
+        }
+    }
 }

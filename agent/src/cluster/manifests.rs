@@ -96,3 +96,66 @@ fn tell(problem: &Problem) {
         Severity::Note => tracing::debug!(%problem, "a note on a resource"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::snapshot::{Change, Compare};
+
+    const NAMESPACE: &str =
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {heddle.io/mesh: enabled}}\n";
+
+    fn pod(name: &str, address: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: u-{name}, labels: {{app: {name}}}}}\n\
+             spec: {{nodeName: a, serviceAccountName: {name}, containers: [{{name: c, image: i}}]}}\n\
+             status: {{phase: Running, podIP: {address}, podIPs: [{{ip: {address}}}]}}\n"
+        )
+    }
+
+    fn rules(clients: &str) -> String {
+        format!(
+            "---\napiVersion: policy.linkerd.io/v1beta3\nkind: Server\nmetadata: {{name: s, namespace: shop}}\n\
+             spec: {{podSelector: {{matchLabels: {{app: web}}}}, port: 80, proxyProtocol: opaque}}\n\
+             ---\napiVersion: policy.linkerd.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{targetRef: {{group: policy.linkerd.io, kind: Server, name: s}}, requiredAuthenticationRefs: [{{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: m}}]}}\n\
+             ---\napiVersion: policy.linkerd.io/v1alpha1\nkind: MeshTLSAuthentication\nmetadata: {{name: m, namespace: shop}}\n\
+             spec: {{identityRefs: [{clients}]}}\n"
+        )
+    }
+
+    fn compiled(text: &str) -> Compiled {
+        let parsed = parse(text, "a.yaml").unwrap();
+        let compiled = Index::of([parsed]).compile(&ClusterSettings::default(), "a");
+        assert_eq!(compiled.problems, []);
+        compiled
+    }
+
+    #[test]
+    fn a_document_that_is_nothing_breaks_its_file_and_a_wrong_field_does_not() {
+        assert!(parse(NAMESPACE, "a.yaml").unwrap().problems.is_empty());
+        let broken = parse(&format!("{NAMESPACE}---\n\nkind: [\n"), "a.yaml").unwrap_err();
+        assert!(broken.line == 6 && broken.message.starts_with("document 2: is not YAML"), "{broken}");
+        let wrong = rules("").replace("port: 80", "port: 70000");
+        let parsed = parse(&wrong, "a.yaml").unwrap();
+        assert!(parsed.has_errors() && parsed.problems.iter().all(|problem| !problem.resource.is_empty()));
+    }
+
+    #[test]
+    fn one_client_more_widens_and_everything_else_narrows() {
+        let base = NAMESPACE.to_owned()
+            + &pod("web", "10.0.0.1")
+            + &pod("one", "10.0.0.2")
+            + &pod("two", "10.0.0.3");
+        let (one, two) = ("{kind: ServiceAccount, name: one}", "{kind: ServiceAccount, name: two}");
+        let with = |clients: &str| compiled(&(base.clone() + &rules(clients)));
+        let (first, both) = (with(one), with(&format!("{one}, {two}")));
+        assert_ne!(first.tables.allows, both.tables.allows, "the case is one of allows");
+        assert_eq!(both.change_since(&first), Change::Widened);
+        assert_eq!(first.change_since(&both), Change::Narrowed);
+        assert_eq!(with(two).change_since(&first), Change::Narrowed);
+        assert_eq!(with(one).change_since(&first), Change::Widened, "the same takes nothing away");
+        let more = compiled(&(base.clone() + &pod("new", "10.0.0.4") + &rules(one)));
+        assert_eq!(more.change_since(&first), Change::Narrowed, "the address was one outside");
+    }
+}

@@ -48,13 +48,13 @@ pub(super) struct Log {
     pub(super) filter: Option<Spanned<String>>,
 }
 
-fn problem(path: &Path, reason: String, remedy: &str) -> Problem {
+fn problem(path: &Path, reason: String, remedy: &str) -> Box<Problem> {
     let origin = Origin::new(path.display().to_string(), 0);
-    Problem::new(Severity::Error, &origin, reason).remedy(remedy)
+    Box::new(Problem::new(Severity::Error, &origin, reason).remedy(remedy))
 }
 
 /// Reads the file, which decides what the agent trusts: nobody but root and the agent's user may write to it.
-pub(super) fn read(path: &Path) -> Result<String, Problem> {
+pub(super) fn read(path: &Path) -> Result<String, Box<Problem>> {
     let failed = |error: std::io::Error| {
         problem(
             path,
@@ -96,13 +96,15 @@ pub(super) fn read(path: &Path) -> Result<String, Problem> {
 }
 
 /// Parses the file's text.
-pub(super) fn parse(path: &Path, text: &str) -> Result<File, Problem> {
+pub(super) fn parse(path: &Path, text: &str) -> Result<File, Box<Problem>> {
     let options = serde_saphyr::options! { with_snippet: false };
     // An empty file, or one of comments only, gives nothing.
     let parsed: Result<Option<File>, _> = serde_saphyr::from_str_with_options(text, options);
     parsed.map(Option::unwrap_or_default).map_err(|error| {
         let line = error.location().map_or(0, |at| u32::try_from(at.line()).unwrap_or(0));
         let remedy = "`heddle agent --help` lists the fields, `heddle agent --print-config` shows a file";
-        problem(path, error.to_string(), remedy).field("", line)
+        let mut problem = problem(path, error.to_string(), remedy);
+        problem.line = line;
+        problem
     })
 }

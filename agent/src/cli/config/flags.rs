@@ -1,11 +1,28 @@
 use std::path::PathBuf;
 
+/// Where the agent is on its host.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct PlaceFlags {
+    /// The agent's configuration: a YAML file whose fields are the flags' names in camelCase (see `agent --print-config`)
+    #[arg(long, value_name = "FILE", env = "HEDDLE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where the agent's socket and lock are [default: /run/heddle]
+    #[arg(long, value_name = "DIR")]
+    pub run_directory: Option<String>,
+    /// Where bpffs is mounted [default: /sys/fs/bpf]
+    #[arg(long, value_name = "DIR")]
+    pub bpffs: Option<String>,
+    /// The cgroup (v2) that the programs are attached to [default: the root of the hierarchy]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<String>,
+}
+
 /// Each field of the configuration file as a flag; a flag goes before the file.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Flags {
-    /// The agent's configuration, a YAML file with the fields below in camelCase (see --print-config)
-    #[arg(long, value_name = "FILE", env = "HEDDLE_CONFIG")]
-    pub config: Option<PathBuf>,
+    /// Where the agent is on its host.
+    #[command(flatten)]
+    pub place: PlaceFlags,
     /// The node's name, as pods' spec.nodeName has it [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
@@ -46,15 +63,6 @@ pub struct Flags {
     /// Make a certificate authority at the start and forget it at the end: for one node alone
     #[arg(long)]
     pub ca_memory: bool,
-    /// Where the agent's socket and lock are [default: /run/heddle]
-    #[arg(long, value_name = "DIR")]
-    pub run_directory: Option<String>,
-    /// Where bpffs is mounted [default: /sys/fs/bpf]
-    #[arg(long, value_name = "DIR")]
-    pub bpffs: Option<String>,
-    /// The cgroup (v2) that the programs are attached to [default: the root of the hierarchy]
-    #[arg(long, value_name = "DIR")]
-    pub cgroup: Option<String>,
     /// After how many milliseconds without a sign of life of the agent the kernel refuses what it would carry [default: 500]
     #[arg(long, value_name = "N")]
     pub heartbeat_milliseconds: Option<u64>,

@@ -9,10 +9,11 @@ mod flags;
 mod tests;
 mod validate;
 
-pub use flags::Flags;
+pub use flags::{Flags, PlaceFlags};
 
+use heddle_ebpf::policy::maps;
 use heddle_policy::{
-    ClusterSettings, DefaultOutbound, Problem, SameNode,
+    Capacity, ClusterSettings, DefaultOutbound, Problem, SameNode,
     names::IdentityNaming,
     resources::{DefaultPolicy, ObjectName},
 };
@@ -75,7 +76,7 @@ pub struct Config {
     pub kubelet_cgroup: Option<PathBuf>,
     /// Threads of the data plane.
     pub workers: u32,
-    /// Places in the kernel's maps, by the map's name; maps that are not named keep the programs' own size.
+    /// Places in the kernel's maps, by the map's name; maps that are not named keep their usual size.
     pub capacity: BTreeMap<String, u32>,
     /// How the agent logs.
     pub log: Log,
@@ -120,31 +121,83 @@ pub struct ConfigError {
     pub text: Option<String>,
 }
 
+/// Where an agent is on its host: what it takes to find what it left there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where the agent's socket and lock are.
+    pub run_directory: PathBuf,
+    /// Where bpffs is mounted.
+    pub bpffs: PathBuf,
+    /// The cgroup that the programs are attached to; absent: the root of the hierarchy.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Place {
+    /// Reads these fields alone; the rest of the file is not judged.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is no YAML, has unknown fields, or one of these values is wrong.
+    pub fn load(flags: &PlaceFlags) -> Result<Self, ConfigError> {
+        Given::read(flags.config.as_deref())?.judge(|name, file| validate::place(name, file, flags))
+    }
+}
+
+/// The file, if one is named.
+struct Given {
+    name: String,
+    text: Option<String>,
+    file: file::File,
+}
+
+impl Given {
+    fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else {
+            return Ok(Self { name: String::new(), text: None, file: file::File::default() });
+        };
+        let text =
+            file::read(path).map_err(|problem| ConfigError { problems: vec![*problem], text: None })?;
+        Self::parse(path, text)
+    }
+
+    fn parse(path: &Path, text: String) -> Result<Self, ConfigError> {
+        match file::parse(path, &text) {
+            Ok(file) => Ok(Self { name: path.display().to_string(), text: Some(text), file }),
+            Err(problem) => Err(ConfigError { problems: vec![*problem], text: Some(text) }),
+        }
+    }
+
+    fn judge<T>(
+        self,
+        judge: impl FnOnce(&str, file::File) -> Result<T, Vec<Problem>>,
+    ) -> Result<T, ConfigError> {
+        judge(&self.name, self.file).map_err(|problems| ConfigError { problems, text: self.text })
+    }
+}
+
 impl Config {
     /// Reads the file that `flags` name, if any, and lays the flags over it.
     ///
     /// # Errors
     /// If the file cannot be read, is no YAML, has unknown fields, or any value is wrong.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
-        match &flags.config {
-            None => Self::from_parts(None, flags),
-            Some(path) => {
-                let text = file::read(path)
-                    .map_err(|problem| ConfigError { problems: vec![problem], text: None })?;
-                Self::from_parts(Some((path, &text)), flags)
-            }
-        }
+        let given = Given::read(flags.place.config.as_deref())?;
+        given.judge(|name, file| validate::validate(name, file, flags))
     }
 
-    fn from_parts(file: Option<(&Path, &str)>, flags: &Flags) -> Result<Self, ConfigError> {
-        let error = |problems| ConfigError { problems, text: file.map(|(_, text)| text.to_owned()) };
-        let (name, given) = match file {
-            None => (String::new(), file::File::default()),
-            Some((path, text)) => {
-                (path.display().to_string(), file::parse(path, text).map_err(|problem| error(vec![problem]))?)
-            }
-        };
-        validate::validate(&name, given, flags).map_err(error)
+    /// The kernel tables' sizes.
+    pub fn table_capacity(&self) -> Capacity {
+        let default = Capacity::default();
+        let size = |name: &str, default: u32| self.capacity.get(name).copied().unwrap_or(default);
+        Capacity {
+            workloads: size(maps::WORKLOADS, default.workloads),
+            ports: size(maps::PORTS, default.ports),
+            allows: size(maps::ALLOWS, default.allows),
+            networks: size(maps::NETWORKS, default.networks),
+            services: size(maps::SERVICES, default.services),
+            backends: size(maps::BACKENDS, default.backends),
+            identities: size(maps::IDENTITIES, default.identities),
+            rules: size(maps::RULES, default.rules),
+        }
     }
 
     /// What policy needs to know of it.

@@ -1,7 +1,8 @@
 use super::*;
 
 fn load(text: &str, flags: Flags) -> Result<Config, ConfigError> {
-    Config::from_parts(Some((Path::new("agent.yaml"), text)), &flags)
+    Given::parse(Path::new("agent.yaml"), text.into())?
+        .judge(|name, file| validate::validate(name, file, &flags))
 }
 
 fn problems(text: &str) -> Vec<String> {
@@ -79,7 +80,7 @@ fn flags_go_before_the_file() {
     assert_eq!(config.ca, Ca::Folder("/ca".into()));
     // Flags alone will do.
     let alone = Flags { manifests: Some("/m".into()), ..flags };
-    assert_eq!(Config::from_parts(None, &alone).unwrap().node, "b");
+    assert_eq!(Config::load(&alone).unwrap().node, "b");
 }
 
 #[test]
@@ -154,7 +155,10 @@ fn a_file_that_others_may_write_or_that_is_none_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("agent.yaml");
     let load = |path: &Path| {
-        let error = Config::load(&Flags { config: Some(path.into()), ..Flags::default() });
+        let error = Config::load(&Flags {
+            place: PlaceFlags { config: Some(path.into()), ..PlaceFlags::default() },
+            ..Flags::default()
+        });
         error.map_err(|error| error.problems[0].to_string())
     };
     assert!(load(&path).unwrap_err().contains("No such file"));
@@ -164,4 +168,22 @@ fn a_file_that_others_may_write_or_that_is_none_is_refused() {
     assert!(load(&path).unwrap_err().contains("others may write to it (chmod go-w"));
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
     assert_eq!(load(&path).unwrap().node, "a");
+}
+
+#[test]
+fn where_an_agent_is_can_be_told_without_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.yaml");
+    std::fs::write(&path, "runDirectory: /run/a\nbpffs: /bpf\n").unwrap();
+    let flags = PlaceFlags { config: Some(path), bpffs: Some("/other".into()), ..PlaceFlags::default() };
+    let place = Place { run_directory: "/run/a".into(), bpffs: "/other".into(), cgroup: None };
+    assert_eq!(Place::load(&flags).unwrap(), place);
+    let wrong = PlaceFlags { run_directory: Some("run".into()), ..PlaceFlags::default() };
+    assert_eq!(Place::load(&wrong).unwrap_err().problems[0].field, "runDirectory");
+}
+
+#[test]
+fn tables_have_the_sizes_that_are_named_and_the_usual_ones_else() {
+    let config = load(&format!("{LEAST}capacity: {{ports: 77}}\n"), Flags::default()).unwrap();
+    assert_eq!(config.table_capacity(), Capacity { ports: 77, ..Capacity::default() });
 }

@@ -1,6 +1,6 @@
 //! From what was given to what holds, with every problem named.
 
-use super::{Ca, Config, Flags, Log, LogFormat, file::File};
+use super::{Ca, Config, Flags, Log, LogFormat, Place, PlaceFlags, file::File};
 use heddle_ebpf::{attach, flows, policy};
 use heddle_policy::{
     DefaultOutbound, SameNode,
@@ -174,10 +174,33 @@ impl Check<'_> {
         networks
     }
 
+    fn place(
+        &mut self,
+        run_directory: Option<Spanned<String>>,
+        bpffs: Option<Spanned<String>>,
+        cgroup: Option<Spanned<String>>,
+        flags: &PlaceFlags,
+    ) -> Place {
+        let run_directory = given(flags.run_directory.as_ref(), run_directory, "/run/heddle".into());
+        let bpffs = given(flags.bpffs.as_ref(), bpffs, "/sys/fs/bpf".into());
+        Place {
+            run_directory: self.path("runDirectory", &run_directory),
+            bpffs: self.path("bpffs", &bpffs),
+            cgroup: self.optional_path("cgroup", flags.cgroup.as_ref(), cgroup),
+        }
+    }
+
     fn required(&mut self, field: &str, remedy: impl Display) {
         let at = Given { value: (), line: 0, flag: false };
         self.wrong(field, &at, "is required", remedy.to_string());
     }
+}
+
+/// The fields that say where an agent is, alone.
+pub(super) fn place(name: &str, file: File, flags: &PlaceFlags) -> Result<Place, Vec<Problem>> {
+    let mut check = Check { file: name, problems: Vec::new() };
+    let place = check.place(file.run_directory, file.bpffs, file.cgroup, flags);
+    if check.problems.is_empty() { Ok(place) } else { Err(check.problems) }
 }
 
 /// Lays `flags` over `file` (called `name`), checks every field and fills in what was left out.
@@ -241,11 +264,8 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     }
     let ca = ca(&mut check, file.ca.unwrap_or_default(), flags);
 
-    let run_directory = given(flags.run_directory.as_ref(), file.run_directory, "/run/heddle".into());
-    let run_directory = check.path("runDirectory", &run_directory);
-    let bpffs = given(flags.bpffs.as_ref(), file.bpffs, "/sys/fs/bpf".into());
-    let bpffs = check.path("bpffs", &bpffs);
-    let cgroup = check.optional_path("cgroup", flags.cgroup.as_ref(), file.cgroup);
+    let Place { run_directory, bpffs, cgroup } =
+        check.place(file.run_directory, file.bpffs, file.cgroup, &flags.place);
     let kubelet_cgroup =
         check.optional_path("kubeletCgroup", flags.kubelet_cgroup.as_ref(), file.kubelet_cgroup);
 

@@ -156,7 +156,7 @@ impl Fault {
             Self::Malformed(_) => {
                 format!("correct {path}; `heddle policy check` on its folder shows each problem")
             }
-            Self::System { error: rustix::io::Errno::NOENT, .. } => format!("put {path} back"),
+            Self::System { error: rustix::io::Errno::NOENT, .. } => format!("put {path} there"),
             Self::System { error: rustix::io::Errno::ACCESS | rustix::io::Errno::PERM, .. } => {
                 format!("let the agent's user read {path}")
             }

@@ -92,7 +92,7 @@ type Parse<T> = Box<dyn Fn(&str, &str) -> Result<T, Malformed> + Send>;
 /// A folder of manifests and what of it is in force; `T` is a file's parsed content.
 pub struct Folder<T> {
     path: PathBuf,
-    uid: u32,
+    uid: Option<u32>,
     limits: Limits,
     parse: Parse<T>,
     files: BTreeMap<PathBuf, Kept<T>>,
@@ -112,8 +112,28 @@ impl<T> Folder<T> {
         limits: Limits,
         parse: impl Fn(&str, &str) -> Result<T, Malformed> + Send + 'static,
     ) -> Result<Self, Fault> {
+        Self::open_as(path, Some(rustix::process::geteuid().as_raw()), limits, parse)
+    }
+
+    /// Reads the folder whoever may have written it: to look at it, never to put it in force.
+    ///
+    /// # Errors
+    /// If the folder itself is missing or unreadable.
+    pub fn inspect(
+        path: &Path,
+        limits: Limits,
+        parse: impl Fn(&str, &str) -> Result<T, Malformed> + Send + 'static,
+    ) -> Result<Self, Fault> {
+        Self::open_as(path, None, limits, parse)
+    }
+
+    fn open_as(
+        path: &Path,
+        uid: Option<u32>,
+        limits: Limits,
+        parse: impl Fn(&str, &str) -> Result<T, Malformed> + Send + 'static,
+    ) -> Result<Self, Fault> {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let uid = rustix::process::geteuid().as_raw();
         let (files, alarms, slow) = (BTreeMap::new(), BTreeMap::new(), None);
         let mut folder = Self { path, uid, limits, parse: Box::new(parse), files, alarms, slow };
         folder.refresh();

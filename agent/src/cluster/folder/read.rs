@@ -49,8 +49,9 @@ impl Fingerprint {
     }
 }
 
-/// Checks that `stat`'s owner is `uid` and that nobody else may write.
-pub(super) fn trusted(stat: &Stat, uid: u32) -> Result<(), Fault> {
+/// Checks that `stat`'s owner is `uid` and that nobody else may write. `None`: anybody may.
+pub(super) fn trusted(stat: &Stat, uid: Option<u32>) -> Result<(), Fault> {
+    let Some(uid) = uid else { return Ok(()) };
     if stat.st_uid != uid {
         return Err(Fault::Owner { owner: stat.st_uid, wanted: uid });
     }
@@ -64,12 +65,12 @@ pub(super) fn trusted(stat: &Stat, uid: u32) -> Result<(), Fault> {
 /// The folder, open.
 pub(super) struct Root {
     pub(super) fd: OwnedFd,
-    pub(super) uid: u32,
+    pub(super) uid: Option<u32>,
 }
 
 impl Root {
     /// Opens `path` if nobody but root and `uid` can change what it names, and nobody but `uid` can write to it.
-    pub(super) fn open(path: &Path, uid: u32) -> Result<Self, Fault> {
+    pub(super) fn open(path: &Path, uid: Option<u32>) -> Result<Self, Fault> {
         let doing = "find";
         let absolute = std::path::absolute(path).map_err(io(doing))?;
         trusted_path(&absolute, uid)?;
@@ -92,7 +93,8 @@ fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> Fault {
 
 /// Whether nobody but root and `uid` can put another folder at `path`: sshd's rule for its files. In a folder with the
 /// sticky bit (`/tmp`) others may write, but they cannot rename what is not theirs.
-fn trusted_path(path: &Path, uid: u32) -> Result<(), Fault> {
+fn trusted_path(path: &Path, uid: Option<u32>) -> Result<(), Fault> {
+    let Some(uid) = uid else { return Ok(()) };
     let mut above = PathBuf::new();
     let mut components = path.components().peekable();
     while let Some(component) = components.next() {
@@ -126,12 +128,12 @@ impl Entry {
     }
 
     /// Opens the entry as a folder to be listed.
-    pub(super) fn open_folder(&self, uid: u32) -> Result<OwnedFd, Fault> {
+    pub(super) fn open_folder(&self, uid: Option<u32>) -> Result<OwnedFd, Fault> {
         self.open(OFlags::DIRECTORY, uid)
     }
 
     /// O_NONBLOCK, so that even a pipe that took the file's place since would not be waited for.
-    fn open(&self, more: OFlags, uid: u32) -> Result<OwnedFd, Fault> {
+    fn open(&self, more: OFlags, uid: Option<u32>) -> Result<OwnedFd, Fault> {
         let flags =
             OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC | more;
         let fd = rustix::fs::openat(&self.parent, self.name.as_os_str(), flags, Mode::empty())
