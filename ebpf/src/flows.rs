@@ -275,6 +275,21 @@ pub struct Event {
     pub pad: u32,
 }
 
+impl Event {
+    /// Whether an event's bytes ask the agent to give way to a `bind()`: the pod's cookie, and the port.
+    pub fn wanted_port(bytes: &[u8]) -> Option<(u64, u16)> {
+        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        if bytes.len() < size_of::<Self>()
+            || word(core::mem::offset_of!(Self, hook))? != crate::codes::Hook::Bind as u32
+        {
+            return None;
+        }
+        let netns = core::mem::offset_of!(Self, netns);
+        let netns = u64::from_ne_bytes(bytes.get(netns..netns + 8)?.try_into().ok()?);
+        Some((netns, u16::try_from(word(core::mem::offset_of!(Self, detail))?).ok()?))
+    }
+}
+
 crate::plain!(
     Tuple, FlowKey, Origin, HalfOpen, DirectFlow, AgentMark, DirectMark, Asked, PendingKey, Pending, UdpFlow,
     CounterKey, Count, Event,

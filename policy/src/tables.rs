@@ -101,6 +101,22 @@ impl TableSet {
         Ok(())
     }
 
+    /// How many entries a table has, by its name.
+    pub fn rows(&self, table: &str) -> u64 {
+        let rows = match table {
+            "workloads" => self.workloads.len(),
+            "ports" => self.ports.len(),
+            "allows" => self.allows.len(),
+            "networks" => self.networks.len(),
+            "services" => self.services.len(),
+            "backends" => self.backends.len(),
+            "identities" => self.identities.len(),
+            "rules" => self.rules.len(),
+            _ => 0,
+        };
+        rows as u64
+    }
+
     /// The tables together with which pods are captured (the digest of the UID, by address), as decisions need them.
     pub fn with_captured<F: Fn(&Address) -> Option<u64>>(&self, captured: F) -> View<'_, F> {
         View { tables: self, captured }

@@ -54,10 +54,13 @@ impl Drop for Heartbeat {
 }
 
 fn beat(map: &mut Array<MapData, u64>) -> Result<(), CaptureError> {
-    // The clock of `bpf_ktime_get_ns`.
+    map.set(0, monotonic(), 0).map_err(CaptureError::map(maps::HEARTBEAT))
+}
+
+/// The clock of `bpf_ktime_get_ns`.
+pub(super) fn monotonic() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
-    let nanoseconds = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
-    map.set(0, nanoseconds, 0).map_err(CaptureError::map(maps::HEARTBEAT))
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 impl From<io::Error> for CaptureError {

@@ -1,11 +1,13 @@
 //! Loads the kernel programs, or adopts what an earlier agent left pinned, and keeps them attached.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder},
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Mutex,
+    time::Duration,
 };
 
 use aya::{Btf, Ebpf, EbpfLoader, maps::MapInfo};
@@ -36,44 +38,8 @@ pub struct KernelOptions {
     pub cgroup: PathBuf,
     /// Bounds that the programs obey.
     pub limits: Limits,
-    /// Map sizes.
-    pub capacity: Capacity,
-}
-
-/// How much the maps hold. What does not fit is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Pods of the cluster, by address.
-    pub workloads: u32,
-    /// Ports with a policy, of this node's pods.
-    pub ports: u32,
-    /// Pairs of a port's rules and a class of clients.
-    pub allows: u32,
-    /// Networks in rules.
-    pub networks: u32,
-    /// Services' ports.
-    pub services: u32,
-    /// Endpoints of Services' ports.
-    pub backends: u32,
-    /// Live `direct` connections' ends.
-    pub direct_flows: u32,
-    /// Handshakes under way.
-    pub handshakes: u32,
-}
-
-impl Default for Capacity {
-    fn default() -> Self {
-        Self {
-            workloads: 16_384,
-            ports: 16_384,
-            allows: 65_536,
-            networks: 16_384,
-            services: 16_384,
-            backends: 65_536,
-            direct_flows: 262_144,
-            handshakes: 65_536,
-        }
-    }
+    /// Places in the maps, by name; a table's name stands for both of its sets. What does not fit is refused.
+    pub capacity: BTreeMap<String, u32>,
 }
 
 /// The loaded programs and their pins.
@@ -95,36 +61,27 @@ impl Kernel {
         require(&options.bpffs, BPF_FS_MAGIC, CaptureError::NoBpffs)?;
         require(&options.cgroup, CGROUP2_SUPER_MAGIC, CaptureError::NoCgroup)?;
         let root = options.bpffs.join("heddle");
-        let version = root.join(format!("v{SCHEMA}"));
+        let version = Self::version_directory(&options.bpffs);
         let (pins, links) = (Pins::new(version.join("maps")), version.join("links"));
         for directory in [&root, &version, &pins.directory().to_owned(), &links] {
             private_directory(directory)?;
         }
         let adopted = pins.path(attach_maps::PODS).exists();
 
-        let capacity = &options.capacity;
-        let sizes: [(&str, u32); 15] = [
-            ("workloads_0", capacity.workloads),
-            ("workloads_1", capacity.workloads),
-            ("ports_0", capacity.ports),
-            ("ports_1", capacity.ports),
-            ("allows_0", capacity.allows),
-            ("allows_1", capacity.allows),
-            ("networks_0", capacity.networks),
-            ("networks_1", capacity.networks),
-            ("services_0", capacity.services),
-            ("services_1", capacity.services),
-            ("backends_0", capacity.backends),
-            ("backends_1", capacity.backends),
-            ("direct_flows", capacity.direct_flows),
-            ("direct_opening", capacity.handshakes),
-            ("proxied", capacity.handshakes),
-        ];
+        let sizes: Vec<(String, u32)> = options
+            .capacity
+            .iter()
+            .flat_map(|(name, places)| {
+                ALL.iter()
+                    .filter(move |map| *map == name || map.strip_suffix("_0").or(map.strip_suffix("_1")) == Some(name))
+                    .map(|map| ((*map).to_owned(), *places))
+            })
+            .collect();
         let btf = Btf::from_sys_fs().ok();
         let mut loader = EbpfLoader::new();
         loader.btf(btf.as_ref());
-        for (name, size) in sizes {
-            loader.map_max_entries(name, size);
+        for (name, places) in &sizes {
+            loader.map_max_entries(name, *places);
         }
         for name in ALL {
             loader.map_pin_path(name, pins.path(name));
@@ -141,6 +98,11 @@ impl Kernel {
         Ok(Self { ebpf: Mutex::new(ebpf), pins, links, root, adopted })
     }
 
+    /// Where this version's maps and links are pinned.
+    pub(super) fn version_directory(bpffs: &Path) -> PathBuf {
+        bpffs.join("heddle").join(format!("v{SCHEMA}"))
+    }
+
     /// Whether an earlier agent's pins were found.
     pub fn adopted(&self) -> bool {
         self.adopted
@@ -155,18 +117,18 @@ impl Kernel {
         programs::judge(&mut ebpf, question)
     }
 
-    /// Takes everything away that was pinned below `bpffs`, whoever pinned it: pods are free of the mesh afterwards.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub fn release(bpffs: &Path) -> Result<bool, CaptureError> {
-        require(bpffs, BPF_FS_MAGIC, CaptureError::NoBpffs)?;
-        let root = bpffs.join("heddle");
-        match fs::remove_dir_all(&root) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(CaptureError::path("removing", &root)(error)),
-        }
+    /// How many places a map has; a table's name stands for its first set. 0: there is no such map.
+    pub fn places(&self, map: &str) -> u64 {
+        [map.to_owned(), format!("{map}_0")]
+            .iter()
+            .find_map(|name| MapInfo::from_pin(self.pins.path(name)).ok())
+            .map_or(0, |info| info.max_entries().into())
+    }
+
+    /// How old the agent's last sign of life is, as the programs see it; `None`: it gave none.
+    pub fn heartbeat_age(&self) -> Option<Duration> {
+        let beat = self.pins.array::<u64>(attach_maps::HEARTBEAT).ok()?.get(&0, 0).ok()?;
+        (beat != 0).then(|| Duration::from_nanos(super::heartbeat::monotonic().saturating_sub(beat)))
     }
 
     /// Where everything is pinned.

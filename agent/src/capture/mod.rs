@@ -3,6 +3,7 @@
 //! Nothing here decides; it puts what [`heddle_policy`] compiled where the kernel programs read it, and hands what the
 //! kernel sends to the rest of the agent.
 
+mod counters;
 mod error;
 mod events;
 mod flows;
@@ -20,13 +21,16 @@ mod sockets;
 mod syscalls;
 mod tables;
 
+pub use heddle_ebpf::attach::Direction as Listening;
+
 pub use self::{
+    counters::Counters,
     error::CaptureError,
     heartbeat::Heartbeat,
-    kernel::{Capacity, Kernel, KernelOptions},
+    kernel::{Kernel, KernelOptions},
     listeners::PodListener,
     namespace::Namespace,
-    pods::{AttachRefusal, AttachRequest, Attachment, Capture, CapturedPod},
+    pods::{AttachRefusal, AttachRequest, Attachment, Capture, CapturedPod, release_guards},
     sockets::{OriginalDestination, PodSockets},
     tables::{Publication, TableRows},
 };

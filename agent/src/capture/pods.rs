@@ -11,19 +11,19 @@ use aya::maps::{HashMap, MapData, SockMap};
 use heddle_ebpf::{
     Address, Text,
     attach::{ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth, WORKERS, maps, slot},
-    codes::Hook,
-    flows::{Event, maps as flow_maps},
     text,
 };
 use heddle_policy::tables::TableSet;
 
 use super::{
+    counters::Counters,
     error::CaptureError,
     events,
     flows::DirectFlows,
     kernel::Kernel,
     links::{self, Interface, Kind},
     listeners::{self, PodListener},
+    maps::Pins,
     namespace::Namespace,
     programs, sock_diag,
     sockets::{Marks, PodSockets},
@@ -353,11 +353,6 @@ impl Capture {
         events::follow(&self.kernel, tell)
     }
 
-    /// Whether an event asks the agent to give way to a `bind()`: the pod's cookie and the port.
-    pub fn wants_port(event: &Event) -> Option<(u64, u16)> {
-        (event.hook == Hook::Bind as u32).then(|| u16::try_from(event.detail).ok().map(|port| (event.netns, port)))?
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -523,14 +518,39 @@ impl Capture {
         [self.kernel.links.join(format!("from_pod-{index}")), self.kernel.links.join(format!("to_pod-{index}"))]
     }
 
-    /// Names of counters' and events' maps, for whoever reads them from the pins.
-    pub fn counters(
-        &self,
-    ) -> Result<
-        aya::maps::PerCpuHashMap<MapData, heddle_ebpf::flows::CounterKey, heddle_ebpf::flows::Count>,
-        CaptureError,
-    > {
-        self.kernel.pins.per_cpu(flow_maps::COUNTERS)
+    /// The programs' counters.
+    ///
+    /// # Errors
+    /// When the map cannot be opened.
+    pub fn counters(&self) -> Result<Counters, CaptureError> {
+        Counters::open(&self.kernel.pins)
+    }
+
+    /// Looks in the kernel whether a pod's capture and guard are in force; says what is missing.
+    pub fn verify(&self, pod: &CapturedPod) -> Vec<String> {
+        let inner = &*self.lock();
+        let cookie = pod.namespace.cookie();
+        let mut missing = Vec::new();
+        if inner.maps.pods.get(&cookie, 0).is_err() {
+            missing.push("its row in `pods` is gone".to_owned());
+        }
+        for ip in &pod.addresses {
+            if !inner.maps.addresses.get(&Address::from(*ip), 0).is_ok_and(|owner| owner == cookie) {
+                missing.push(format!("its address {ip} is not in `pod_addresses`"));
+            }
+        }
+        if !programs::in_force(&self.lookup_pin(cookie)) {
+            missing.push("no look-up is attached to its network namespace".to_owned());
+        }
+        for (index, name) in &pod.interfaces {
+            if inner.maps.veths.get(index, 0).is_err() {
+                missing.push(format!("interface {name} is not in `veths`"));
+            }
+            if !programs::guarded(name, &self.guard_pins(*index)) {
+                missing.push(format!("no guard is attached to interface {name}"));
+            }
+        }
+        missing
     }
 }
 
@@ -624,4 +644,27 @@ fn address(addresses: &[IpAddr], family: impl Fn(&IpAddr) -> bool) -> Address {
 fn string<const N: usize>(text: &Text<N>) -> String {
     let bytes: Vec<u8> = text.iter().take_while(|byte| **byte != 0).map(|byte| byte.cast_unsigned()).collect();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Takes off the interfaces what no pin holds: below 6.6 the guard is a filter of the interface. Says what it removed.
+///
+/// # Errors
+/// When the pinned pods cannot be read, or the host's interfaces.
+pub fn release_guards(bpffs: &Path) -> Result<Vec<String>, CaptureError> {
+    let pins = Pins::new(Kernel::version_directory(bpffs).join("maps"));
+    if !pins.path(maps::VETHS).exists() {
+        return Ok(Vec::new());
+    }
+    let veths = pins.hash::<u32, Veth>(maps::VETHS)?;
+    let home = Namespace::own()?;
+    let interfaces = links::interfaces(&home).map_err(CaptureError::system("listing the host's interfaces"))?;
+    let mut removed = Vec::new();
+    for index in veths.keys().flatten() {
+        if let Some(interface) = interfaces.iter().find(|interface| interface.index == index)
+            && programs::detach_guard(&interface.name)
+        {
+            removed.push(format!("the guard on {}", interface.name));
+        }
+    }
+    Ok(removed)
 }

@@ -124,17 +124,38 @@ pub(super) fn attach_guard(ebpf: &mut Ebpf, interface: &str, from: &Path, to: &P
     Ok(())
 }
 
-/// Takes the guard off a veth that stays: the filters of kernels below 6.6, which no pin holds.
-pub(super) fn detach_guard(interface: &str) {
+/// Whether a pinned link is there and still leads to what it was attached to.
+pub(super) fn in_force(pin: &Path) -> bool {
+    syscalls::open_pin(pin).is_ok_and(|link| syscalls::link_leads_somewhere(link.as_fd()))
+}
+
+/// Whether both directions of the guard are attached to a veth.
+pub(super) fn guarded(interface: &str, pins: &[std::path::PathBuf; 2]) -> bool {
     if tcx() {
-        return;
+        return pins.iter().all(|pin| in_force(pin));
     }
+    [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(|direction| {
+        let handle = TcHandle::from(FILTER_HANDLE);
+        SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, handle, None)
+            .map(std::mem::forget)
+            .is_ok()
+    })
+}
+
+/// Takes the guard off a veth that stays: the filters of kernels below 6.6, which no pin holds. `false` if there was
+/// none.
+pub(super) fn detach_guard(interface: &str) -> bool {
+    if tcx() {
+        return false;
+    }
+    let mut detached = false;
     for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
         let handle = TcHandle::from(FILTER_HANDLE);
         if let Ok(link) = SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, handle, None) {
-            let _ = aya::programs::links::Link::detach(link);
+            detached |= aya::programs::links::Link::detach(link).is_ok();
         }
     }
+    detached
 }
 
 fn attach_filter(

@@ -58,6 +58,43 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// `BPF_OBJ_GET_INFO_BY_FD`.
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+#[repr(C)]
+struct GetInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The head of `struct bpf_link_info`: for cgroup, netns and tcx links the word behind it is the id, inode or index of
+/// what the link is attached to, 0 when that is gone.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    target: [u64; 16],
+}
+
+/// Whether what a link was attached to is still there.
+pub(super) fn link_leads_somewhere(link: BorrowedFd<'_>) -> bool {
+    let mut info = LinkInfo::default();
+    let attr = GetInfo {
+        bpf_fd: link.as_raw_fd() as u32,
+        info_len: size_of::<LinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the attribute and the buffer, of the size that it names, outlive the call.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<GetInfo>()) };
+    // Only the first word: behind it comes the attach type.
+    done >= 0 && info.target[0] as u32 != 0
+}
+
 /// The cookie of the network namespace that a socket is in.
 pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     let mut cookie = 0u64;

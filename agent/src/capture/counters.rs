@@ -1,0 +1,30 @@
+//! What the programs counted, summed over the processors.
+
+use aya::maps::{MapData, PerCpuHashMap};
+use heddle_ebpf::flows::{Count, CounterKey, maps};
+
+use super::{error::CaptureError, maps::Pins};
+
+/// The programs' counters, readable at any time.
+pub struct Counters(PerCpuHashMap<MapData, CounterKey, Count>);
+
+impl Counters {
+    pub(super) fn open(pins: &Pins) -> Result<Self, CaptureError> {
+        Ok(Self(pins.per_cpu(maps::COUNTERS)?))
+    }
+
+    /// Every counter.
+    pub fn read(&self) -> Vec<(CounterKey, Count)> {
+        self.0
+            .iter()
+            .flatten()
+            .map(|(key, counts)| {
+                let sum = counts.iter().fold(Count::default(), |sum, one| Count {
+                    count: sum.count + one.count,
+                    bytes: sum.bytes + one.bytes,
+                });
+                (key, sum)
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,15 @@
+//! Where the rooms are wired together: the one place that names capture, proxy, observe and identity at once.
+
+mod credentials;
+mod enforcer;
+mod listening;
+mod names;
+mod node;
+mod open;
+mod pods;
+mod policy;
+mod readings;
+mod recorder;
+mod sockets;
+
+pub(super) use self::open::{open, release};

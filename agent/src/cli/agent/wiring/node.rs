@@ -1,0 +1,454 @@
+//! A node's data plane: capture, proxy and observe at work together.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
+    time::{Duration, Instant, SystemTime},
+};
+
+use heddle_ebpf::flows::Event;
+use heddle_identity::{Store, keep_renewed};
+use heddle_policy::{Compiled, WorkloadInfo};
+use miette::miette;
+use tokio::{
+    sync::{RwLock, broadcast, watch},
+    task::JoinSet,
+};
+
+use super::{
+    super::{Failure, Node},
+    credentials::PodCredentials,
+    listening::by_worker,
+    names::KnownNames,
+    open::Wired,
+    pods::{Entry, Pods},
+    policy::SnapshotPolicy,
+    readings::NodeReadings,
+    recorder::Told,
+    sockets::CapturedSockets,
+};
+use crate::{
+    capture::{AttachRefusal, Attachment, Capture, Heartbeat},
+    cli::door::{AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus},
+    cluster::snapshot::SnapshotReader,
+    observe::{
+        events::{Events, Told as Heard, monotonic_epoch},
+        metrics::Metrics,
+    },
+    proxy::{Environment, PodId, Settings, Workers},
+};
+
+/// How far behind a listener at the door may be.
+const EVENTS: usize = 4096;
+/// How long attaching waits for the pod's first certificate; without one its connections are refused, and told.
+const FIRST_CERTIFICATE: Duration = Duration::from_secs(2);
+/// How often it is looked whether captured pods' namespaces are still there.
+const SWEEP: Duration = Duration::from_millis(250);
+/// After how long without progress a worker hangs.
+const HANGS: Duration = Duration::from_secs(1);
+
+pub(in super::super) struct Running {
+    pods: Arc<Pods>,
+    capture: Arc<Capture>,
+    store: Arc<Store>,
+    rules: SnapshotReader<Compiled>,
+    metrics: Arc<Metrics>,
+    lines: broadcast::Sender<Arc<str>>,
+    workers: Arc<RwLock<Option<Workers>>>,
+    heartbeat: Mutex<Option<Heartbeat>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Running {
+    pub async fn start(wired: Wired, rules: SnapshotReader<Compiled>) -> Result<Self, Failure> {
+        let Wired { capture, authority, store, naming, node, heartbeat, .. } = wired;
+        let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
+        let pods = Arc::new(Pods::default());
+        let names = KnownNames { pods: Arc::clone(&pods), rules: rules.clone() };
+        let events = Arc::new(Events::new(&node, Arc::new(names), EVENTS));
+        let readings = NodeReadings {
+            pods: Arc::clone(&pods),
+            capture: Arc::clone(&capture),
+            counters: capture.counters().map_err(|error| failed(&error))?,
+            store: Arc::clone(&store),
+            rules: rules.clone(),
+        };
+        let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
+        let (changed, changes) = watch::channel(0);
+        let environment = Environment {
+            sockets: Arc::new(CapturedSockets {
+                pods: Arc::clone(&pods),
+                sockets: capture.sockets().map_err(|error| failed(&error))?,
+            }),
+            policy: Arc::new(SnapshotPolicy {
+                pods: Arc::clone(&pods),
+                rules: rules.clone(),
+                naming: naming.clone(),
+                turn: AtomicU32::new(0),
+                changes,
+            }),
+            credentials: Arc::new(PodCredentials { pods: Arc::clone(&pods), naming }),
+            recorder: Arc::new(Told::new(Arc::clone(&pods), Arc::clone(&metrics), Arc::clone(&events))),
+        };
+        let workers = Workers::start(capture.workers() as usize, &environment, &Settings::default())
+            .map_err(|error| failed(&error))?;
+        let workers = Arc::new(RwLock::new(Some(workers)));
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keep_renewed(Arc::clone(&store), authority, SystemTime::now));
+        let lines = broadcast::Sender::new(EVENTS);
+        tasks.spawn(tell(Arc::clone(&events), lines.clone()));
+        tasks.spawn(judge_again(Arc::clone(&capture), rules.clone(), changed));
+
+        let running = Self {
+            pods: Arc::clone(&pods),
+            capture: Arc::clone(&capture),
+            store,
+            rules,
+            metrics: Arc::clone(&metrics),
+            lines,
+            workers: Arc::clone(&workers),
+            heartbeat: Mutex::default(),
+            _tasks: JoinSet::new(),
+        };
+        running.follow_events(events).map_err(|error| failed(&error))?;
+        running.adopt().await?;
+        tasks.spawn(sweep(Arc::clone(&capture), pods, metrics, Arc::clone(&workers)));
+        let beating = Heartbeat::start(capture.kernel(), heartbeat / 5, liveness(workers))
+            .map_err(|error| failed(&error))?;
+        Ok(Self { heartbeat: Mutex::new(Some(beating)), _tasks: tasks, ..running })
+    }
+
+    /// The pods that an earlier agent captured: taken over if they are still who they were, let go if not.
+    async fn adopt(&self) -> Result<(), Failure> {
+        let capture = Arc::clone(&self.capture);
+        let adopted = tokio::task::spawn_blocking(move || capture.adopt())
+            .await
+            .map_err(|error| miette!("taking over captured pods failed within the agent: {error}"))?
+            .map_err(|error| miette!("captured pods cannot be taken over: {error}"))?;
+        for attachment in adopted {
+            let name = attachment.pod.name();
+            let (namespace, pod) = name.split_once('/').unwrap_or(("", &name));
+            let known = self.known(namespace, pod).filter(|info| info.digest == attachment.pod.row.uid);
+            match known.map(|info| self.accept(&info, attachment)) {
+                Some(accepting) => match accepting.await {
+                    Ok(_) => tracing::info!(pod = name, "taken over"),
+                    Err(error) => tracing::error!(pod = name, %error, "cannot be taken over: it stays refused"),
+                },
+                // Its rows stay, and with no row for it in the tables everything of it is refused.
+                None => tracing::warn!(pod = name, "captured by an earlier agent, but not meshed on this node any more: refused"),
+            }
+        }
+        Ok(())
+    }
+
+    fn known(&self, namespace: &str, name: &str) -> Option<WorkloadInfo> {
+        let snapshot = self.rules.load()?;
+        snapshot.compiled.pod(namespace, name).filter(|info| info.local && info.meshed()).cloned()
+    }
+
+    /// Gives a captured pod its identity and its listeners to the workers.
+    async fn accept(&self, info: &WorkloadInfo, attachment: Attachment) -> Result<Arc<Entry>, AttachError> {
+        let Some(identity) = &info.identity else {
+            return Err(AttachError::new(AttachErrorCode::NotMeshed, "the pod has no identity"));
+        };
+        let workload = self.store.hold(identity, SystemTime::now());
+        if tokio::time::timeout(FIRST_CERTIFICATE, workload.ready()).await.is_err() {
+            tracing::warn!(%identity, "no certificate yet: connections are refused until there is one");
+        }
+        let id = PodId(attachment.pod.namespace.cookie());
+        let name: Arc<str> = attachment.pod.name().into();
+        self.pods.insert(Entry { captured: attachment.pod, workload, name });
+        if !attachment.listeners.is_empty() {
+            let workers = self.workers.read().await;
+            let Some(workers) = workers.as_ref() else {
+                return Err(AttachError::new(AttachErrorCode::NotReady, "the agent is ending"));
+            };
+            let listeners = by_worker(id, attachment.listeners, workers.count());
+            workers
+                .attach(listeners)
+                .await
+                .map_err(|error| AttachError::new(AttachErrorCode::Kernel, error.to_string()))?;
+        }
+        self.pods.get(id).ok_or_else(|| AttachError::new(AttachErrorCode::Kernel, "the pod went away again"))
+    }
+
+    /// Tells what the kernel tells, and moves listeners out of applications' way.
+    fn follow_events(&self, events: Arc<Events>) -> Result<(), crate::capture::CaptureError> {
+        let capture = Arc::clone(&self.capture);
+        let workers = Arc::clone(&self.workers);
+        let runtime = tokio::runtime::Handle::current();
+        let mut epoch = (Instant::now(), monotonic_epoch());
+        self.capture.follow_events(move |bytes| {
+            let Some(bytes) = bytes else { return true };
+            if let Some((cookie, port)) = Event::wanted_port(bytes) {
+                // An application waits in `bind()`.
+                runtime.block_on(give_way(&capture, &workers, cookie, port));
+                return true;
+            }
+            // The wall clock may be set while the agent runs.
+            if epoch.0.elapsed() > Duration::from_secs(1) {
+                epoch = (Instant::now(), monotonic_epoch());
+            }
+            if let Err(error) = events.kernel(bytes, epoch.1) {
+                tracing::warn!(%error, "the kernel told something that is no event");
+            }
+            true
+        })
+    }
+}
+
+/// Puts the pod's listeners on other ports, then lets the application that waits go on.
+async fn give_way(capture: &Capture, workers: &RwLock<Option<Workers>>, cookie: u64, port: u16) {
+    let moved = match capture.move_listeners(cookie, port) {
+        Ok(Some(moved)) => moved,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::warn!(port, %error, "cannot give way to an application's bind");
+            return;
+        }
+    };
+    let kept: HashSet<u16> =
+        moved.listeners.iter().filter_map(|listener| Some(listener.socket.local_addr().ok()?.port())).collect();
+    if let Some(workers) = workers.read().await.as_ref() {
+        let pod = PodId(cookie);
+        if let Err(error) = workers.attach(by_worker(pod, moved.listeners, workers.count())).await {
+            tracing::error!(pod = moved.pod.name(), %error, "the pod's listeners are lost: its connections are refused");
+        }
+    }
+    capture.gave_way(cookie, &kept);
+    tracing::info!(pod = moved.pod.name(), port, "gave way to an application");
+}
+
+/// Puts events into lines for the door.
+async fn tell(events: Arc<Events>, lines: broadcast::Sender<Arc<str>>) {
+    let mut listener = events.subscribe();
+    while let Some(heard) = listener.next().await {
+        let line = match heard {
+            Heard::Event(record) => serde_json::to_string(&*record),
+            Heard::Missed(count) => serde_json::to_string(&serde_json::json!({ "missed": count })),
+        };
+        match line {
+            // Nobody listening is no error.
+            Ok(line) => drop(lines.send(line.into())),
+            Err(error) => tracing::error!(%error, "an event cannot be written"),
+        }
+    }
+}
+
+/// After each change: live connections that the rules no longer allow end, those of the kernel's own here, those of
+/// the proxy by the number that it watches.
+async fn judge_again(capture: Arc<Capture>, rules: SnapshotReader<Compiled>, changed: watch::Sender<u64>) {
+    let mut publications = rules.watch();
+    loop {
+        let generation = publications.borrow_and_update().proxy_generation;
+        changed.send_replace(generation);
+        let capture = Arc::clone(&capture);
+        match tokio::task::spawn_blocking(move || capture.end_revoked()).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(ended)) => tracing::info!(ended, generation, "ended connections that are no longer allowed"),
+            Ok(Err(error)) => tracing::error!(%error, "live connections could not be judged again; the guard drops them"),
+            Err(error) => tracing::error!(%error, "judging live connections failed within the agent"),
+        }
+        if publications.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes away what belongs to pods whose namespace is gone.
+async fn sweep(
+    capture: Arc<Capture>,
+    pods: Arc<Pods>,
+    metrics: Arc<Metrics>,
+    workers: Arc<RwLock<Option<Workers>>>,
+) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let sweeping = Arc::clone(&capture);
+        let Ok(gone) = tokio::task::spawn_blocking(move || sweeping.sweep()).await else { continue };
+        for pod in gone {
+            let (id, name) = (PodId(pod.namespace.cookie()), pod.name());
+            tracing::info!(pod = name, "its network namespace is gone: no longer captured");
+            pods.remove(id);
+            metrics.forget_pod(&name);
+            if let Some(workers) = workers.read().await.as_ref() {
+                workers.detach(id).await;
+            }
+        }
+    }
+}
+
+/// Whether every worker makes progress.
+fn liveness(workers: Arc<RwLock<Option<Workers>>>) -> impl FnMut() -> bool + Send + 'static {
+    let mut seen: Vec<(u64, Instant)> = Vec::new();
+    move || {
+        // While a pod is being attached the lock may be held: readers share it.
+        let Ok(workers) = workers.try_read() else { return true };
+        let Some(workers) = workers.as_ref() else { return false };
+        let now = Instant::now();
+        let beats = workers.beats();
+        seen.resize(beats.len(), (u64::MAX, now));
+        for (seen, beat) in seen.iter_mut().zip(beats) {
+            if seen.0 != beat {
+                *seen = (beat, now);
+            }
+        }
+        let alive = seen.iter().all(|(_, since)| now.duration_since(*since) < HANGS);
+        if !alive {
+            tracing::error!("a worker of the data plane hangs: the kernel refuses what it would carry");
+        }
+        alive
+    }
+}
+
+impl Node for Running {
+    async fn attach(&self, request: AttachRequest) -> Result<Attached, AttachError> {
+        let PodName { namespace, name } = &request.pod;
+        let Some(snapshot) = self.rules.load() else {
+            return Err(AttachError::new(AttachErrorCode::NotReady, "no rules are in force yet").remedy("try again"));
+        };
+        let Some(info) = snapshot.compiled.pod(namespace, name) else {
+            let message = format!("the cluster has no pod {}", request.pod);
+            return Err(AttachError::new(AttachErrorCode::UnknownPod, message)
+                .field("name")
+                .remedy("apply the pod first; `heddle status` lists what the agent knows"));
+        };
+        if !info.local {
+            let message = format!("pod {} runs on node {}", request.pod, info.node);
+            return Err(AttachError::new(AttachErrorCode::NotOnThisNode, message).remedy("attach it at that node's agent"));
+        }
+        if !info.meshed() {
+            let message = format!("pod {} is not meshed ({:?})", request.pod, info.standing);
+            return Err(AttachError::new(AttachErrorCode::NotMeshed, message)
+                .remedy("annotate the pod or its namespace with heddle.io/mesh: enabled"));
+        }
+        let ports = snapshot
+            .compiled
+            .tables
+            .workloads
+            .get(&info.addresses.first().map_or(heddle_ebpf::Address::UNSPECIFIED, |ip| (*ip).into()))
+            .map(|row| row.policy)
+            .into_iter()
+            .flat_map(|policy| {
+                snapshot.compiled.tables.ports.keys().filter(move |key| key.policy == policy).map(|key| key.port)
+            })
+            .collect();
+        let wanted = crate::capture::AttachRequest {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            uid: info.digest,
+            addresses: info.addresses.clone(),
+            ports,
+            netns: request.netns.clone(),
+        };
+        let capture = Arc::clone(&self.capture);
+        let attachment = tokio::task::spawn_blocking(move || capture.attach(&wanted))
+            .await
+            .map_err(|error| AttachError::new(AttachErrorCode::Kernel, format!("attaching failed: {error}")))?
+            .map_err(|refusal| attach_error(&refusal))?;
+        let entry = match self.accept(info, attachment).await {
+            Ok(entry) => entry,
+            Err(error) => {
+                let _ = self.detach(request.pod.clone()).await;
+                return Err(error);
+            }
+        };
+        tracing::info!(pod = %request.pod, netns = %request.netns.display(), "captured");
+        Ok(Attached {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            addresses: entry.captured.addresses.clone(),
+            identity: entry.workload.identity().dns().to_owned(),
+            generation: self.capture.generation().unwrap_or(snapshot.generation),
+        })
+    }
+
+    async fn detach(&self, pod: PodName) -> Result<(), AttachError> {
+        let entry = self.pods.named(&pod.namespace, &pod.name);
+        let capture = Arc::clone(&self.capture);
+        let gone = pod.clone();
+        let detached = tokio::task::spawn_blocking(move || capture.detach(&gone.namespace, &gone.name)).await;
+        if let Some(entry) = &entry {
+            let id = PodId(entry.captured.namespace.cookie());
+            self.pods.remove(id);
+            self.metrics.forget_pod(&entry.name);
+            if let Some(workers) = self.workers.read().await.as_ref() {
+                workers.detach(id).await;
+            }
+        }
+        match detached {
+            Ok(true) => {
+                tracing::info!(%pod, "no longer captured");
+                Ok(())
+            }
+            Ok(false) => Err(AttachError::new(AttachErrorCode::UnknownPod, format!("pod {pod} is not captured"))),
+            Err(error) => Err(AttachError::new(AttachErrorCode::Kernel, format!("detaching failed: {error}"))),
+        }
+    }
+
+    fn pods(&self) -> Vec<PodStatus> {
+        self.pods
+            .all()
+            .into_iter()
+            .map(|entry| {
+                let (namespace, name) = entry.name.split_once('/').unwrap_or(("", &entry.name));
+                let problems = self.capture.verify(&entry.captured);
+                PodStatus {
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                    netns: entry.captured.namespace.path().display().to_string(),
+                    addresses: entry.captured.addresses.clone(),
+                    identity: entry.workload.identity().dns().to_owned(),
+                    in_force: problems.is_empty(),
+                    problems,
+                }
+            })
+            .collect()
+    }
+
+    fn events(&self) -> broadcast::Receiver<Arc<str>> {
+        self.lines.subscribe()
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.encode().unwrap_or_else(|error| {
+            tracing::error!(%error, "metrics cannot be written");
+            String::new()
+        })
+    }
+
+    async fn drain(&self, at_most: Duration) {
+        // Without a heartbeat the kernel refuses new connections at once, before any listener closes.
+        drop(self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(workers) = self.workers.write().await.take() {
+            workers.drain(at_most).await;
+        }
+    }
+}
+
+fn attach_error(refusal: &AttachRefusal) -> AttachError {
+    let (code, field, remedy) = match refusal {
+        AttachRefusal::NoNamespace(..) => {
+            (AttachErrorCode::NoNamespace, "netns", "name the pod's network namespace, such as /run/netns/NAME")
+        }
+        AttachRefusal::HostNamespace(_) => {
+            (AttachErrorCode::HostNamespace, "netns", "pods on the host's network have no identity and are not meshed")
+        }
+        AttachRefusal::OtherPod { .. } => (AttachErrorCode::NamespaceTaken, "netns", "detach that pod first"),
+        AttachRefusal::OtherNamespace { .. } => {
+            (AttachErrorCode::PodTaken, "netns", "detach the pod first, if its old namespace is really gone")
+        }
+        AttachRefusal::Addresses { .. } => (
+            AttachErrorCode::AddressesDiffer,
+            "netns",
+            "attach the namespace whose addresses are the pod's; correct status.podIPs if they are wrong",
+        ),
+        AttachRefusal::Interface(_) | AttachRefusal::NoVeth => {
+            (AttachErrorCode::NoVeth, "netns", "only pods whose every way out is a veth to this host can be guarded")
+        }
+        AttachRefusal::Full => (AttachErrorCode::Full, "", "move pods to another node"),
+        AttachRefusal::Kernel(_) => (AttachErrorCode::Kernel, "", "`heddle check` says what this host lacks"),
+    };
+    AttachError::new(code, refusal.to_string()).field(field).remedy(remedy)
+}

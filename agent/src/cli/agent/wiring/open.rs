@@ -1,0 +1,138 @@
+//! The kernel side, opened: programs loaded or an earlier agent's pins adopted, nothing judged by this agent yet.
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use heddle_ebpf::attach::Limits;
+use heddle_identity::{
+    Authority, AuthoritySettings, RenewalSettings, Store, TlsSettings, Trust, names::IdentityNaming,
+};
+use heddle_policy::Compiled;
+use miette::miette;
+
+use super::{
+    super::{Failure, Opened},
+    enforcer::KernelTables,
+    node::Running,
+};
+use crate::{
+    capture::{Capture, Kernel, KernelOptions},
+    cli::config::{Ca, Config, Place},
+    cluster::snapshot::{Enforcer, SnapshotReader},
+};
+
+/// Payload-free segments of sockets that nobody owns: the last words of many short connections, and no channel worth
+/// having for anybody else.
+const BARE_SEGMENTS_PER_SECOND: u64 = 20_000;
+
+/// What [`open`] opened.
+pub(in super::super) struct Wired {
+    pub(super) capture: Arc<Capture>,
+    pub(super) authority: Arc<Authority>,
+    pub(super) store: Arc<Store>,
+    pub(super) naming: IdentityNaming,
+    pub(super) node: String,
+    pub(super) heartbeat: Duration,
+    generation: u64,
+}
+
+/// Opens this node's kernel side and its certificate authority.
+///
+/// # Errors
+/// What the host or the kernel refuses, with its remedy.
+pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        miette!(help = "`heddle check` says what this host lacks", "the kernel side cannot be opened: {error}")
+    };
+    let naming = config.cluster_settings().map_err(|error| miette!("identities cannot be named: {error}"))?.naming;
+    let now = SystemTime::now();
+    let authority = match &config.ca {
+        Ca::Folder(folder) => Authority::in_folder(folder, naming.clone(), AuthoritySettings::default(), now),
+        Ca::Memory(_) => Authority::in_memory(naming.clone(), AuthoritySettings::default(), now),
+    }
+    .map_err(|error| miette!(help = "see `ca` in the configuration", "the certificate authority cannot be opened: {error}"))?;
+    let tls = TlsSettings::default();
+    let trust = Trust::new(naming.clone(), vec![authority.root().clone()], Arc::clone(&tls.provider))
+        .map_err(|error| miette!("the authority's root cannot be trusted: {error}"))?;
+    let store = Store::new(Arc::new(trust), tls, RenewalSettings::default());
+
+    let heartbeat = Duration::from_millis(config.heartbeat_milliseconds);
+    let options = KernelOptions {
+        bpffs: config.bpffs.clone(),
+        cgroup: match &config.cgroup {
+            Some(path) => path.clone(),
+            None => cgroup_root()?,
+        },
+        limits: Limits {
+            heartbeat_ns: u64::try_from(heartbeat.as_nanos()).unwrap_or(u64::MAX),
+            bare_segments_per_second: BARE_SEGMENTS_PER_SECOND,
+            kubelet_cgroup: kubelet(config.kubelet_cgroup.as_deref())?,
+        },
+        capacity: config.capacity.clone(),
+    };
+    let kernel = Kernel::load(&options).map_err(|error| failed(&error))?;
+    tracing::info!(pins = %kernel.pinned_at().display(), adopted = kernel.adopted(), "kernel programs are in force");
+    let capture = Capture::new(kernel, config.workers).map_err(|error| failed(&error))?;
+    let generation = capture.generation().map_err(|error| failed(&error))?;
+    Ok(Wired {
+        capture,
+        authority: Arc::new(authority),
+        store: Arc::new(store),
+        naming,
+        node: config.node.clone(),
+        heartbeat,
+        generation,
+    })
+}
+
+/// Takes down what no pin holds: below 6.6 the guard is a filter of the interface. Says what was removed.
+///
+/// # Errors
+/// If the pinned pods cannot be read.
+pub(in super::super) fn release(place: &Place) -> Result<Vec<String>, Failure> {
+    crate::capture::release_guards(&place.bpffs)
+        .map_err(|error| miette!("what guards pods' interfaces cannot be removed: {error}"))
+}
+
+/// The id by which the kernel knows the kubelet's cgroup: its directory's inode.
+fn kubelet(path: Option<&Path>) -> Result<u64, Failure> {
+    let Some(path) = path else { return Ok(0) };
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.ino()),
+        Err(error) => Err(miette!(
+            help = "name the kubelet's cgroup (v2) in `kubeletCgroup`, or leave it out: then no probe passes",
+            "kubeletCgroup {}: {error}",
+            path.display()
+        )),
+    }
+}
+
+/// The root of the cgroup v2 hierarchy, wherever it is mounted.
+fn cgroup_root() -> Result<PathBuf, Failure> {
+    crate::cli::mountinfo::cgroup2().ok_or_else(|| {
+        miette!(
+            help = "mount it, for example: mount -t cgroup2 none /sys/fs/cgroup",
+            "no cgroup v2 hierarchy is mounted"
+        )
+    })
+}
+
+impl Opened for Wired {
+    type Node = Running;
+
+    fn last_generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn enforcer(&self) -> Arc<dyn Enforcer<Compiled>> {
+        Arc::new(KernelTables(Arc::clone(&self.capture)))
+    }
+
+    async fn start(self, rules: SnapshotReader<Compiled>) -> Result<Running, Failure> {
+        Running::start(self, rules).await
+    }
+}
