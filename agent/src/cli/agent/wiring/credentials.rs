@@ -6,7 +6,7 @@ use heddle_identity::{names::IdentityNaming, peer_identity};
 use rustls::pki_types::CertificateDer;
 
 use super::pods::Pods;
-use crate::proxy::{ClientCredentials, Credentials, PeerName, PodId, ServerCredentials};
+use crate::proxy::environment::{ClientCredentials, Credentials, PeerName, PodId, ServerCredentials};
 
 pub(super) struct PodCredentials {
     pub pods: Arc<Pods>,

@@ -2,7 +2,7 @@
 
 use crate::{
     capture::{Listening, PodListener},
-    proxy::{PodId, PodListeners, WorkerListeners},
+    proxy::{environment::PodId, PodListeners, WorkerListeners},
 };
 
 /// Sorts a pod's listeners by worker.

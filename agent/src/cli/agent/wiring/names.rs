@@ -8,8 +8,8 @@ use heddle_policy::Compiled;
 use super::pods::Pods;
 use crate::{
     cluster::snapshot::SnapshotReader,
-    observe::{Names, WorkloadName},
-    proxy::PodId,
+    observe::record::{Names, WorkloadName},
+    proxy::environment::PodId,
 };
 
 pub(super) struct KnownNames {

@@ -35,7 +35,7 @@ use crate::{
         events::{Events, Told as Heard, monotonic_epoch},
         metrics::Metrics,
     },
-    proxy::{Environment, PodId, Settings, Workers},
+    proxy::{environment::{Environment, PodId}, Settings, Workers},
 };
 
 /// How far behind a listener at the door may be.
@@ -130,8 +130,8 @@ impl Running {
             let name = attachment.pod.name();
             let (namespace, pod) = name.split_once('/').unwrap_or(("", &name));
             let known = self.known(namespace, pod).filter(|info| info.digest == attachment.pod.row.uid);
-            match known.map(|info| self.accept(&info, attachment)) {
-                Some(accepting) => match accepting.await {
+            match known {
+                Some(info) => match self.accept(&info, attachment).await {
                     Ok(_) => tracing::info!(pod = name, "taken over"),
                     Err(error) => tracing::error!(pod = name, %error, "cannot be taken over: it stays refused"),
                 },
@@ -269,7 +269,7 @@ async fn sweep(
         let Ok(gone) = tokio::task::spawn_blocking(move || sweeping.sweep()).await else { continue };
         for pod in gone {
             let (id, name) = (PodId(pod.namespace.cookie()), pod.name());
-            tracing::info!(pod = name, "its network namespace is gone: no longer captured");
+            tracing::info!(%name, "its network namespace is gone: no longer captured");
             pods.remove(id);
             metrics.forget_pod(&name);
             if let Some(workers) = workers.read().await.as_ref() {

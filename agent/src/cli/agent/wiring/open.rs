@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -63,10 +63,8 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
     let heartbeat = Duration::from_millis(config.heartbeat_milliseconds);
     let options = KernelOptions {
         bpffs: config.bpffs.clone(),
-        cgroup: match &config.cgroup {
-            Some(path) => path.clone(),
-            None => cgroup_root()?,
-        },
+        // Validation has put the hierarchy's root where none was named.
+        cgroup: config.cgroup.clone().ok_or_else(|| miette!("no `cgroup` to attach to"))?,
         limits: Limits {
             heartbeat_ns: u64::try_from(heartbeat.as_nanos()).unwrap_or(u64::MAX),
             bare_segments_per_second: BARE_SEGMENTS_PER_SECOND,
@@ -109,16 +107,6 @@ fn kubelet(path: Option<&Path>) -> Result<u64, Failure> {
             path.display()
         )),
     }
-}
-
-/// The root of the cgroup v2 hierarchy, wherever it is mounted.
-fn cgroup_root() -> Result<PathBuf, Failure> {
-    crate::cli::mountinfo::cgroup2().ok_or_else(|| {
-        miette!(
-            help = "mount it, for example: mount -t cgroup2 none /sys/fs/cgroup",
-            "no cgroup v2 hierarchy is mounted"
-        )
-    })
 }
 
 impl Opened for Wired {

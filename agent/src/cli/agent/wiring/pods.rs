@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use heddle_ebpf::Address;
 use heddle_identity::Workload;
 
-use crate::{capture::CapturedPod, proxy::PodId};
+use crate::{capture::CapturedPod, proxy::environment::PodId};
 
 /// A captured pod and its identity.
 pub(super) struct Entry {

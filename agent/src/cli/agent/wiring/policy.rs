@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::pods::Pods;
 use crate::{
     cluster::snapshot::SnapshotReader,
-    proxy::{Decision, InboundClass, PeerName, PodId, Policy, Refusal, Upstream},
+    proxy::environment::{Decision, InboundClass, PeerName, PodId, Policy, Refusal, Upstream},
 };
 
 pub(super) struct SnapshotPolicy {

@@ -11,7 +11,7 @@ use crate::{
     capture::{Capture, Counters},
     cluster::snapshot::SnapshotReader,
     observe::metrics::{CertificateReading, Readings, TablesReading},
-    proxy::PodId,
+    proxy::environment::PodId,
 };
 
 pub(super) struct NodeReadings {

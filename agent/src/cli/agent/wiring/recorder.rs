@@ -16,7 +16,7 @@ use crate::{
         metrics::{Direction, FlowLabels, Metrics, OpenConnection, Peer, RuleLabels, Tls},
         record::Occurrence,
     },
-    proxy::{Ending, Flow, PodId, Recorder, Refusal},
+    proxy::environment::{Ending, Flow, PodId, Recorder, Refusal},
 };
 
 type Key = (Hook, PodId, SocketAddr, SocketAddr);

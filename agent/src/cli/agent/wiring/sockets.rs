@@ -9,7 +9,7 @@ use std::{
 use super::pods::{Entry, Pods};
 use crate::{
     capture::PodSockets,
-    proxy::{PodId, Sockets},
+    proxy::environment::{PodId, Sockets},
 };
 
 pub(super) struct CapturedSockets {
