@@ -264,3 +264,6 @@ impl Compiled {
         self.rule_ids.get(rule).copied().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -384,3 +384,6 @@ fn service_problem(
 ) -> Problem {
     service.meta.problem(Kind::Service, severity, field, reason).remedy(remedy)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
