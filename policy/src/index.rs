@@ -67,7 +67,7 @@ impl Index {
 
     /// Works out everything that `node` needs: never fails, since what cannot be worked out is refused and told.
     pub fn compile(&self, settings: &ClusterSettings, node: &str) -> Compiled {
-        compile(self, settings, node)
+        compile(self.resources(), self.duplicates(), settings, node)
     }
 
     /// Everything that is wrong with the resources taken together, on whichever node: for a check of a folder before it
@@ -91,7 +91,7 @@ impl Index {
         problems
     }
 
-    pub(crate) fn duplicates(&self) -> Vec<Problem> {
+    fn duplicates(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (id, places) in &self.resources {
             let mut places = places.iter();

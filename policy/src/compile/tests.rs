@@ -1,4 +1,5 @@
 use super::*;
+use crate::{Index, Severity};
 use crate::{
     authorize::ClientIdentity,
     resources::{DefaultPolicy, parse_file},
