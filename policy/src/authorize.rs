@@ -160,8 +160,11 @@ impl Compiled {
             Some(info) if info.meshed() => Some(self.refuse(Reason::NoIdentity, &rules.governs)),
             Some(_) => None,
             None => {
-                let inside =
-                    self.tables.with_captured(|_| None).network(heddle_ebpf::policy::NETWORKS_PODS, client).copied();
+                let inside = self
+                    .tables
+                    .with_captured(|_| None)
+                    .network(heddle_ebpf::policy::NETWORKS_PODS, client)
+                    .copied();
                 inside
                     .is_some_and(|network| network.allow == 1)
                     .then(|| self.refuse(Reason::UnknownClusterAddress, ""))
@@ -264,3 +267,6 @@ impl Compiled {
         self.rule_ids.get(rule).copied().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests;

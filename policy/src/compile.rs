@@ -1,6 +1,7 @@
 //! Resources into tables, and into what the agent decides by name with. The same resources give the same tables, ids
 //! included, on every node and in whatever order they came.
 
+mod cluster;
 mod ports;
 mod services;
 
@@ -21,16 +22,13 @@ use heddle_ebpf::{
 use ipnet::IpNet;
 
 pub(crate) use self::ports::{PodPolicy, PortRules};
-use self::services::Services;
+use self::{cluster::Cluster, services::Services};
 use crate::{
     authorizations::{Authorizations, Grant, Presented, References, plain_networks},
-    index::Index,
     names::IdentityName,
     networks,
-    problems::{Problem, Severity},
-    resources::{
-        Attached, AuthorizationPolicy, Kind, Meta, NetworkMatch, ObjectName, Pod, Resource, Server, Service,
-    },
+    problems::Problem,
+    resources::{Attached, NetworkMatch, ObjectName, Pod, Resource},
     servers,
     settings::{ClusterSettings, SameNode, canonical},
     tables::TableSet,
@@ -55,23 +53,13 @@ pub struct Compiled {
     pub(crate) services: BTreeMap<Address, ObjectName>,
 }
 
-/// The resources by kind, each in the order of its name.
-#[derive(Default)]
-struct Cluster<'a> {
-    namespaces: BTreeMap<&'a str, &'a Meta>,
-    pods: Vec<&'a Pod>,
-    services: Vec<&'a Service>,
-    /// By namespace, each sorted by age.
-    servers: BTreeMap<&'a str, Vec<&'a Server>>,
-    policies: Vec<&'a AuthorizationPolicy>,
-    /// Servers whose requests must be read.
-    need_request: BTreeSet<ObjectName>,
-    /// Namespaces in which every Server's requests must be read.
-    need_request_everywhere: BTreeSet<&'a str>,
-}
-
-pub(crate) fn compile(index: &Index, settings: &ClusterSettings, node: &str) -> Compiled {
-    let mut problems = index.duplicates();
+/// Compiles `resources` for `node`; to `problems` is added what is found.
+pub(crate) fn compile<'a>(
+    resources: impl Iterator<Item = &'a Resource>,
+    mut problems: Vec<Problem>,
+    settings: &ClusterSettings,
+    node: &str,
+) -> Compiled {
     let mut cluster = Cluster::default();
     let mut references = References {
         naming: &settings.naming,
@@ -79,7 +67,7 @@ pub(crate) fn compile(index: &Index, settings: &ClusterSettings, node: &str) -> 
         networks: BTreeMap::new(),
         servers: BTreeMap::new(),
     };
-    for resource in index.resources() {
+    for resource in resources {
         match resource {
             Resource::Namespace(meta) => {
                 cluster.namespaces.insert(&meta.name, meta);
@@ -367,20 +355,5 @@ fn fill_settings_networks(
     fill(NETWORKS_PODS, own.chain(closed).collect());
 }
 
-impl Cluster<'_> {
-    fn needs_request(&self, server: &Server) -> bool {
-        self.need_request_everywhere.contains(&*server.meta.namespace)
-            || self.need_request.contains(&server.meta.object_name())
-    }
-}
-
-/// A problem of a Service.
-fn service_problem(
-    service: &Service,
-    severity: Severity,
-    field: &str,
-    reason: String,
-    remedy: &str,
-) -> Problem {
-    service.meta.problem(Kind::Service, severity, field, reason).remedy(remedy)
-}
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,11 +1,12 @@
 //! The resources that are in force, fed one event at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     compile::{Compiled, compile},
     problems::{Origin, Problem, Severity},
-    resources::{Parsed, Resource, ResourceId},
+    resources::{Kind, Parsed, Resource, ResourceId},
+    servers,
     settings::ClusterSettings,
 };
 
@@ -66,10 +67,31 @@ impl Index {
 
     /// Works out everything that `node` needs: never fails, since what cannot be worked out is refused and told.
     pub fn compile(&self, settings: &ClusterSettings, node: &str) -> Compiled {
-        compile(self, settings, node)
+        compile(self.resources(), self.duplicates(), settings, node)
     }
 
-    pub(crate) fn duplicates(&self) -> Vec<Problem> {
+    /// Everything that is wrong with the resources taken together, on whichever node: for a check of a folder before it
+    /// is put in force.
+    pub fn check(&self, settings: &ClusterSettings) -> Vec<Problem> {
+        let pods =
+            || self.resources().filter_map(|it| if let Resource::Pod(pod) = it { Some(pod) } else { None });
+        let nodes: BTreeSet<&str> = pods().map(|pod| &*pod.node).chain([""]).collect();
+        let mut problems: Vec<Problem> =
+            nodes.into_iter().flat_map(|node| self.compile(settings, node).problems).collect();
+        for resource in self.resources() {
+            let Resource::Server(server) = resource else { continue };
+            let in_namespace = pods().filter(|pod| pod.meta.namespace == server.meta.namespace);
+            if server.readable && !in_namespace.into_iter().any(|pod| servers::may_govern(pod, server)) {
+                let reason = "governs no port of any pod that is known";
+                problems.push(server.meta.problem(Kind::Server, Severity::Note, "spec", reason));
+            }
+        }
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+
+    fn duplicates(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (id, places) in &self.resources {
             let mut places = places.iter();
@@ -90,3 +112,6 @@ impl Index {
         problems
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,3 +46,28 @@ pub(crate) fn masked(address: &Address, bits: u32) -> Address {
     let mask = if bits == 0 { 0 } else { u128::MAX << (128 - bits.min(128)) };
     Address { bytes: (value & mask).to_be_bytes() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_network_never_holds_ipv4_addresses() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        assert!(points([net("::/0")]).contains(&net("0.0.0.0/0")));
+        assert!(points([net("::/64")]).contains(&net("0.0.0.0/0")));
+        assert_eq!(points([net("fd00::/8")]).len(), 1);
+        assert_eq!(points([net("10.0.0.0/8")]).len(), 1);
+    }
+
+    #[test]
+    fn keys_are_in_the_128_bit_form() {
+        let key = key(7, &"10.0.0.0/8".parse().unwrap());
+        assert_eq!((key.prefix_len, key.set), (32 + 96 + 8, 7u32.to_be()));
+        assert_eq!(key.address.to_ip().to_string(), "10.0.0.0");
+        let address = Address::from("10.1.2.3".parse::<std::net::IpAddr>().unwrap());
+        assert_eq!(masked(&address, 104), key.address);
+        assert_eq!(masked(&address, 128), address);
+        assert_eq!(masked(&address, 0), Address::UNSPECIFIED);
+    }
+}

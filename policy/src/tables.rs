@@ -127,11 +127,19 @@ impl TableSet {
         self.rules.get(&id).map_or("", String::as_str)
     }
 
+    /// The longest prefix of `set` that holds `address`. Keys sort by the prefix's length first, so that the lengths at
+    /// which no set has an entry are leapt over.
     fn longest(&self, set: u32, address: &Address) -> Option<&Network> {
-        // Of the set's keys the longest prefix of the address is the greatest that holds it; lengths sort first.
-        (0..=128)
-            .rev()
-            .find_map(|bits| self.networks.get(&NetworkKey::new(set, masked(address, bits), bits)))
+        let mut bits = 128;
+        loop {
+            let key = NetworkKey::new(set, masked(address, bits), bits);
+            let (found, network) = self.networks.range(..=key).next_back()?;
+            if *found == key {
+                return Some(network);
+            }
+            let below = found.prefix_len.checked_sub(32)?;
+            bits = if below < bits { below } else { bits.checked_sub(1)? };
+        }
     }
 }
 
@@ -168,3 +176,6 @@ impl<F: Fn(&Address) -> Option<u64>> Tables for View<'_, F> {
         (self.captured)(address)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,3 +175,20 @@ pub(crate) fn workload(
         labels: meta.labels.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_tell_pods_apart_and_stay_what_they_are() {
+        let digest = uid_digest("shop", "web", "u1");
+        // Written down, since pinned maps outlive the agent that filled them.
+        assert_eq!(digest, 0x28eb_7fb9_36e2_e747, "{digest:#x}");
+        for (namespace, name, uid) in
+            [("shop", "web", "u2"), ("shop", "we", "bu1"), ("sho", "pweb", "u1"), ("shop", "web", "")]
+        {
+            assert_ne!(uid_digest(namespace, name, uid), digest);
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use heddle_ebpf::policy::{PORT_DETECT, PORT_L4_ONLY, PORT_NEEDS_REQUEST};
 
-use super::Cluster;
+use super::cluster::Cluster;
 use crate::{
     authorizations::{Authorizations, Grant},
     defaults::PodDefaults,

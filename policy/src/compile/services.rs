@@ -11,10 +11,9 @@ use heddle_ebpf::{
     policy::{Backend, BackendKey, SERVICE_DNS, Service as Row, ServiceKey},
 };
 
-use super::service_problem;
 use crate::{
     problems::{Problem, Severity},
-    resources::{ObjectName, Pod, Service, ServicePort, TargetPort, Transport},
+    resources::{Kind, ObjectName, Pod, Service, ServicePort, TargetPort, Transport},
     settings::ClusterSettings,
     tables::TableSet,
     verdict::{TCP, UDP},
@@ -157,4 +156,15 @@ fn backend(pod: &Pod, port: &ServicePort, v4: bool) -> Option<(Address, u16)> {
         }
     };
     Some((Address::from(*address), number))
+}
+
+/// A problem of a Service.
+fn service_problem(
+    service: &Service,
+    severity: Severity,
+    field: &str,
+    reason: String,
+    remedy: &str,
+) -> Problem {
+    service.meta.problem(Kind::Service, severity, field, reason).remedy(remedy)
 }

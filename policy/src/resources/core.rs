@@ -8,8 +8,10 @@ use k8s_openapi::{
 };
 
 use super::{
-    Check, Kind, Lines, Meta, Pod, PodPort, Probe, Service, ServicePort, TargetPort, Transport,
-    check_port_name,
+    meta::{Kind, Meta},
+    ports::check_port_name,
+    tree::Lines,
+    workload::{Check, Pod, PodPort, Probe, Service, ServicePort, TargetPort, Transport},
 };
 use crate::problems::{Origin, Problem, Severity};
 
@@ -160,19 +162,6 @@ impl Pod {
             }
         }
         self.ports.append(&mut own);
-    }
-
-    /// The TCP ports that it declares under a name.
-    pub fn named_tcp_ports<'a>(&'a self, name: &'a str) -> impl Iterator<Item = u16> + 'a {
-        self.ports
-            .iter()
-            .filter(move |port| port.transport == Transport::Tcp && port.name == name)
-            .map(|port| port.number)
-    }
-
-    /// Whether it declares a TCP port.
-    pub fn declares_tcp(&self, number: u16) -> bool {
-        self.ports.iter().any(|port| port.transport == Transport::Tcp && port.number == number)
     }
 }
 

@@ -8,11 +8,15 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{
-    Attached, Attachment, Authorization, AuthorizationPolicy, DefaultPolicy, IdentityMatch, IdentityRef,
-    Kind, MeshTlsAuthentication, Meta, NetworkAuthentication, NetworkMatch, ObjectName, Operator,
-    ProxyProtocol, Requirement, Selector, Server, ServerPort, ServerScope, Target,
-    parse::{Unreadable, typed},
+    meta::{Kind, Meta, ObjectName},
     ports::check_port_name,
+    rules::{
+        Attached, Attachment, Authorization, AuthorizationPolicy, DefaultPolicy, IdentityMatch, IdentityRef,
+        MeshTlsAuthentication, NetworkAuthentication, NetworkMatch, NotAPolicy, ProxyProtocol, Server,
+        ServerPort, ServerScope, Target,
+    },
+    selector::{Operator, Requirement, Selector},
+    typed::{Unreadable, typed},
 };
 use crate::{
     names::check_dns_name,
@@ -178,7 +182,7 @@ pub(super) fn server(version: &str, meta: Meta, spec: Option<&Value>, problems: 
         Some(Some(Ok(_))) => {
             checks.fail("spec.accessPolicy", format!("is not known in {version}"), "use v1beta3");
         }
-        Some(_) => checks.fail("spec.accessPolicy", super::NotAPolicy, "write one of them"),
+        Some(_) => checks.fail("spec.accessPolicy", NotAPolicy, "write one of them"),
     }
     it.readable = checks.sound;
     it

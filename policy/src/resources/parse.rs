@@ -7,10 +7,13 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{
-    Kind, Lines, Meta, Pod, Resource, ResourceId, Service,
     core::{Source, meta},
     linkerd::{self, GATEWAY_GROUP, GROUP},
-    tree::{self, NotYaml, nearest_line},
+    meta::{Kind, Meta, ResourceId},
+    resource::Resource,
+    tree::{self, Lines, NotYaml, nearest_line},
+    typed::{Unreadable, typed},
+    workload::{Pod, Service},
 };
 use crate::{
     names::{MAX_DNS_NAME, NameError},
@@ -95,55 +98,6 @@ fn read_document(text: &str, origin: Origin, first_line: u32, parsed: &mut Parse
                 .field("", line)
                 .remedy("correct the document; nothing of it is in force"),
         ),
-    }
-}
-
-/// A value that is not of the type that it should be.
-pub(super) struct Unreadable {
-    pub(super) path: String,
-    pub(super) reason: String,
-}
-
-/// Reads a value at `path` into its type, and tells the paths of the fields that the type does not know.
-pub(super) fn typed<T: DeserializeOwned>(value: &Value, path: &str) -> Result<(T, Vec<String>), Unreadable> {
-    let mut unknown = Vec::new();
-    let mut track = serde_path_to_error::Track::new();
-    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
-    let result = serde_ignored::deserialize(deserializer, |ignored| {
-        let mut at = path.to_owned();
-        extend(&mut at, &ignored);
-        unknown.push(at);
-    });
-    match result {
-        Ok(value) => Ok((value, unknown)),
-        Err(error) => {
-            let inner = track.path().to_string();
-            let path = match (path, inner.as_str()) {
-                (path, ".") => path.to_owned(),
-                ("", inner) => inner.to_owned(),
-                (path, inner) if inner.starts_with('[') => format!("{path}{inner}"),
-                (path, inner) => format!("{path}.{inner}"),
-            };
-            Err(Unreadable { path, reason: error.to_string() })
-        }
-    }
-}
-
-fn extend(path: &mut String, ignored: &serde_ignored::Path<'_>) {
-    use serde_ignored::Path;
-    match ignored {
-        Path::Root => {}
-        Path::Seq { parent, index } => {
-            extend(path, parent);
-            path.push_str(&format!("[{index}]"));
-        }
-        Path::Map { parent, key } => {
-            extend(path, parent);
-            *path = tree::key_path(path, key);
-        }
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
-            extend(path, parent);
-        }
     }
 }
 

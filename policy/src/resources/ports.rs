@@ -1,4 +1,4 @@
-use super::Pod;
+use super::workload::Pod;
 
 /// A list of ports as annotations write it: numbers, ranges and (of a pod's own ports) names, divided by commas.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -1,4 +1,7 @@
+use std::net::IpAddr;
+
 use super::*;
+use crate::problems::{Origin, Problem, Severity};
 
 fn one(text: &str) -> Resource {
     let parsed = parse_file("rules.yaml", text);

@@ -130,20 +130,20 @@ fn annotations(random: &mut Random, mesh: usize) -> BTreeMap<String, String> {
     if random.chance(mesh) {
         set(
             "heddle.io/mesh",
-            *random.pick(&["enabled", "enabled", "enabled", "required", "disabled", "maybe"]),
+            random.pick::<&str>(&["enabled", "enabled", "enabled", "required", "disabled", "maybe"]),
         );
     }
     if random.chance(40) {
         let mut values: Vec<&str> = DefaultPolicy::ALL.iter().map(|policy| policy.as_str()).collect();
         values.push("everybody");
-        set("config.linkerd.io/default-inbound-policy", *random.pick::<&str>(&values));
+        set("config.linkerd.io/default-inbound-policy", random.pick::<&str>(&values));
     }
     let lists = ["", "80", "80,81", "79-82,6379", "http,8080", "1-65535", "no port!", "1-30000", "443"];
     if random.chance(25) {
-        set("config.linkerd.io/opaque-ports", *random.pick::<&str>(&lists));
+        set("config.linkerd.io/opaque-ports", random.pick::<&str>(&lists));
     }
     if random.chance(25) {
-        set("config.linkerd.io/proxy-require-identity-inbound-ports", *random.pick::<&str>(&lists));
+        set("config.linkerd.io/proxy-require-identity-inbound-ports", random.pick::<&str>(&lists));
     }
     it
 }

@@ -26,6 +26,9 @@ pub struct Client {
     pub address: IpAddr,
 }
 
+/// Which rule is credited: the most specific, the oldest (of unknown age last).
+type Credit = (u8, bool, Option<i64>);
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
     NotHere,
@@ -244,8 +247,7 @@ impl<'a> Reference<'a> {
         if governor.is_some_and(|server| self.needs_request(server)) {
             return (Answer::NeedsRequest, governs);
         }
-        // (how specific, how old, name)
-        let mut allowing: Vec<((u8, bool, Option<i64>), String)> = Vec::new();
+        let mut allowing: Vec<(Credit, String)> = Vec::new();
         let mut any_rule = false;
         if let Some(server) = governor.filter(|it| it.readable) {
             for policy in self.policies().filter(|it| it.meta.namespace == server.meta.namespace) {

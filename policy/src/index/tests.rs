@@ -1,0 +1,64 @@
+use super::*;
+use crate::resources::{ObjectName, parse_file};
+
+const ACCOUNT: &str = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: web, namespace: shop}\n";
+
+#[test]
+fn a_resource_written_twice_is_an_error_that_names_both() {
+    let files = [("b.yaml", ACCOUNT.to_owned()), ("a.yaml", format!("# first\n---\n{ACCOUNT}"))];
+    let index = Index::of(files.iter().map(|(file, text)| parse_file(file, text)));
+    assert_eq!(index.len(), 1);
+    let first = index.resources().next().unwrap();
+    assert_eq!(first.meta().origin.file, "a.yaml");
+    let problems = index.compile(&ClusterSettings::default(), "a").problems;
+    assert_eq!(problems.len(), 1);
+    assert_eq!(
+        problems[0].to_string(),
+        "error: b.yaml:1 (document 1): ServiceAccount shop/web: metadata.name: is written twice: the one in a.yaml, \
+         line 3 (document 1) is in force, this one is not (remove one of them)"
+    );
+}
+
+#[test]
+fn a_resource_twice_in_one_list_is_an_error_too() {
+    let item = "- {apiVersion: v1, kind: ServiceAccount, metadata: {name: web}}\n";
+    let index =
+        Index::of([parse_file("l.yaml", &format!("apiVersion: v1\nkind: List\nitems:\n{item}{item}"))]);
+    let problems = index.compile(&ClusterSettings::default(), "a").problems;
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].line, 5);
+}
+
+#[test]
+fn files_and_resources_go_again() {
+    let mut index = Index::of([parse_file("a.yaml", ACCOUNT), parse_file("b.yaml", ACCOUNT)]);
+    index.remove_file("a.yaml");
+    assert_eq!(index.resources().next().unwrap().meta().origin.file, "b.yaml");
+    let id = index.resources().next().unwrap().id();
+    assert_eq!(id.to_string(), "ServiceAccount shop/web");
+    assert_eq!(ObjectName::new("shop", "web").to_string(), "shop/web");
+    index.remove(&id);
+    assert!(index.is_empty());
+}
+
+#[test]
+fn a_check_sees_every_node() {
+    let text = crate::compile::tests::SHOP
+        .replace("nodeName: a # redis", "nodeName: far")
+        .replace("# redis annotations", "config.linkerd.io/default-inbound-policy: everybody");
+    let index = Index::of([parse_file("shop.yaml", &text)]);
+    let settings = ClusterSettings::default();
+    assert_eq!(index.compile(&settings, "a").problems, [], "another node's pod is not this node's matter");
+    let problems = index.check(&settings);
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].resource, "Pod shop/redis");
+
+    let index = Index::of([parse_file("shop.yaml", &text.replace("port: redis", "port: rediss"))]);
+    let notes: Vec<Problem> =
+        index.check(&settings).into_iter().filter(|problem| problem.severity == Severity::Note).collect();
+    assert_eq!(notes.len(), 1);
+    assert_eq!(
+        (&*notes[0].resource, &*notes[0].reason),
+        ("Server shop/redis", "governs no port of any pod that is known")
+    );
+}

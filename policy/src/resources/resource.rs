@@ -1,0 +1,59 @@
+//! Any resource.
+
+use super::{
+    meta::{Kind, Meta, ResourceId},
+    rules::{Attachment, AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server},
+    workload::{Pod, Service},
+};
+
+/// A resource.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Resource {
+    Namespace(Meta),
+    ServiceAccount(Meta),
+    Pod(Pod),
+    Service(Service),
+    Server(Server),
+    AuthorizationPolicy(AuthorizationPolicy),
+    MeshTlsAuthentication(MeshTlsAuthentication),
+    NetworkAuthentication(NetworkAuthentication),
+    Attachment(Attachment),
+}
+
+impl Resource {
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Namespace(_) => Kind::Namespace,
+            Self::ServiceAccount(_) => Kind::ServiceAccount,
+            Self::Pod(_) => Kind::Pod,
+            Self::Service(_) => Kind::Service,
+            Self::Server(_) => Kind::Server,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::MeshTlsAuthentication(_) => Kind::MeshTlsAuthentication,
+            Self::NetworkAuthentication(_) => Kind::NetworkAuthentication,
+            Self::Attachment(attachment) => attachment.kind,
+        }
+    }
+
+    /// Its metadata.
+    pub fn meta(&self) -> &Meta {
+        match self {
+            Self::Namespace(meta) | Self::ServiceAccount(meta) => meta,
+            Self::Pod(it) => &it.meta,
+            Self::Service(it) => &it.meta,
+            Self::Server(it) => &it.meta,
+            Self::AuthorizationPolicy(it) => &it.meta,
+            Self::MeshTlsAuthentication(it) => &it.meta,
+            Self::NetworkAuthentication(it) => &it.meta,
+            Self::Attachment(it) => &it.meta,
+        }
+    }
+
+    /// What tells it from every other.
+    pub fn id(&self) -> ResourceId {
+        let meta = self.meta();
+        ResourceId { kind: self.kind(), namespace: meta.namespace.clone(), name: meta.name.clone() }
+    }
+}

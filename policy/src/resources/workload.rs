@@ -1,0 +1,128 @@
+//! Pods and Services.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::meta::Meta;
+
+/// A transport protocol of a port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP, which no meshed pod speaks.
+    Sctp,
+}
+
+/// A port that a container declares.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PodPort {
+    /// Its name; empty: none.
+    pub name: String,
+    /// Its number.
+    pub number: u16,
+    /// Its protocol.
+    pub transport: Transport,
+}
+
+/// What a probe asks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Check {
+    /// GET of this path, its query cut.
+    Http {
+        /// The path.
+        path: String,
+        /// Whether over TLS.
+        https: bool,
+    },
+    /// Whether the port is open.
+    Tcp,
+    /// `grpc.health.v1.Health/Check` of this service.
+    Grpc {
+        /// The service; empty: the server as a whole.
+        service: String,
+    },
+}
+
+/// A liveness, readiness or startup probe.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Probe {
+    /// The port.
+    pub port: u16,
+    /// What is asked there.
+    pub check: Check,
+}
+
+/// A pod.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Pod {
+    /// Name, labels, annotations.
+    pub meta: Meta,
+    /// The node that it runs on; empty: none yet.
+    pub node: String,
+    /// Its service account.
+    pub service_account: String,
+    /// Whether it shares the node's network.
+    pub host_network: bool,
+    /// The ports that its containers declare, init containers included.
+    pub ports: Vec<PodPort>,
+    /// The probes of its containers.
+    pub probes: Vec<Probe>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it is ready: its condition says so, or there is no such condition and it is running.
+    pub ready: bool,
+    /// Whether it has ended (`Succeeded`, `Failed`): its addresses are no longer its own.
+    pub finished: bool,
+}
+
+/// Where a Service's port leads.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TargetPort {
+    /// To a number.
+    Number(u16),
+    /// To the port that each pod declares under a name.
+    Name(String),
+}
+
+/// A Service's port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// Its number.
+    pub port: u16,
+    /// Its protocol.
+    pub transport: Transport,
+    /// Where it leads.
+    pub target: TargetPort,
+}
+
+/// A Service.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Service {
+    /// Name, labels, annotations.
+    pub meta: Meta,
+    /// Its cluster addresses; none: it is headless or a mere name.
+    pub addresses: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// The labels of its pods; empty: it selects none.
+    pub selector: BTreeMap<String, String>,
+    /// Whether pods that are not ready count as endpoints.
+    pub publish_not_ready: bool,
+}
+
+impl Pod {
+    /// The TCP ports that it declares under a name.
+    pub fn named_tcp_ports<'a>(&'a self, name: &'a str) -> impl Iterator<Item = u16> + 'a {
+        self.ports
+            .iter()
+            .filter(move |port| port.transport == Transport::Tcp && port.name == name)
+            .map(|port| port.number)
+    }
+
+    /// Whether it declares a TCP port.
+    pub fn declares_tcp(&self, number: u16) -> bool {
+        self.ports.iter().any(|port| port.transport == Transport::Tcp && port.number == number)
+    }
+}

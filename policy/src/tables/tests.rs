@@ -1,0 +1,57 @@
+use super::*;
+
+fn address(text: &str) -> Address {
+    text.parse::<std::net::IpAddr>().unwrap().into()
+}
+
+#[test]
+fn the_longest_prefix_of_the_set_wins() {
+    let mut tables = TableSet::default();
+    let mut add = |set, net: &str, rule, allow| {
+        let net: ipnet::IpNet = net.parse().unwrap();
+        tables.networks.insert(crate::networks::key(set, &net), Network { rule, allow });
+    };
+    add(16, "10.0.0.0/8", 1, 1);
+    add(16, "10.1.0.0/16", 2, 0);
+    add(16, "10.1.2.3/32", 3, 1);
+    add(17, "10.1.2.0/24", 4, 1);
+    add(17, "::/0", 5, 1);
+    add(17, "0.0.0.0/0", 6, 0);
+    let view = tables.with_captured(|_| None);
+    for (set, text, rule) in [
+        (16, "10.9.9.9", Some(1)),
+        (16, "10.1.9.9", Some(2)),
+        (16, "10.1.2.3", Some(3)),
+        (16, "10.1.2.4", Some(2)),
+        (16, "11.0.0.0", None),
+        (16, "fd00::1", None),
+        (17, "10.1.2.3", Some(4)),
+        (17, "10.1.3.3", Some(6)),
+        (17, "fd00::1", Some(5)),
+        (18, "10.1.2.3", None),
+    ] {
+        assert_eq!(view.network(set, &address(text)).map(|it| it.rule), rule, "{set} {text}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let mut tables = TableSet::default();
+    for id in 0..5 {
+        tables.rules.insert(id, String::new());
+    }
+    assert_eq!(tables.fits(&Capacity { rules: 5, ..Capacity::default() }), Ok(()));
+    let error = tables.fits(&Capacity { rules: 4, ..Capacity::default() }).unwrap_err();
+    assert_eq!(error, TooLarge { table: "rules", needed: 5, capacity: 4 });
+    assert_eq!(
+        error.to_string(),
+        "table rules needs 5 entries and has room for 4: raise capacity.rules in the agent's configuration"
+    );
+}
+
+#[test]
+fn capacity_is_read_with_its_defaults() {
+    let capacity: Capacity = serde_json::from_str(r#"{"ports": 7}"#).unwrap();
+    assert_eq!(capacity, Capacity { ports: 7, ..Capacity::default() });
+    assert!(serde_json::from_str::<Capacity>(r#"{"port": 7}"#).is_err());
+}
