@@ -199,10 +199,8 @@ async fn read_some(stream: &TcpStream, bytes: &mut Vec<u8>) -> Result<usize, Han
 pub enum First {
     /// A ClientHello for this pod's name: the mesh's TLS, to be answered here.
     Mesh(Vec<u8>),
-    /// Anything else: the application's.
+    /// Anything else, and nothing at all: the application's.
     Other(Vec<u8>),
-    /// It closed its side without a byte.
-    Closed,
 }
 
 /// Reads the client's first bytes, a whole ClientHello if it is one.
@@ -216,11 +214,7 @@ pub async fn first_bytes(stream: &TcpStream, own: Option<&PeerName>) -> Result<F
     let mut acceptor = Acceptor::default();
     loop {
         let fed = bytes.len();
-        match read_some(stream, &mut bytes).await {
-            Ok(_) => {}
-            Err(HandshakeError::Closed) if bytes.is_empty() => return Ok(First::Closed),
-            Err(error) => return Err(error),
-        }
+        read_some(stream, &mut bytes).await?;
         if !looks_like_tls(&bytes) {
             return Ok(First::Other(bytes));
         }
