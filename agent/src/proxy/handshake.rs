@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::{
     environment::{ClientCredentials, Credentials, PeerName, ServerCredentials},
-    tls::{Progress, Tls, TlsError},
+    tls::{Progress, Tls, TlsError, unfinished},
     wire,
 };
 
@@ -125,14 +125,13 @@ async fn establish(
     let mut record = Vec::new();
     let mut total = received.len();
     loop {
-        let advanced = tls.advance(&mut received, &mut control, &mut |plain| record.extend_from_slice(plain));
-        let progress = match advanced {
-            Ok((discard, progress)) => {
-                received.drain(..discard);
-                progress
-            }
+        let (done, progress) =
+            tls.advance(&mut received, &mut control, &mut |plain| record.extend_from_slice(plain));
+        received.drain(..done.min(received.len()));
+        let progress = match progress {
+            Ok(progress) => progress,
             Err(error) => {
-                tls.alert(&mut control);
+                tls.alert(&mut received, &mut control);
                 drop(stream.try_write(&control));
                 return Err(error.into());
             }
@@ -141,7 +140,12 @@ async fn establish(
             Progress::More => continue,
             Progress::PeerClosed => return Err(HandshakeError::Closed),
             Progress::Record => break,
-            Progress::Blocked if !tls.state().is_handshaking() => break,
+            Progress::Blocked if !tls.state().is_handshaking() => {
+                if unfinished(&received) {
+                    return Err(TlsError::Cut.into());
+                }
+                break;
+            }
             Progress::Blocked => {}
         }
         write_all(stream, &mut control).await?;

@@ -153,7 +153,7 @@ impl Path<'_> {
                     if let SecureError::Violation(_) = error {
                         self.worker.environment.recorder.refused(&flow, &Refusal::new(Reason::BadPeer));
                     }
-                    secure.push_farewell(true);
+                    // The alert, if TLS has one.
                     drop(std::future::poll_fn(|cx| std::task::Poll::Ready(secure.flush(cx))).await);
                     return abort(secure.stream);
                 }
