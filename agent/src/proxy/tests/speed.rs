@@ -116,3 +116,37 @@ fn relays_against_direct() {
     }
     println!("handshakes {:?}", world.state.handshakes());
 }
+
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[test]
+#[ignore = "a look at memory; run it alone"]
+fn an_idle_stream_in_memory() {
+    const COUNT: usize = 2_000;
+    let world = World::new();
+    let held = std::sync::Mutex::new(Vec::new());
+    // No thread for each: they say something once and are kept.
+    world.serve(move |mut stream| {
+        stream.read_exact(&mut [0; 1]).unwrap();
+        stream.write_all(b"y").unwrap();
+        held.lock().unwrap().push(stream);
+    });
+    let open = || {
+        let mut stream = client(world.outbound);
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0; 1]).unwrap();
+        stream
+    };
+    let warm: Vec<_> = (0..200).map(|_| open()).collect();
+    thread::sleep(Duration::from_secs(1));
+    let before = resident();
+    let streams: Vec<_> = (0..COUNT).map(|_| open()).collect();
+    thread::sleep(Duration::from_secs(2));
+    let each = (resident() - before) / COUNT;
+    println!("{each} bytes for a stream: both agents' sides together");
+    assert!(each <= 2 * 4096, "{each}");
+    drop((warm, streams));
+}
