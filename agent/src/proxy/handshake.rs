@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::{
     environment::{ClientCredentials, Credentials, PeerName, ServerCredentials},
-    tls::{Progress, Tls, TlsError},
+    tls::{Progress, Tls, TlsError, unfinished},
     wire,
 };
 
@@ -125,14 +125,13 @@ async fn establish(
     let mut record = Vec::new();
     let mut total = received.len();
     loop {
-        let advanced = tls.advance(&mut received, &mut control, &mut |plain| record.extend_from_slice(plain));
-        let progress = match advanced {
-            Ok((discard, progress)) => {
-                received.drain(..discard);
-                progress
-            }
+        let (done, progress) =
+            tls.advance(&mut received, &mut control, &mut |plain| record.extend_from_slice(plain));
+        received.drain(..done.min(received.len()));
+        let progress = match progress {
+            Ok(progress) => progress,
             Err(error) => {
-                tls.alert(&mut control);
+                tls.alert(&mut received, &mut control);
                 drop(stream.try_write(&control));
                 return Err(error.into());
             }
@@ -141,7 +140,12 @@ async fn establish(
             Progress::More => continue,
             Progress::PeerClosed => return Err(HandshakeError::Closed),
             Progress::Record => break,
-            Progress::Blocked if !tls.state().is_handshaking() => break,
+            Progress::Blocked if !tls.state().is_handshaking() => {
+                if unfinished(&received) {
+                    return Err(TlsError::Cut.into());
+                }
+                break;
+            }
             Progress::Blocked => {}
         }
         write_all(stream, &mut control).await?;
@@ -199,10 +203,8 @@ async fn read_some(stream: &TcpStream, bytes: &mut Vec<u8>) -> Result<usize, Han
 pub enum First {
     /// A ClientHello for this pod's name: the mesh's TLS, to be answered here.
     Mesh(Vec<u8>),
-    /// Anything else: the application's.
+    /// Anything else, and nothing at all: the application's.
     Other(Vec<u8>),
-    /// It closed its side without a byte.
-    Closed,
 }
 
 /// Reads the client's first bytes, a whole ClientHello if it is one.
@@ -216,11 +218,7 @@ pub async fn first_bytes(stream: &TcpStream, own: Option<&PeerName>) -> Result<F
     let mut acceptor = Acceptor::default();
     loop {
         let fed = bytes.len();
-        match read_some(stream, &mut bytes).await {
-            Ok(_) => {}
-            Err(HandshakeError::Closed) if bytes.is_empty() => return Ok(First::Closed),
-            Err(error) => return Err(error),
-        }
+        read_some(stream, &mut bytes).await?;
         if !looks_like_tls(&bytes) {
             return Ok(First::Other(bytes));
         }

@@ -31,7 +31,6 @@ pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, flow: Flow) {
             match Box::pin(path.first_bytes(&stream, own.as_ref())).await {
                 Ok(First::Mesh(bytes)) => path.mesh(stream, flow, bytes).await,
                 Ok(First::Other(bytes)) => path.plain(stream, flow, bytes).await,
-                Ok(First::Closed) => {}
                 Err(reason) => worker.refuse(&flow, &Refusal::new(reason), stream),
             }
         }
@@ -67,9 +66,12 @@ impl Path<'_> {
         let settings = &self.worker.settings;
         let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
         self.member.set_deadline(Some(settings.first_byte_timeout));
-        match self.member.unless_told(stream.readable()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Ok(First::Closed),
+        // Readiness alone may be a false alarm.
+        match self.member.unless_told(stream.peek(&mut [0; 1])).await {
+            Ok(Ok(1..)) => {}
+            // It sends nothing and may still want to hear.
+            Ok(Ok(0)) => return Ok(First::Other(Vec::new())),
+            Ok(Err(_)) => return Err(Reason::Unreachable),
             Err(Told::TimedOut) => {
                 self.member.set_deadline(None);
                 return Ok(First::Other(Vec::new()));
@@ -151,7 +153,7 @@ impl Path<'_> {
                     if let SecureError::Violation(_) = error {
                         self.worker.environment.recorder.refused(&flow, &Refusal::new(Reason::BadPeer));
                     }
-                    secure.push_farewell(true);
+                    // The alert, if TLS has one.
                     drop(std::future::poll_fn(|cx| std::task::Poll::Ready(secure.flush(cx))).await);
                     return abort(secure.stream);
                 }

@@ -66,11 +66,6 @@ impl Pool {
         }
     }
 
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.count.get()
-    }
-
     /// The connection of `key` that was used last and that the kernel still holds for untouched.
     pub fn take(&self, key: &PoolKey) -> Option<Pooled> {
         let mut idle = self.idle.borrow_mut();

@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     buffers::{AREA, Buffer, Buffers, Quota},
     handshake::Behind,
-    tls::{Progress, Tls, TlsError},
+    tls::{Progress, Tls, TlsError, unfinished},
     wire::{Connection, HEADER, MAX_PAYLOAD, Misuse, RECORD, Violation},
 };
 
@@ -177,17 +177,6 @@ impl Secure {
             _ => self.tls.seal_onto(frame, control)?,
         }
         Ok(())
-    }
-
-    /// Queues the alert that tells of a failure, or of an orderly end.
-    pub fn push_farewell(&mut self, failed: bool) {
-        let mut alert = Vec::new();
-        if failed {
-            self.tls.alert(&mut alert);
-        } else {
-            self.tls.close(&mut alert);
-        }
-        drop(self.push_own(&alert));
     }
 
     /// Queues what rustls had to say by itself.
@@ -377,27 +366,28 @@ impl Secure {
             } else {
                 take(&std::mem::take(opened));
                 progress = true;
-                Ok((0, Progress::Record))
+                (0, Ok(Progress::Record))
             };
             if let Some(violation) = violation {
                 result = Err(violation.into());
                 break;
             }
-            match advanced {
-                Ok((discard, step)) => {
-                    records.consume(discard);
-                    progress |= discard > 0;
-                    match step {
-                        Progress::Record | Progress::More => {}
-                        Progress::Blocked => break,
-                        Progress::PeerClosed => {
-                            *closed = Some(true);
-                            break;
-                        }
-                    }
+            let (discard, step) = advanced;
+            records.consume(discard);
+            progress |= discard > 0;
+            match step {
+                Ok(Progress::Record | Progress::More) => {}
+                Ok(Progress::Blocked) if unfinished(&records_area[records.range()]) => {
+                    result = Err(TlsError::Cut.into());
+                    break;
+                }
+                Ok(Progress::Blocked) => break,
+                Ok(Progress::PeerClosed) => {
+                    *closed = Some(true);
+                    break;
                 }
                 Err(error) => {
-                    self.tls.alert(&mut own);
+                    self.tls.alert(&mut records_area[records.range()], &mut own);
                     result = Err(error.into());
                     break;
                 }
@@ -476,8 +466,10 @@ impl Secure {
 
     /// Sends the alert that nothing more comes, as far as the socket takes it, and closes.
     pub fn close(mut self) {
-        self.push_farewell(false);
-        let bytes = &self.outflow.control[self.outflow.written..];
-        drop(self.stream.try_write(bytes));
+        let mut alert = Vec::new();
+        self.tls.close(&mut alert);
+        if self.push_own(&alert).is_ok() && self.outflow.records.is_empty() {
+            drop(self.stream.try_write(&self.outflow.control[self.outflow.written..]));
+        }
     }
 }

@@ -18,6 +18,9 @@ pub enum TlsError {
     /// An area was too small for what had to go into it: this agent's own mistake.
     #[error("a TLS record did not fit its buffer")]
     Room,
+    /// A message of TLS's own came in pieces after the handshake.
+    #[error("the peer cut a handshake message into records after the handshake")]
+    Cut,
     /// Something was to be sent in a state where nothing can be.
     #[error("TLS cannot send now")]
     State,
@@ -66,21 +69,22 @@ impl Tls {
     /// Processes the front of `input`: how many bytes of it are done with, and what happened. What rustls itself has
     /// to say is appended to `output`.
     ///
-    /// # Errors
-    /// TLS failed; [`Self::alert`] then gives what to tell the peer.
+    /// rustls remembers where in `input` a handshake message lies that is not complete: until one is, the next call
+    /// must be given the same bytes, less those that were done with. [`unfinished`] tells.
     pub fn advance(
         &mut self,
         input: &mut [u8],
         output: &mut Vec<u8>,
         record: &mut dyn FnMut(&[u8]),
-    ) -> Result<(usize, Progress), TlsError> {
+    ) -> (usize, Result<Progress, TlsError>) {
         match self {
             Self::Client(connection) => step(connection.process_tls_records(input), output, record),
             Self::Server(connection) => step(connection.process_tls_records(input), output, record),
         }
     }
 
-    /// Seals `plain` (a record's plaintext at most) into `output`; how many bytes were written.
+    /// Seals `plain` (a record's plaintext at most) into `output`; how many bytes were written. Not to be called
+    /// while a handshake message is [`unfinished`].
     ///
     /// # Errors
     /// [`TlsError::State`] before the handshake is done; [`TlsError::Room`].
@@ -113,9 +117,18 @@ impl Tls {
         sealed.map(drop)
     }
 
-    /// Appends the alert that tells the peer of a failure, if there is one.
-    pub fn alert(&mut self, output: &mut Vec<u8>) {
-        while let Ok((_, Progress::More)) = self.advance(&mut [], output, &mut |_| {}) {}
+    /// Appends the alert that tells the peer of the failure that [`Self::advance`] met. `input`: what it had not
+    /// done with.
+    pub fn alert(&mut self, input: &mut [u8], output: &mut Vec<u8>) {
+        let mut at = 0;
+        // One alert, and what stands before it.
+        for _ in 0..4 {
+            let (done, result) = self.advance(&mut input[at..], output, &mut |_| {});
+            at = (at + done).min(input.len());
+            if !matches!(result, Ok(Progress::More)) {
+                break;
+            }
+        }
     }
 
     /// Appends the alert that tells the peer that nothing more comes.
@@ -135,13 +148,24 @@ fn step<D>(
     status: UnbufferedStatus<'_, '_, D>,
     output: &mut Vec<u8>,
     record: &mut dyn FnMut(&[u8]),
-) -> Result<(usize, Progress), TlsError> {
+) -> (usize, Result<Progress, TlsError>) {
     let mut discard = status.discard;
-    let progress = match status.state? {
+    let progress =
+        status.state.map_err(TlsError::from).and_then(|state| go(state, &mut discard, output, record));
+    (discard, progress)
+}
+
+fn go<D>(
+    state: ConnectionState<'_, '_, D>,
+    discard: &mut usize,
+    output: &mut Vec<u8>,
+    record: &mut dyn FnMut(&[u8]),
+) -> Result<Progress, TlsError> {
+    Ok(match state {
         ConnectionState::ReadTraffic(mut traffic) => match traffic.next_record() {
             Some(plain) => {
                 let plain = plain?;
-                discard += plain.discard;
+                *discard += plain.discard;
                 record(plain.payload);
                 Progress::Record
             }
@@ -169,8 +193,19 @@ fn step<D>(
         ConnectionState::PeerClosed | ConnectionState::Closed => Progress::PeerClosed,
         // Early data is never offered nor accepted.
         _ => return Err(TlsError::State),
-    };
-    Ok((discard, progress))
+    })
+}
+
+/// Whether `rest`, which is what was left when [`Tls::advance`] was [`Progress::Blocked`], begins with a whole record:
+/// rustls has read it and waits for the rest of a handshake message.
+///
+/// After the handshake nobody has a reason to cut such a message, and while one is incomplete nothing can be sealed:
+/// a peer that does so is refused.
+pub fn unfinished(rest: &[u8]) -> bool {
+    match rest {
+        [_, _, _, high, low, body @ ..] => body.len() >= usize::from(u16::from_be_bytes([*high, *low])),
+        _ => false,
+    }
 }
 
 /// What went out: the caller's bytes, or something of rustls' own that goes before them.

@@ -1,1 +1,296 @@
-//! (soon)
+//! What it holds, and what happens when it is full.
+
+use std::{
+    cell::RefCell,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    thread,
+    time::{Duration, Instant},
+};
+
+use heddle_ebpf::codes::{Hook, Reason};
+
+use super::world::*;
+use crate::proxy::{
+    PodListeners, Settings, WorkerListeners, Workers,
+    buffers::{Buffers, Quota},
+    environment::*,
+    inbound, outbound,
+    secure::Secure,
+    workers::AttachError,
+};
+
+/// There may be a hundred thousand of them: a connection's own future, and what rustls holds when nothing moves.
+#[test]
+fn a_connection_is_small() {
+    let state = World::new();
+    let environment = Environment {
+        sockets: state.state.clone(),
+        policy: state.state.clone(),
+        credentials: state.state.clone(),
+        recorder: state.state.clone(),
+    };
+    let worker = crate::proxy::worker::Worker::new(environment, Settings::default());
+    let pod = worker.pod(POD_A);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let stream = || {
+        let stream = client(address);
+        stream.set_nonblocking(true).unwrap();
+        tokio::net::TcpStream::from_std(stream).unwrap()
+    };
+    let flow = || Flow {
+        hook: Hook::Inbound,
+        pod: POD_A,
+        client: address,
+        destination: address,
+        peer: None,
+        rule: "".into(),
+    };
+    let outbound = size_of_val(&outbound::serve(&worker, &pod, stream(), flow()));
+    let inbound = size_of_val(&inbound::serve(&worker, &pod, stream(), flow()));
+    println!("outbound {outbound}, inbound {inbound}, idle {}", size_of::<Secure>());
+    assert!(outbound <= 2_560, "{outbound}");
+    assert!(inbound <= 2_560, "{inbound}");
+    assert!(size_of::<Secure>() <= 384, "{}", size_of::<Secure>());
+    // On the heap besides: rustls' state, 0.5 KiB of keys and 0.4 KiB of a certificate chain in it; measured in
+    // `speed.rs`.
+    let client = size_of::<rustls::client::UnbufferedClientConnection>();
+    let server = size_of::<rustls::server::UnbufferedServerConnection>();
+    println!("rustls: client {client}, server {server}");
+    assert!(outbound + client <= 3_584 && inbound + server <= 3_584, "{client} {server}");
+}
+
+#[test]
+fn buffers_are_lent_within_the_bounds() {
+    let buffers = Buffers::new(3);
+    let (greedy, modest) = (Quota::new(2), Quota::new(2));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut lend = |quota: &Rc<Quota>| match buffers.poll_lend(quota, &mut cx) {
+        Poll::Ready(buffer) => Some(buffer),
+        Poll::Pending => None,
+    };
+    let held = RefCell::new(vec![lend(&greedy).unwrap(), lend(&greedy).unwrap()]);
+    assert!(lend(&greedy).is_none(), "a pod's share is bounded");
+    let other = lend(&modest);
+    assert!(other.is_some(), "another pod has its own");
+    assert!(lend(&modest).is_none(), "all together are bounded");
+    drop(other);
+    assert!(lend(&modest).is_some());
+    held.borrow_mut().pop();
+    assert!(lend(&greedy).is_some());
+    assert_eq!(buffers.most_lent(), 3);
+}
+
+/// More streams than buffers: they take turns, nothing is lost and nothing hangs; idle ones hold none.
+#[test]
+fn few_buffers_serve_many_streams() {
+    let world = World::with(Settings { buffers: 3, pod_buffers: 2, ..quick() });
+    world.serve_echo();
+    let mut idle: Vec<_> = (0..20).map(|_| world.connect()).collect();
+    let streams: Vec<_> = (0..16u8)
+        .map(|index| {
+            let outbound = world.outbound;
+            thread::spawn(move || {
+                let mut stream = client(outbound);
+                let block = vec![index; 300_000];
+                for _ in 0..3 {
+                    let mut writer = stream.try_clone().unwrap();
+                    let sent = block.clone();
+                    let writing = thread::spawn(move || writer.write_all(&sent).unwrap());
+                    let mut got = vec![0; block.len()];
+                    stream.read_exact(&mut got).unwrap();
+                    writing.join().unwrap();
+                    assert_eq!(got, block);
+                }
+            })
+        })
+        .collect();
+    for stream in streams {
+        stream.join().unwrap();
+    }
+    for stream in &mut idle {
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0; 1]).unwrap();
+    }
+}
+
+#[test]
+fn connections_and_handshakes_are_bounded() {
+    let world = World::with(Settings { pod_connections: 4, pod_handshakes: 2, ..quick() });
+    world.serve_echo();
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut stream = world.connect();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0; 1]).unwrap();
+        held.push(stream);
+    }
+    assert_reset(&mut world.connect());
+    world.wait_refusal(Hook::Outbound, Reason::LimitReached);
+    drop(held);
+    world.eventually("room again", |_| world.ask(b"x").is_ok_and(|answer| answer == b"x"));
+
+    // Silent clients hold the handshakes' places, and only for as long as a handshake may take.
+    let world = World::with(Settings { pod_handshakes: 2, ..quick() });
+    world.serve_echo();
+    let silent: Vec<_> = (0..2).map(|_| world.connect_inbound()).collect();
+    thread::sleep(Duration::from_millis(100));
+    assert_reset(&mut world.connect_inbound());
+    world.wait_refusal(Hook::Inbound, Reason::LimitReached);
+    thread::sleep(Duration::from_millis(700));
+    assert_eq!(world.ask(b"x").unwrap(), b"x");
+    drop(silent);
+}
+
+/// At most so many idle connections are kept for a destination.
+#[test]
+fn the_pool_is_bounded_and_forgets() {
+    let world = World::with(Settings {
+        pooled_per_destination: 2,
+        client_idle_timeout: Duration::from_millis(500),
+        ..quick()
+    });
+    world.serve_echo();
+    let at_once = |count: usize| {
+        let mut streams: Vec<_> = (0..count).map(|_| world.connect()).collect();
+        for stream in &mut streams {
+            stream.write_all(b"x").unwrap();
+            stream.read_exact(&mut [0; 1]).unwrap();
+        }
+        drop(streams);
+        thread::sleep(Duration::from_millis(100));
+        world.state.handshakes().0
+    };
+    assert_eq!(at_once(5), 5);
+    assert_eq!(at_once(5), 8, "two of the five were kept");
+    thread::sleep(Duration::from_millis(2500));
+    assert_eq!(at_once(1), 9, "and none for longer than the bound");
+}
+
+/// The server's node closes an idle connection: the next stream makes a new one and nothing is lost.
+#[test]
+fn a_connection_that_the_server_closed_is_not_used() {
+    let world = World::with(Settings { server_idle_timeout: Duration::from_millis(150), ..quick() });
+    world.serve_echo();
+    for round in 1..6 {
+        assert_eq!(world.ask(b"x").unwrap(), b"x");
+        assert_eq!(world.state.handshakes(), (round, round));
+        thread::sleep(Duration::from_millis(350));
+    }
+}
+
+/// The two meet: the server closes at the moment at which the client opens a stream. Nothing is lost or doubled.
+#[test]
+fn a_close_that_crosses_an_open_loses_nothing() {
+    let world = World::with(Settings { server_idle_timeout: Duration::from_millis(50), ..quick() });
+    world.serve_echo();
+    let end = Instant::now() + Duration::from_secs(4);
+    let mut asked = 0;
+    while Instant::now() < end {
+        for wait in 95..106 {
+            let question = format!("question {asked}");
+            assert_eq!(world.ask(question.as_bytes()).unwrap(), question.as_bytes());
+            asked += 1;
+            thread::sleep(Duration::from_millis(wait));
+        }
+    }
+    let opened = |hook| {
+        let entries = world.state.entries();
+        entries.iter().filter(|e| matches!(e, Entry::Opened(flow) if flow.hook == hook)).count()
+    };
+    assert_eq!(opened(Hook::Inbound), asked, "each question was put to the application once");
+}
+
+#[test]
+fn a_detached_pod_is_left_alone() {
+    let world = World::new();
+    world.serve_echo();
+    let mut stream = world.connect();
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0; 1]).unwrap();
+    block_on(world.client_node.as_ref().unwrap().detach(POD_A));
+    assert_reset(&mut stream);
+    assert!(std::net::TcpStream::connect(world.outbound).is_err(), "nobody listens");
+    world.eventually("it is told as detached", |state| {
+        state.entries().iter().any(|entry| matches!(entry, Entry::Closed(_, Ending::Detached)))
+    });
+}
+
+#[test]
+fn a_drain_lets_streams_end_until_its_deadline() {
+    let mut world = World::new();
+    world.serve_echo();
+    let mut stream = world.connect();
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0; 1]).unwrap();
+    let outbound = world.outbound;
+    let node = world.client_node.take().unwrap();
+    let draining = thread::spawn(move || {
+        let start = Instant::now();
+        block_on(node.drain(Duration::from_secs(20)));
+        start.elapsed()
+    });
+    thread::sleep(Duration::from_millis(200));
+    assert!(std::net::TcpStream::connect(outbound).is_err(), "no new ones");
+    stream.write_all(b"still").unwrap();
+    let mut echo = [0; 5];
+    stream.read_exact(&mut echo).unwrap();
+    assert_eq!(&echo, b"still");
+    drop(stream);
+    let took = draining.join().unwrap();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    // The server's node has only an idle connection left: it ends at once.
+    let start = Instant::now();
+    block_on(world.server_node.take().unwrap().drain(Duration::from_secs(20)));
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn workers_beat_and_take_only_their_own_listeners() {
+    let world = World::new();
+    let node = world.client_node.as_ref().unwrap();
+    let before = node.beats();
+    thread::sleep(Duration::from_millis(300));
+    assert!(node.beats()[0] > before[0]);
+    let result = block_on(node.attach(PodListeners { pod: POD_B, workers: Vec::new() }));
+    assert!(matches!(result, Err(AttachError::Count { given: 0, workers: 1 })));
+}
+
+/// Each worker accepts for itself.
+#[test]
+fn several_workers_serve_one_pod() {
+    let world = World::new();
+    world.serve_echo();
+    let environment = Environment {
+        sockets: world.state.clone(),
+        policy: world.state.clone(),
+        credentials: world.state.clone(),
+        recorder: world.state.clone(),
+    };
+    let workers = Workers::start(3, &environment, &quick()).unwrap();
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    let sets = (0..3).map(|index| {
+        let address = if index == 2 { "[::1]:0" } else { "127.0.0.1:0" };
+        let listener = TcpListener::bind(address).unwrap();
+        addresses.push(listener.local_addr().unwrap());
+        WorkerListeners { outbound: vec![listener], inbound: Vec::new() }
+    });
+    let sets: Vec<_> = sets.collect();
+    block_on(workers.attach(PodListeners { pod: POD_A, workers: sets })).unwrap();
+    // The transport between the nodes is IPv4, so that only IPv4 clients pass the server's comparison of addresses.
+    for address in &addresses[..2] {
+        let mut stream = client(*address);
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0; 1]).unwrap();
+    }
+    let mut stream = client(addresses[2]);
+    let _ = stream.write_all(b"x");
+    assert!(stream.read_exact(&mut [0; 1]).is_err());
+    world.wait_refusal(Hook::Inbound, Reason::BadPeer);
+    block_on(workers.drain(Duration::ZERO));
+}

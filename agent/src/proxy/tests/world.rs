@@ -120,6 +120,8 @@ pub enum Entry {
     Refused(Flow, Refusal),
 }
 
+type Configs = (Arc<ClientConfig>, Arc<ServerConfig>);
+
 /// Everything that the workers are told.
 pub struct State {
     pub authority: Authority,
@@ -137,7 +139,7 @@ pub struct State {
     pub sent: [AtomicU64; 2],
     pub received: [AtomicU64; 2],
     issued: Mutex<HashMap<Vec<u8>, PeerName>>,
-    configs: Mutex<HashMap<&'static str, (Arc<ClientConfig>, Arc<ServerConfig>)>>,
+    configs: Mutex<HashMap<&'static str, Configs>>,
 }
 
 impl State {
@@ -147,7 +149,7 @@ impl State {
         own
     }
 
-    fn configs(&self, name: &'static str) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+    fn configs(&self, name: &'static str) -> Configs {
         let mut configs = self.configs.lock().unwrap();
         let made = configs.entry(name).or_insert_with(|| {
             let roots = self.authority.roots();
@@ -373,6 +375,16 @@ impl World {
             assert!(start.elapsed() < Duration::from_secs(5), "{what}; seen: {:#?}", self.state.entries());
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits until the client's node has told of this many ends.
+    pub fn wait_closed(&self, count: usize) {
+        self.eventually("streams end", |state| {
+            let entries = state.entries();
+            let ends =
+                entries.iter().filter(|e| matches!(e, Entry::Closed(flow, _) if flow.hook == Hook::Outbound));
+            ends.count() == count
+        });
     }
 
     pub fn wait_refusal(&self, hook: Hook, reason: Reason) {
