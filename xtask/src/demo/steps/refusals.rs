@@ -29,7 +29,9 @@ pub fn show(scene: &mut Scene, _: Option<&WithoutMesh>, step: &mut Step) -> Resu
     explain(scene, step, "unmeshed", &["no_identity", "unauthorized"], None);
 
     let [office, _] = OUTSIDE;
-    step.does(format!("curl to shop/web from {office}, in no mesh, but named by NetworkAuthentication shop/office"));
+    step.does(format!(
+        "curl to shop/web from {office}, in no mesh, but named by NetworkAuthentication shop/office"
+    ));
     let page = scene.curl(scene.lab.outside(), to, &[])?;
     step.check("an unmeshed client that a rule names by address is let in", page.arrived(), page.summary());
     let outcome = apps::connect(scene.lab.outside(), &Attempt::new((scene.echo.v4, 7000), "by address"))?;

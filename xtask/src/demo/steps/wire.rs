@@ -94,7 +94,10 @@ pub fn show(scene: &mut Scene, control: Option<&WithoutMesh>, step: &mut Step) -
         );
     }
     let counted = authorized(scene)? - before;
-    let came = format!("{counted} connections by AuthorizationPolicy shop/web-for-clients, of {}", scene.client.identity());
+    let came = format!(
+        "{counted} connections by AuthorizationPolicy shop/web-for-clients, of {}",
+        scene.client.identity()
+    );
     step.check("the far agent counts them under the rule that allows them", counted >= 1.0, came);
     step.fact("authorized_by_rule", counted);
     Ok(())
@@ -102,5 +105,7 @@ pub fn show(scene: &mut Scene, control: Option<&WithoutMesh>, step: &mut Step) -
 
 /// How many connections the far agent has let in by the rule for the client's identity.
 fn authorized(scene: &Scene) -> Result<f64> {
-    scene.agent(NODE_B)?.metric("inbound_tcp_authz_allow_total", &["web-for-clients", &scene.client.identity()])
+    scene
+        .agent(NODE_B)?
+        .metric("inbound_tcp_authz_allow_total", &["web-for-clients", &scene.client.identity()])
 }
