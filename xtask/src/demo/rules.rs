@@ -55,6 +55,28 @@ spec:
     )
 }
 
+/// Lets `office` reach a Server, whoever it is.
+fn for_office(app: &str) -> String {
+    format!(
+        "apiVersion: policy.linkerd.io/v1alpha1
+kind: AuthorizationPolicy
+metadata:
+  name: {app}-for-the-office
+  namespace: shop
+spec:
+  targetRef:
+    group: policy.linkerd.io
+    kind: Server
+    name: {app}
+  requiredAuthenticationRefs:
+    - group: policy.linkerd.io
+      kind: NetworkAuthentication
+      name: office
+---
+"
+    )
+}
+
 pub fn servers(outside: std::net::IpAddr) -> String {
     let office = format!(
         "apiVersion: policy.linkerd.io/v1alpha1
@@ -65,23 +87,15 @@ metadata:
 spec:
   networks:
     - cidr: {outside}/32
----
-apiVersion: policy.linkerd.io/v1alpha1
-kind: AuthorizationPolicy
-metadata:
-  name: echo-for-the-office
-  namespace: shop
-spec:
-  targetRef:
-    group: policy.linkerd.io
-    kind: Server
-    name: echo
-  requiredAuthenticationRefs:
-    - group: policy.linkerd.io
-      kind: NetworkAuthentication
-      name: office
 "
     );
-    [server("web", 8080, "unknown"), server("echo", 7000, "opaque"), server("near", 7000, "opaque"), office]
-        .concat()
+    [
+        server("web", 8080, "unknown"),
+        server("echo", 7000, "opaque"),
+        server("near", 7000, "opaque"),
+        for_office("web"),
+        for_office("echo"),
+        office,
+    ]
+    .concat()
 }

@@ -30,48 +30,13 @@ pub fn show(scene: &mut Scene, _: Option<&WithoutMesh>, step: &mut Step) -> Resu
 
     let [office, _] = OUTSIDE;
     step.does(format!(
-        "the same from {office}, to the echo server, where NetworkAuthentication shop/office names it"
+        "curl to shop/web from {office}, in no mesh, but named by NetworkAuthentication shop/office"
     ));
+    let page = scene.curl(scene.lab.outside(), to, &[])?;
+    step.check("an unmeshed client that a rule names by address is let in", page.arrived(), page.summary());
     let outcome = apps::connect(scene.lab.outside(), &Attempt::new((scene.echo.v4, 7000), "by address"))?;
-    step.check(
-        "an unmeshed client that a rule names by address is let in",
-        outcome.received == "by address",
-        outcome.summary(),
-    );
-
-    let certificate = self_made(scene)?;
-    let (cert, key) = (format!("{certificate}.crt"), format!("{certificate}.key"));
-    let name = scene.web.identity();
-    step.does(format!(
-        "curl https://{name}:8080 in default/plain, with a certificate of its own making for {}",
-        scene.client.identity()
-    ));
-    let resolve = format!("{name}:8080:{}", scene.web.v4);
-    let url = format!("https://{name}:8080/");
-    let page = refused(scene, step, "self_made", scene.plain.place(), |place| {
-        let output = place.run(&[
-            "curl",
-            "-sS",
-            "-w",
-            "\n%{http_code} %{time_total}",
-            "-k",
-            "--tlsv1.3",
-            "--max-time",
-            "5",
-            "--noproxy",
-            "*",
-            "--cert",
-            &cert,
-            "--key",
-            &key,
-            "--resolve",
-            &resolve,
-            &url,
-        ])?;
-        Ok(Page::read(output))
-    })?;
-    step.check("a self-made certificate opens nothing", page.refused(), page.summary());
-    explain(scene, step, "self_made", &["tls_failed", "no_identity", "unauthorized"], None);
+    step.check("so it is on an opaque port", outcome.received == "by address", outcome.summary());
+    self_made(scene, step)?;
 
     step.does("`heddle events` on node-b, followed all the while");
     let printed = followed.stdout();
@@ -118,12 +83,44 @@ fn explain(scene: &Scene, step: &mut Step, fact: &str, reasons: &[&str], rule: O
     step.fact(&format!("{fact}_event"), event.unwrap_or_default());
 }
 
-fn self_made(scene: &Scene) -> Result<String> {
-    let path = scene.plain.directory().join("self-made").display().to_string();
-    scene.plain.place().shell(&format!(
+/// From where plain bytes are let in: what is refused here is the certificate and nothing else.
+fn self_made(scene: &Scene, step: &mut Step) -> Result<()> {
+    let path = scene.lab.directory().join("outside/self-made").display().to_string();
+    let (cert, key) = (format!("{path}.crt"), format!("{path}.key"));
+    scene.lab.outside().shell(&format!(
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=client \
-         -addext subjectAltName=DNS:{} -keyout {path}.key -out {path}.crt 2>{path}.log || {{ cat {path}.log >&2; exit 1; }}",
+         -addext subjectAltName=DNS:{} -keyout {key} -out {cert} 2>{path}.log || {{ cat {path}.log >&2; exit 1; }}",
         scene.client.identity()
     ))?;
-    Ok(path)
+    let name = scene.web.identity();
+    step.does(format!(
+        "the same with TLS for {name} and a self-made certificate that says {}",
+        scene.client.identity()
+    ));
+    scene.forget_events();
+    let resolve = format!("{name}:8080:{}", scene.web.v4);
+    let url = format!("https://{name}:8080/");
+    let page = Page::read(scene.lab.outside().run(&[
+        "curl",
+        "-sS",
+        "-w",
+        "\n%{http_code} %{time_total}",
+        "-k",
+        "--tlsv1.3",
+        "--max-time",
+        "5",
+        "--noproxy",
+        "*",
+        "--cert",
+        &cert,
+        "--key",
+        &key,
+        "--resolve",
+        &resolve,
+        &url,
+    ])?);
+    step.check("a self-made certificate opens nothing", page.refused(), page.summary());
+    step.fact("self_made", json!({ "curl": page.output.code, "said": page.output.last_line() }));
+    explain(scene, step, "self_made", &["tls_failed", "no_identity"], None);
+    Ok(())
 }

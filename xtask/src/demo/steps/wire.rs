@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     demo::{
         report::Step,
-        scene::{MARKER, NODE_A, Page, Scene},
+        scene::{MARKER, NODE_A, NODE_B, Page, Scene},
     },
     lab::pcap::Traffic,
 };
@@ -42,6 +42,7 @@ pub fn show(scene: &mut Scene, control: Option<&WithoutMesh>, step: &mut Step) -
         step.check("without the mesh the capture sees the marker", control.hits > 0, came);
         step.fact("without_mesh", json!({ "marker_hits": control.hits, "packets": control.packets }));
     }
+    let before = authorized(scene)?;
     let pairs: [(IpAddr, SocketAddr, &str); 2] = [
         (scene.client.v4.into(), (scene.web.v4, 8080).into(), "ipv4"),
         (scene.client.v6.into(), (scene.web.v6, 8080).into(), "ipv6"),
@@ -92,6 +93,19 @@ pub fn show(scene: &mut Scene, control: Option<&WithoutMesh>, step: &mut Step) -
                     "tls13": version, "encrypted_records": encrypted }),
         );
     }
-    step.why("AuthorizationPolicy shop/web-for-clients names the client's identity; both agents showed certificates");
+    let counted = authorized(scene)? - before;
+    let came = format!(
+        "{counted} connections by AuthorizationPolicy shop/web-for-clients, of {}",
+        scene.client.identity()
+    );
+    step.check("the far agent counts them under the rule that allows them", counted >= 1.0, came);
+    step.fact("authorized_by_rule", counted);
     Ok(())
+}
+
+/// How many connections the far agent has let in by the rule for the client's identity.
+fn authorized(scene: &Scene) -> Result<f64> {
+    scene
+        .agent(NODE_B)?
+        .metric("inbound_tcp_authz_allow_total", &["web-for-clients", &scene.client.identity()])
 }

@@ -171,7 +171,10 @@ pub fn nginx(place: &Place, directory: &Path, port: u16, body: &str) -> Result<R
              location / {{ try_files /body =404; }}\n  }}\n}}\n"
         ),
     )?;
-    let mut running = place.spawn(&["nginx", "-c", &root.join("nginx.conf").to_string_lossy()])?;
+    // All its paths are its own: it may be unpacked somewhere and not installed.
+    let config = root.join("nginx.conf").display().to_string();
+    let mut running =
+        place.spawn(&["nginx", "-p", &root.to_string_lossy(), "-e", "stderr", "-c", &config])?;
     // It does not say when it listens; its pid file is written after that.
     let until = Instant::now() + Duration::from_secs(10);
     while !root.join("pid").exists() {
