@@ -55,12 +55,13 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    let workspace = Workspace::find()?;
+    // The inner demo runs where there is no source tree, as in a virtual machine.
+    let workspace = Workspace::find;
     match command {
-        Command::Demo(arguments) => on_the_lab::run(&workspace, &arguments),
-        Command::Test(arguments) => test::run(&workspace, &arguments),
-        Command::Build(arguments) => ebpf::build(&workspace, &arguments).map(|()| ExitCode::SUCCESS),
-        Command::Ebpf(arguments) => ebpf::run(&workspace, &arguments).map(|_| ExitCode::SUCCESS),
-        Command::Vm(arguments) => vm::run(&workspace, &arguments),
+        Command::Demo(arguments) => on_the_lab::run(&arguments),
+        Command::Test(arguments) => test::run(&workspace()?, &arguments),
+        Command::Build(arguments) => ebpf::build(&workspace()?, &arguments).map(|()| ExitCode::SUCCESS),
+        Command::Ebpf(arguments) => ebpf::run(&workspace()?, &arguments).map(|_| ExitCode::SUCCESS),
+        Command::Vm(arguments) => vm::run(&workspace()?, &arguments),
     }
 }

@@ -52,7 +52,7 @@ pub struct Arguments<O: clap::Args> {
 }
 
 /// Prepares and becomes the inner command, or is it.
-pub fn run<O: clap::Args + OnTheLab>(workspace: &Workspace, arguments: &Arguments<O>) -> Result<ExitCode> {
+pub fn run<O: clap::Args + OnTheLab>(arguments: &Arguments<O>) -> Result<ExitCode> {
     if arguments.inner {
         let code = arguments.options.run();
         if let Some(file) = arguments.options.report() {
@@ -60,6 +60,7 @@ pub fn run<O: clap::Args + OnTheLab>(workspace: &Workspace, arguments: &Argument
         }
         return code;
     }
+    let workspace = &Workspace::find()?;
     privilege::refuse_sudo_around_cargo(workspace)?;
     let own = env::current_exe().context("cannot tell where this program is")?;
     let program = if arguments.options.only_removes() {

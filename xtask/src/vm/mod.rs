@@ -48,7 +48,7 @@ struct Smoke {
     inside: Vec<String>,
 }
 
-/// What the smoke runs inside: the kernel can do what is needed, the programs load, their maps read well.
+/// What the smoke runs inside: the demo, on a kernel that has shown its BTF.
 const SMOKE: &str = include_str!("smoke.sh");
 
 /// Runs the subcommand; the code says whether every kernel's result was good.
