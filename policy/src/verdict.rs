@@ -80,11 +80,15 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
     if settings.open != 1 {
         return asked(Verdict::refuse(Reason::TablesClosed, 0));
     }
+    if destination.is_multicast() || destination.is_link_local_v6() {
+        // Neighbors on the link: nobody there is known by such an address.
+        return asked(Verdict::refuse(Reason::Protocol, 0));
+    }
     let Some(source) = local_pod(tables, &connect.source) else {
         return asked(Verdict::refuse(Reason::NotCaptured, 0));
     };
     if let Some(service) = tables.service(destination, connect.port, connect.protocol) {
-        if service.flags & SERVICE_DNS != 0 && connect.protocol == UDP {
+        if service.flags & SERVICE_DNS != 0 && connect.protocol == UDP && connect.port == 53 {
             // Names are asked for before there is anybody to be authenticated to.
             return asked(Verdict::direct(Reason::PlainCluster, 0));
         }
@@ -109,7 +113,7 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
     if tables.service(destination, 0, 0).is_some() {
         return asked(Verdict::refuse(Reason::NoServicePort, 0));
     }
-    asked(endpoint(tables, &settings, &source, &connect.source, destination, connect.port, connect.protocol))
+    asked(endpoint(tables, settings, source, &connect.source, destination, connect.port, connect.protocol))
 }
 
 /// The captured, meshed pod of this node at `address`: the one that the tables mean, not another at its address.
