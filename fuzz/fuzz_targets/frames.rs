@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
             }
         }
         if setting & 16 != 0 {
-            drop(connection.end());
+            let _ = connection.end();
         }
         rest = next;
     }

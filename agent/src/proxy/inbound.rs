@@ -13,7 +13,7 @@ use super::{
     registry::{Membership, Told},
     relay::{Account, End, How, Relay, Side, Surroundings},
     secure::{Secure, SecureError},
-    sockets::{abort, connected},
+    sockets::{abort, connected, keep_alive},
     wire::{self, Event, Open},
     worker::{Pod, Worker},
 };
@@ -21,6 +21,7 @@ use super::{
 /// Judges the connection, and carries it or resets it.
 pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, flow: Flow) {
     let member = worker.registry.enter(pod.id);
+    keep_alive(&stream);
     let policy = &*worker.environment.policy;
     let path = Path { worker, pod, member: &member };
     match policy.inbound_class(pod.id, flow.client.ip(), flow.destination.port()) {
@@ -279,13 +280,9 @@ impl Path<'_> {
             End::Over(How::Reset | How::Refused(_)) => (Ending::Reset, true),
             End::Lost(error) => {
                 tracing::debug!(%error, client = %flow.client, "an agent's connection broke within a stream");
-                relay.abort();
                 (Ending::Lost, false)
             }
-            End::Told(told) => {
-                relay.abort();
-                (if told == Told::Ended { Ending::Detached } else { Ending::Lost }, false)
-            }
+            End::Told(told) => (if told == Told::Ended { Ending::Detached } else { Ending::Lost }, false),
         };
         recorder.closed(flow, &ending);
         whole

@@ -13,7 +13,7 @@ use super::{
     registry::{Membership, Told},
     relay::{Account, End, How, Kept, Relay, Side, Surroundings},
     secure::{Secure, SecureError},
-    sockets::{abort, connected},
+    sockets::{abort, connected, keep_alive},
     wire::{self, Open},
     worker::{Pod, Worker},
 };
@@ -66,7 +66,10 @@ impl Path<'_> {
         let result = self.member.unless_told(connecting).await;
         self.member.set_deadline(None);
         match result {
-            Ok(Ok(stream)) => Ok(stream),
+            Ok(Ok(stream)) => {
+                keep_alive(&stream);
+                Ok(stream)
+            }
             Ok(Err(_)) => Err(Reason::Unreachable),
             Err(Told::TimedOut | Told::Ended) => Err(Reason::Unreachable),
         }
@@ -216,7 +219,7 @@ impl Path<'_> {
                 Ending::Lost
             }
             End::Told(told) => {
-                relay.abort();
+                drop(relay);
                 abort(pooled.secure.stream);
                 match told {
                     Told::Ended => Ending::Detached,

@@ -17,6 +17,8 @@ use super::environment::PodId;
 
 /// How exact deadlines are.
 pub const TICK: Duration = Duration::from_millis(50);
+/// Ticks between two looks of a task at a socket that it does not read from.
+const LOOK: u32 = 10;
 
 #[derive(Debug)]
 struct Entry {
@@ -24,6 +26,8 @@ struct Entry {
     waker: Option<Waker>,
     deadline: Option<Instant>,
     idle: bool,
+    /// The task waits to write, and would not learn that the other side of what it reads from is gone.
+    stalled: bool,
     told: Option<Told>,
 }
 
@@ -42,12 +46,13 @@ pub struct Registry {
     entries: RefCell<Slab<Entry>>,
     generation: Cell<u64>,
     draining: Cell<bool>,
+    ticks: Cell<u32>,
 }
 
 impl Registry {
     /// Enters a task.
     pub fn enter(self: &Rc<Self>, pod: PodId) -> Membership {
-        let entry = Entry { pod, waker: None, deadline: None, idle: false, told: None };
+        let entry = Entry { pod, waker: None, deadline: None, idle: false, stalled: false, told: None };
         let key = self.entries.borrow_mut().insert(entry);
         Membership { registry: Rc::clone(self), key, seen: Cell::new(self.generation.get()) }
     }
@@ -85,15 +90,17 @@ impl Registry {
         });
     }
 
-    /// Tells those whose deadline has passed.
+    /// Tells those whose deadline has passed, and wakes those that are stalled now and then.
     pub fn tick(&self, now: Instant) {
+        self.ticks.set(self.ticks.get().wrapping_add(1));
+        let look = self.ticks.get().is_multiple_of(LOOK);
         self.wake(|entry| {
             let late = entry.deadline.is_some_and(|deadline| deadline <= now);
             if late {
                 entry.deadline = None;
                 entry.told.get_or_insert(Told::TimedOut);
             }
-            late
+            late || (look && entry.stalled)
         });
     }
 
@@ -140,6 +147,11 @@ impl Membership {
                 entry.told = Some(Told::Ended);
             }
         });
+    }
+
+    /// Says whether the task waits to write, so that it is woken now and then to look at its sockets.
+    pub fn set_stalled(&self, stalled: bool) {
+        self.with(|entry| entry.stalled = stalled);
     }
 
     /// What the task was told, once; else it is woken when it is told something.

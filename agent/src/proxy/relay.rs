@@ -131,7 +131,11 @@ pub struct Relay<'a> {
     heard: bool,
     peer_ended: bool,
     shut: bool,
+    /// One of the sockets is not being read from.
+    stalled: bool,
     how: Option<How>,
+    /// It ended in good order.
+    finished: bool,
 }
 
 impl<'a> Relay<'a> {
@@ -157,7 +161,9 @@ impl<'a> Relay<'a> {
             heard: false,
             peer_ended,
             shut: false,
+            stalled: false,
             how: None,
+            finished: false,
         }
     }
 
@@ -201,13 +207,6 @@ impl<'a> Relay<'a> {
         Some((self.app.take()?, Kept { load, app_ended: self.app_ended }))
     }
 
-    /// Resets the application's connection: nothing could be carried.
-    pub fn abort(mut self) {
-        if let Some(app) = self.app.take() {
-            abort(app);
-        }
-    }
-
     /// Carries bytes until the stream is over.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if let Poll::Ready(told) = self.around.member.poll_told(cx) {
@@ -216,9 +215,13 @@ impl<'a> Relay<'a> {
         let result = self.run(cx);
         self.account.pass();
         self.secure.release(self.hold && !self.heard);
+        self.look_out();
         match result {
             Err(error) => Poll::Ready(End::Lost(error)),
-            Ok(()) if self.is_over() => Poll::Ready(End::Over(self.how.clone().unwrap_or(How::Closed))),
+            Ok(()) if self.is_over() => {
+                self.finished = true;
+                Poll::Ready(End::Over(self.how.clone().unwrap_or(How::Closed)))
+            }
             Ok(()) => Poll::Pending,
         }
     }
@@ -231,6 +234,9 @@ impl<'a> Relay<'a> {
             let code = heddle_ebpf::codes::Reason::Revoked as u32;
             self.give_up(code, How::Terminated(refusal))?;
         }
+        if self.stalled {
+            self.look_at_sockets()?;
+        }
         loop {
             let mut progress = self.load(cx)?;
             progress |= self.secure.flush(cx)?;
@@ -240,6 +246,27 @@ impl<'a> Relay<'a> {
                 return Ok(());
             }
         }
+    }
+
+    /// A socket that is not read from would not tell that its peer has reset it: it is looked at now and then.
+    fn look_out(&mut self) {
+        let stalled = self.app_ended || !self.secure.is_flushed() || !self.secure.plain().is_empty();
+        if stalled != self.stalled {
+            self.stalled = stalled;
+            self.around.member.set_stalled(stalled);
+        }
+    }
+
+    fn look_at_sockets(&mut self) -> Result<(), SecureError> {
+        if let Some(error) = self.secure.stream.take_error()? {
+            return Err(error.into());
+        }
+        if let Some(app) = &self.app
+            && app.take_error()?.is_some()
+        {
+            self.give_up(0, How::Reset)?;
+        }
+        Ok(())
     }
 
     fn is_over(&self) -> bool {
@@ -378,6 +405,18 @@ impl<'a> Relay<'a> {
             return Err(SecureError::Closed { clean });
         }
         self.secure.read_records(self.around.supply, cx)
+    }
+}
+
+impl Drop for Relay<'_> {
+    /// Only END is an end: whatever else stops the relay is a reset for the application.
+    fn drop(&mut self) {
+        self.around.member.set_stalled(false);
+        if !self.finished
+            && let Some(app) = self.app.take()
+        {
+            abort(app);
+        }
     }
 }
 

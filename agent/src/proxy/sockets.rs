@@ -2,7 +2,7 @@
 
 use std::{io, net::Shutdown, net::SocketAddr, time::Duration};
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 /// Closes with a reset.
@@ -15,6 +15,16 @@ pub fn abort(stream: TcpStream) {
 pub fn shut_down(stream: &TcpStream) {
     // It fails only where the peer reset the connection, which the next read or write tells.
     drop(SockRef::from(stream).shutdown(Shutdown::Write));
+}
+
+/// Has the kernel find out, within two minutes, that the machine at the other end is gone.
+pub fn keep_alive(stream: &TcpStream) {
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(6);
+    // It fails only on a socket that is gone already.
+    drop(SockRef::from(stream).set_tcp_keepalive(&probes));
 }
 
 /// An address with IPv4 in its own form.

@@ -294,3 +294,14 @@ fn several_workers_serve_one_pod() {
     world.wait_refusal(Hook::Inbound, Reason::BadPeer);
     block_on(workers.drain(Duration::ZERO));
 }
+
+#[test]
+fn a_cut_handshake_message_is_noticed() {
+    use crate::proxy::tls::unfinished;
+    let record = [0x17, 3, 3, 0, 2, 9, 9];
+    assert!(unfinished(&record));
+    assert!(unfinished(&[&record[..], &[0x17]].concat()));
+    for length in 0..record.len() {
+        assert!(!unfinished(&record[..length]), "{length}");
+    }
+}

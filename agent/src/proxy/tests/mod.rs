@@ -3,6 +3,7 @@
 //! One [`World`] has a node of the client's (outbound) and one of the server's (inbound), each with workers of its
 //! own, and an application behind the second.
 
+mod far_server;
 mod limits;
 mod open_server;
 mod refusals;

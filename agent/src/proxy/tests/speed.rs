@@ -97,15 +97,23 @@ fn relays_against_direct() {
     let world = World::new();
     for _ in 0..2 {
         world.serve(sink);
-        let before = cpu();
-        let through = stream_rate(world.outbound);
-        let through_cpu = (cpu() - before) / (through * 1.5);
-        let before = cpu();
-        let straight = stream_rate(direct(sink));
-        let straight_cpu = (cpu() - before) / (straight * 1.5);
+        let measure = |address| {
+            let before = cpu();
+            let rate = stream_rate(address);
+            (rate, (cpu() - before) / (rate * 1.5))
+        };
+        let (straight, straight_cpu) = measure(direct(sink));
+        let (through, through_cpu) = measure(world.outbound);
+        world.plain(true);
+        let (copied, copied_cpu) = measure(world.outbound);
+        world.plain(false);
         println!(
-            "one stream: direct {straight:.2} GB/s, relays {through:.2} GB/s, ratio {:.2}; CPU s a GB {straight_cpu:.2} and {through_cpu:.2}",
+            "one stream, GB/s: direct {straight:.2}, copying relays {copied:.2}, relays {through:.2} ({:.2} of direct)",
             through / straight
+        );
+        println!(
+            "  CPU s a GB: direct {straight_cpu:.2}, copying relays {copied_cpu:.2}, relays {through_cpu:.2} (relays alone {:.2} of copying)",
+            (through_cpu - straight_cpu) / (copied_cpu - straight_cpu)
         );
         world.serve(echo);
         let straight = direct(echo);

@@ -252,6 +252,38 @@ fn a_stalled_reader_stops_the_sender() {
     assert_eq!(told.recv_timeout(Duration::from_secs(10)).unwrap(), sent);
 }
 
+/// A reset is heard even where nothing can be written any more: neither side waits for ever for the other.
+#[test]
+fn a_reset_passes_a_stalled_stream() {
+    for by_client in [true, false] {
+        let world = World::new();
+        let (go, wait) = mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        world.serve(move |stream| {
+            // Never reads.
+            let _ = wait.lock().unwrap().recv();
+            reset(stream);
+        });
+        let mut stream = world.connect();
+        stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        while stream.write(&[7; 65536]).is_ok() {}
+        if by_client {
+            reset(stream);
+        } else {
+            go.send(()).unwrap();
+            world.eventually("the client sees it", |_| {
+                (&stream).write(&[7; 65536]).is_err_and(|e| e.kind() != io::ErrorKind::WouldBlock)
+            });
+        }
+        world.eventually("both nodes hear of it", |state| {
+            let entries = state.entries();
+            let ends = entries.iter().filter(|e| matches!(e, Entry::Closed(_, Ending::Reset | Ending::Lost)));
+            ends.count() == 2
+        });
+        drop(go);
+    }
+}
+
 #[test]
 fn a_plain_upstream_is_carried_too() {
     let world = World::new();

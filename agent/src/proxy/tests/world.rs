@@ -377,6 +377,15 @@ impl World {
         }
     }
 
+    /// Has both nodes carry everything in plain text, or in mesh TLS.
+    pub fn plain(&self, plain: bool) {
+        let expected = (!plain).then(|| PeerName::new(SERVER));
+        *self.state.upstream.lock().unwrap() = Ok(Upstream { address: self.inbound, expected });
+        let class = if plain { InboundClass::Plain { server_first: true } } else { InboundClass::MeshTls };
+        *self.state.class.lock().unwrap() = Ok(class);
+        self.state.allow(if plain { &[None] } else { &[Some(CLIENT)] });
+    }
+
     /// Waits until the client's node has told of this many ends.
     pub fn wait_closed(&self, count: usize) {
         self.eventually("streams end", |state| {

@@ -1,0 +1,153 @@
+//! A server's agent that the test plays itself: what the client's node does when it closes, lies or falls silent.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use heddle_ebpf::codes::{Hook, Reason};
+use rustls::{ServerConnection, StreamOwned};
+
+use super::world::*;
+use crate::proxy::{environment::*, wire::frame};
+
+type Tls = StreamOwned<ServerConnection, TcpStream>;
+
+/// Plays the far agent: each connection that is accepted goes to `play` with its number.
+fn play(world: &World, play: impl Fn(usize, Tls) + Send + Sync + 'static) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    *world.state.upstream.lock().unwrap() =
+        Ok(Upstream { address: listener.local_addr().unwrap(), expected: Some(PeerName::new(SERVER)) });
+    let config = server_config(world.state.authority.roots(), SERVER, world.state.issue(SERVER));
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let stream = stream.unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            play(number, StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream));
+        }
+    });
+}
+
+fn read_frame(tls: &mut Tls) -> Option<Vec<u8>> {
+    let mut header = [0; 8];
+    tls.read_exact(&mut header).ok()?;
+    let mut payload = vec![0; usize::from(u16::from_be_bytes([header[2], header[3]]))];
+    tls.read_exact(&mut payload).ok()?;
+    Some([&header[..], &payload].concat())
+}
+
+/// Serves one stream: a question, its echo, and the ends.
+fn serve_one(tls: &mut Tls, stream: u32) -> Option<Vec<u8>> {
+    let open = read_frame(tls)?;
+    assert_eq!((open[0], open[7]), (1, stream as u8));
+    let question = read_frame(tls)?;
+    assert_eq!(question[0], 2);
+    let end = read_frame(tls)?;
+    assert_eq!(end[0], 3);
+    tls.write_all(&frame::accepted(stream)).unwrap();
+    tls.write_all(&question).unwrap();
+    tls.write_all(&frame::end(stream)).unwrap();
+    Some(question[8..].to_vec())
+}
+
+/// `close_notify` in answer to OPEN: the server was closing and has processed nothing. The question is put again on
+/// a fresh connection, with every byte, once.
+#[test]
+fn a_stream_that_met_a_clean_close_is_opened_again() {
+    let world = World::new();
+    let (tell, told) = mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    play(&world, move |number, mut tls| {
+        let tell = tell.lock().unwrap();
+        tell.send((number, serve_one(&mut tls, 1))).unwrap();
+        if number == 0 {
+            // The second OPEN has come: its bytes are in the kernel's buffer, and not read.
+            let mut byte = [0; 1];
+            tls.sock.peek(&mut byte).unwrap();
+            thread::sleep(Duration::from_millis(50));
+            tls.conn.send_close_notify();
+            tls.conn.write_tls(&mut tls.sock).unwrap();
+            tls.sock.shutdown(std::net::Shutdown::Write).unwrap();
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
+    assert_eq!(world.ask(b"first").unwrap(), b"first");
+    assert_eq!(world.ask(b"second").unwrap(), b"second");
+    assert_eq!(told.recv().unwrap(), (0, Some(b"first".to_vec())));
+    assert_eq!(told.recv().unwrap(), (1, Some(b"second".to_vec())));
+    assert_eq!(world.state.handshakes().0, 2);
+}
+
+/// A connection that breaks without a word after data was sent on it: nobody knows what the application got, so
+/// that nothing is sent again.
+#[test]
+fn a_stream_that_may_have_arrived_is_not_opened_again() {
+    let world = World::new();
+    let (tell, told) = mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    play(&world, move |number, mut tls| {
+        let tell = tell.lock().unwrap();
+        tell.send((number, serve_one(&mut tls, 1))).unwrap();
+        if number == 0 {
+            // OPEN and the question are read, and then the connection breaks.
+            drop(read_frame(&mut tls));
+            drop(read_frame(&mut tls));
+        }
+    });
+    assert_eq!(world.ask(b"first").unwrap(), b"first");
+    let mut stream = world.connect();
+    stream.write_all(b"second").unwrap();
+    assert_reset(&mut stream);
+    assert_eq!(told.recv().unwrap().0, 0);
+    assert!(told.recv_timeout(Duration::from_millis(300)).is_err(), "no second connection was made");
+    // The control: the next question is answered, on a connection of its own.
+    assert_eq!(world.ask(b"third").unwrap(), b"third");
+}
+
+/// Frames that a server may not send end the connection, and the application sees a reset.
+#[test]
+fn a_server_that_breaks_the_framing_is_cut_off() {
+    let bad: [(&str, Vec<u8>); 5] = [
+        ("END before ACCEPTED", frame::end(1).to_vec()),
+        ("OPEN", vec![1, 0, 0, 40, 0, 0, 0, 2]),
+        ("another stream", frame::accepted(2).to_vec()),
+        ("garbage", b"HTTP/1.1 200 OK\r\n\r\n".to_vec()),
+        ("ACCEPTED twice", [frame::accepted(1), frame::accepted(1)].concat()),
+    ];
+    for (what, bytes) in bad {
+        let world = World::new();
+        play(&world, move |_, mut tls| {
+            read_frame(&mut tls).unwrap();
+            tls.write_all(&bytes).unwrap();
+            // It is the client's node that closes.
+            while read_frame(&mut tls).is_some() {}
+        });
+        let mut stream = world.connect();
+        stream.write_all(b"x").unwrap();
+        assert_reset(&mut stream);
+        world.eventually(what, |state| {
+            state.entries().iter().any(|entry| matches!(entry, Entry::Closed(_, Ending::Lost)))
+        });
+    }
+}
+
+/// A far agent that takes the connection and says nothing: bounded, and the application is reset.
+#[test]
+fn a_server_that_never_shakes_hands_is_given_up() {
+    let world = World::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    *world.state.upstream.lock().unwrap() =
+        Ok(Upstream { address: listener.local_addr().unwrap(), expected: Some(PeerName::new(SERVER)) });
+    let start = std::time::Instant::now();
+    let mut stream = world.connect();
+    assert_reset(&mut stream);
+    assert!(start.elapsed() < Duration::from_secs(2));
+    world.wait_refusal(Hook::Outbound, Reason::TimedOut);
+    // Nobody there at all.
+    drop(listener);
+    assert_reset(&mut world.connect());
+    world.wait_refusal(Hook::Outbound, Reason::Unreachable);
+}
