@@ -5,7 +5,7 @@ use crate::privilege::as_root;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Whether this machine has apt at all.
 pub fn present() -> bool {
@@ -56,7 +56,8 @@ pub fn install(packages: &[&str]) -> Result<()> {
     eprintln!("installing Debian packages: {}", missing.join(" "));
     let mut install = as_root("env")?;
     install.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "--quiet=2"]);
-    command::run(install.arg("--no-install-recommends").args(&missing))
+    // dpkg's account of every step is for nobody; what goes wrong comes by stderr.
+    command::run(install.arg("--no-install-recommends").args(&missing).stdout(Stdio::null()))
         .with_context(|| format!("these Debian packages could not be installed: {}", missing.join(" ")))
 }
 

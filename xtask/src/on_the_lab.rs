@@ -105,7 +105,7 @@ fn announce(workspace: &Workspace) {
     println!("  4. two nodes out of network namespaces, taken down at the end");
     if !workspace.kernel_programs().is_file() {
         println!(
-            "A first run fetches about 400 MB, takes 4 to 8 minutes and 3 GB of disk; later ones take seconds."
+            "A first run fetches about 400 MB, takes 5 to 10 minutes and 3 GB of disk; later ones take seconds."
         );
     }
     println!();

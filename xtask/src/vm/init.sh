@@ -22,7 +22,8 @@ ip link set lo up
 while read -r module; do
     insmod "/modules/$module" || echo "cannot load $module"
 done </modules/order
-sh /work.sh </dev/null
+# Not the shell that runs this: busybox prefers its own `ip` and the like to those in PATH.
+/bin/sh /work.sh </dev/null
 code=$?
 echo
 echo "MARKER $code"

@@ -15,9 +15,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const INIT: &str = include_str!("init.sh");
 /// What the lab and its agents call; busybox has the rest.
-const PROGRAMS: [&str; 19] = [
+const PROGRAMS: &[&str] = &[
     "ip", "tc", "ss", "bpftool", "curl", "tcpdump", "nginx", "socat", "ncat", "openssl", "ping", "nsenter",
-    "unshare", "setpriv", "mount", "umount", "find", "timeout", "env",
+    "unshare", "setpriv", "mount", "umount", "find", "timeout", "env", "rm", "cp", "mkdir", "sleep", "cat",
+    "kill", "ps", "pgrep", "grep", "sed",
 ];
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/:/bin/false\ntcpdump:x:102:102::/:/bin/false\n\
     nobody:x:65534:65534::/:/bin/false\n";
@@ -61,6 +62,8 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
     for program in PROGRAMS {
         stage.with_libraries(&found(program, &contents.search)?, &Path::new("usr/sbin").join(program))?;
     }
+    // busybox's shell would prefer busybox's own `ip` and the like to those in PATH.
+    stage.with_libraries(&found("sh", &contents.search)?, Path::new("bin/sh"))?;
     stage.place(&contents.object, "heddle.o")?;
 
     let mut order = String::new();
