@@ -35,6 +35,8 @@ enum Command {
     /// Looks whether this machine is fit before it fetches anything, says what it will install, builds as you and runs
     /// the demo as root (sudo asks if it must). Leaves nothing running.
     Demo(on_the_lab::Arguments<xtask::demo::Options>),
+    /// What the mesh costs beside a bare connection, as ratios, measured in turns in one run
+    Bench(on_the_lab::Arguments<xtask::bench::Options>),
     Test(test::Arguments),
     Build(ebpf::Build),
     Ebpf(ebpf::Arguments),
@@ -59,6 +61,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let workspace = Workspace::find;
     match command {
         Command::Demo(arguments) => on_the_lab::run(&arguments),
+        Command::Bench(arguments) => on_the_lab::run(&arguments),
         Command::Test(arguments) => test::run(&workspace()?, &arguments),
         Command::Build(arguments) => ebpf::build(&workspace()?, &arguments).map(|()| ExitCode::SUCCESS),
         Command::Ebpf(arguments) => ebpf::run(&workspace()?, &arguments).map(|_| ExitCode::SUCCESS),

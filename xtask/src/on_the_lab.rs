@@ -41,6 +41,22 @@ impl OnTheLab for xtask::demo::Options {
     }
 }
 
+impl OnTheLab for xtask::bench::Options {
+    const MEASURED: bool = true;
+
+    fn only_removes(&self) -> bool {
+        false
+    }
+
+    fn report(&self) -> Option<&Path> {
+        self.json.as_deref()
+    }
+
+    fn run(&self) -> Result<ExitCode> {
+        xtask::bench::run(self)
+    }
+}
+
 /// The command's own options, and whether everything is prepared.
 #[derive(clap::Args)]
 pub struct Arguments<O: clap::Args> {
