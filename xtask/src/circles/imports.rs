@@ -2,26 +2,17 @@
 
 use std::collections::BTreeSet;
 use syn::visit::{self, Visit};
-use syn::{Attribute, File, Item, ItemMod, ItemUse, Path, UseTree};
+use syn::{Attribute, File, ItemMod, ItemUse, Path, UseTree};
 
 /// The crate's paths that `file`, which is `module`, names, from the crate's root.
 pub fn of(file: &File, module: &[String]) -> BTreeSet<Vec<String>> {
-    let children = file.items.iter().filter_map(|item| match item {
-        Item::Mod(child) if child.content.is_none() && !for_tests(&child.attrs) => {
-            Some(child.ident.to_string())
-        }
-        _ => None,
-    });
-    let mut collector =
-        Collector { module: module.to_vec(), children: children.collect(), found: BTreeSet::new() };
+    let mut collector = Collector { module: module.to_vec(), found: BTreeSet::new() };
     collector.visit_file(file);
     collector.found
 }
 
 struct Collector {
     module: Vec<String>,
-    /// Files declared below this one: their names need no `self::`.
-    children: BTreeSet<String>,
     found: BTreeSet<Vec<String>>,
 }
 
@@ -32,7 +23,7 @@ impl Collector {
             "crate" => (Vec::new(), &names[1..]),
             "self" => (self.module.clone(), &names[1..]),
             "super" => (self.module.clone(), names),
-            child if names.len() > 1 && self.children.contains(child) => (self.module.clone(), names),
+            // Another crate's, or a part of this module's own: holding a part is no import of it.
             _ => return,
         };
         let mut rest = rest;

@@ -1,5 +1,6 @@
 //! No two modules import each other. Each crate's files are read, their imports drawn as a graph, and every circle in
-//! it is an error: what a file needs must be readable before the file.
+//! it is an error: what a file needs must be readable before the file. An import is a path that starts with `crate`,
+//! `super` or `self`; a module that calls a part of its own by the part's name holds it and does not import it.
 
 mod imports;
 
