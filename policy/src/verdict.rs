@@ -101,8 +101,8 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
         };
         let verdict = endpoint(
             tables,
-            &settings,
-            &source,
+            settings,
+            source,
             &connect.source,
             &backend.address,
             backend.port,

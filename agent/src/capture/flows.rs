@@ -9,7 +9,7 @@ use heddle_ebpf::{
     judge::{OUTBOUND, Question},
 };
 
-use super::{error::CaptureError, kernel::Kernel, pods::CapturedPod, sock_diag};
+use super::{error::CaptureError, kernel::Kernel, pod::CapturedPod, sock_diag};
 
 /// The ends of every live `direct` connection.
 pub(super) struct DirectFlows {

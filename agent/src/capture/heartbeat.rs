@@ -4,9 +4,8 @@ use std::{io, thread::JoinHandle, time::Duration};
 
 use aya::maps::{Array, MapData};
 use heddle_ebpf::attach::maps;
-use rustix::time::{ClockId, clock_gettime};
 
-use super::{error::CaptureError, kernel::Kernel};
+use super::{clock, error::CaptureError, kernel::Kernel};
 
 /// Beats while it lives.
 #[derive(Debug)]
@@ -32,7 +31,9 @@ impl Heartbeat {
             .name("heddle-heartbeat".into())
             .spawn(move || {
                 while stopped.recv_timeout(period) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                    if alive() && let Err(error) = beat(&mut map) {
+                    if alive()
+                        && let Err(error) = beat(&mut map)
+                    {
                         tracing::error!(%error, "no heartbeat");
                     }
                 }
@@ -54,13 +55,7 @@ impl Drop for Heartbeat {
 }
 
 fn beat(map: &mut Array<MapData, u64>) -> Result<(), CaptureError> {
-    map.set(0, monotonic(), 0).map_err(CaptureError::map(maps::HEARTBEAT))
-}
-
-/// The clock of `bpf_ktime_get_ns`.
-pub(super) fn monotonic() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+    map.set(0, clock::monotonic(), 0).map_err(CaptureError::map(maps::HEARTBEAT))
 }
 
 impl From<io::Error> for CaptureError {

@@ -18,6 +18,7 @@ use heddle_ebpf::{
 };
 
 use super::{
+    clock,
     error::CaptureError,
     maps::{ALL, Pins},
     object::OBJECT,
@@ -73,7 +74,9 @@ impl Kernel {
             .iter()
             .flat_map(|(name, places)| {
                 ALL.iter()
-                    .filter(move |map| *map == name || map.strip_suffix("_0").or(map.strip_suffix("_1")) == Some(name))
+                    .filter(move |map| {
+                        *map == name || map.strip_suffix("_0").or(map.strip_suffix("_1")) == Some(name)
+                    })
                     .map(|map| ((*map).to_owned(), *places))
             })
             .collect();
@@ -128,7 +131,7 @@ impl Kernel {
     /// How old the agent's last sign of life is, as the programs see it; `None`: it gave none.
     pub fn heartbeat_age(&self) -> Option<Duration> {
         let beat = self.pins.array::<u64>(attach_maps::HEARTBEAT).ok()?.get(&0, 0).ok()?;
-        (beat != 0).then(|| Duration::from_nanos(super::heartbeat::monotonic().saturating_sub(beat)))
+        (beat != 0).then(|| Duration::from_nanos(clock::monotonic().saturating_sub(beat)))
     }
 
     /// Where everything is pinned.
@@ -139,7 +142,7 @@ impl Kernel {
 
 fn require(path: &Path, magic: i64, error: impl FnOnce(PathBuf) -> CaptureError) -> Result<(), CaptureError> {
     match rustix::fs::statfs(path) {
-        Ok(found) if found.f_type as i64 == magic => Ok(()),
+        Ok(found) if found.f_type == magic => Ok(()),
         _ => Err(error(path.to_owned())),
     }
 }

@@ -81,7 +81,8 @@ fn list() -> io::Result<Vec<Interface>> {
         }
         let mut addresses = handle.address().get().execute();
         while let Some(address) = addresses.try_next().await.map_err(io::Error::other)? {
-            let Some(interface) = found.iter_mut().find(|interface| interface.index == address.header.index) else {
+            let Some(interface) = found.iter_mut().find(|interface| interface.index == address.header.index)
+            else {
                 continue;
             };
             // The local address; on a point-to-point link `Address` is the other side's.
@@ -126,7 +127,9 @@ fn classify(kind: &InfoKind) -> Kind {
         | InfoKind::Bond
         | InfoKind::Vxlan
         | InfoKind::Wireguard => Kind::Inner,
-        InfoKind::Other(name) if matches!(name.as_str(), "vti6" | "erspan" | "ip6erspan" | "nlmon" | "team") => {
+        InfoKind::Other(name)
+            if matches!(name.as_str(), "vti6" | "erspan" | "ip6erspan" | "nlmon" | "team") =>
+        {
             Kind::Inner
         }
         _ => Kind::Other,

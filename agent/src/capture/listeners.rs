@@ -30,7 +30,8 @@ pub struct PodListener {
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// Ports that applications often want: databases, gRPC's examples, proxies, metrics.
-const USUAL: &[u16] = &[15000, 15001, 15006, 15021, 15090, 18080, 19090, 25565, 26257, 27017, 28015, 30000, 50051];
+const USUAL: &[u16] =
+    &[15000, 15001, 15006, 15021, 15090, 18080, 19090, 25565, 26257, 27017, 28015, 30000, 50051];
 /// Where ports are sought: below the default range for outgoing connections, above most services'.
 const SOUGHT: RangeInclusive<u16> = 20_001..=32_700;
 
@@ -60,7 +61,11 @@ pub(super) fn open(
     })?
 }
 
-fn bind(address: IpAddr, candidates: &mut impl Iterator<Item = u16>, marks: &Marks) -> io::Result<TcpListener> {
+fn bind(
+    address: IpAddr,
+    candidates: &mut impl Iterator<Item = u16>,
+    marks: &Marks,
+) -> io::Result<TcpListener> {
     loop {
         let Some(port) = candidates.next() else {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "no port is free for a listener"));
@@ -78,7 +83,8 @@ fn bind(address: IpAddr, candidates: &mut impl Iterator<Item = u16>, marks: &Mar
             Err(error) => return Err(error),
         }
         // Before it listens: the children inherit the mark, and socket events do not count it as an application's.
-        marks.set(&socket, AgentMark { kind: MARK_LISTENER, client_port: 0, client: Address::UNSPECIFIED })?;
+        marks
+            .set(&socket, AgentMark { kind: MARK_LISTENER, client_port: 0, client: Address::UNSPECIFIED })?;
         match socket.listen(BACKLOG) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,

@@ -11,11 +11,46 @@ use super::error::CaptureError;
 
 /// Every map of the kernel programs; each is pinned under its name.
 pub(super) const ALL: &[&str] = &[
-    "state", "settings", "workloads_0", "workloads_1", "ports_0", "ports_1", "allows_0", "allows_1", "networks_0",
-    "networks_1", "services_0", "services_1", "backends_0", "backends_1", "identities_0", "identities_1", "rules_0",
-    "rules_1", "pods", "pod_addresses", "veths", "listeners", "listening", "listening_socks", "listener_ports",
-    "heartbeat", "limits", "bare_segments", "proxied", "direct_opening", "direct_flows", "hops", "probes", "pending",
-    "udp_flows", "agent_marks", "direct_marks", "asked", "counters", "events",
+    "state",
+    "settings",
+    "workloads_0",
+    "workloads_1",
+    "ports_0",
+    "ports_1",
+    "allows_0",
+    "allows_1",
+    "networks_0",
+    "networks_1",
+    "services_0",
+    "services_1",
+    "backends_0",
+    "backends_1",
+    "identities_0",
+    "identities_1",
+    "rules_0",
+    "rules_1",
+    "pods",
+    "pod_addresses",
+    "veths",
+    "listeners",
+    "listening",
+    "listening_socks",
+    "listener_ports",
+    "heartbeat",
+    "limits",
+    "bare_segments",
+    "proxied",
+    "direct_opening",
+    "direct_flows",
+    "hops",
+    "probes",
+    "pending",
+    "udp_flows",
+    "agent_marks",
+    "direct_marks",
+    "asked",
+    "counters",
+    "events",
 ];
 
 /// Where the maps are pinned.
@@ -47,7 +82,10 @@ impl Pins {
         MapData::from_pin(self.path(name)).map_err(CaptureError::map(name))
     }
 
-    pub(super) fn hash<K: Plain, V: Plain>(&self, name: &str) -> Result<HashMap<MapData, K, V>, CaptureError> {
+    pub(super) fn hash<K: Plain, V: Plain>(
+        &self,
+        name: &str,
+    ) -> Result<HashMap<MapData, K, V>, CaptureError> {
         open!(self, name, HashMap, HashMap)
     }
 
@@ -59,7 +97,10 @@ impl Pins {
         open!(self, name, Array, Array)
     }
 
-    pub(super) fn trie<K: Plain, V: Plain>(&self, name: &str) -> Result<LpmTrie<MapData, K, V>, CaptureError> {
+    pub(super) fn trie<K: Plain, V: Plain>(
+        &self,
+        name: &str,
+    ) -> Result<LpmTrie<MapData, K, V>, CaptureError> {
         open!(self, name, LpmTrie, LpmTrie)
     }
 

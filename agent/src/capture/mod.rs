@@ -3,6 +3,7 @@
 //! Nothing here decides; it puts what [`heddle_policy`] compiled where the kernel programs read it, and hands what the
 //! kernel sends to the rest of the agent.
 
+mod clock;
 mod counters;
 mod error;
 mod events;
@@ -14,6 +15,7 @@ mod listeners;
 mod maps;
 mod namespace;
 mod object;
+mod pod;
 mod pods;
 mod programs;
 mod sock_diag;
@@ -30,7 +32,8 @@ pub use self::{
     kernel::{Kernel, KernelOptions},
     listeners::PodListener,
     namespace::Namespace,
-    pods::{AttachRefusal, AttachRequest, Attachment, Capture, CapturedPod, release_guards},
+    pod::CapturedPod,
+    pods::{AttachRefusal, AttachRequest, Attachment, Capture, release_guards},
     sockets::{OriginalDestination, PodSockets},
     tables::{Publication, TableRows},
 };

@@ -40,12 +40,13 @@ impl Namespace {
         let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail("opening")(e.into()))?;
         let stat = rustix::fs::fstat(&file).map_err(|e| fail("looking at")(e.into()))?;
         let magic = rustix::fs::fstatfs(&file).map_err(|e| fail("looking at")(e.into()))?.f_type;
-        if magic as i64 != NSFS_MAGIC || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        if magic != NSFS_MAGIC || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(fail("not a namespace:")(io::ErrorKind::InvalidInput.into()));
         }
         let file = Arc::new(File::from(file));
         let cookie = within(file.as_fd(), || {
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+            let socket =
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
             syscalls::netns_cookie(&socket)
         })
         .map_err(fail("entering"))?
@@ -107,10 +108,11 @@ impl Namespace {
 
 fn within<T: Send>(namespace: BorrowedFd<'_>, job: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("heddle-netns".into()).spawn_scoped(scope, move || {
-            move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
-            Ok(job())
-        })?;
+        let thread =
+            std::thread::Builder::new().name("heddle-netns".into()).spawn_scoped(scope, move || {
+                move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
+                Ok(job())
+            })?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace died")))
     })
 }

@@ -9,7 +9,7 @@ use std::{
 
 use aya::maps::{HashMap, MapData, SockMap};
 use heddle_ebpf::{
-    Address, Text,
+    Address,
     attach::{ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth, WORKERS, maps, slot},
     text,
 };
@@ -25,6 +25,7 @@ use super::{
     listeners::{self, PodListener},
     maps::Pins,
     namespace::Namespace,
+    pod::{CapturedPod, string},
     programs, sock_diag,
     sockets::{Marks, PodSockets},
     tables::{Publication, TableRows},
@@ -69,26 +70,6 @@ pub enum AttachRefusal {
     Full,
     #[error(transparent)]
     Kernel(#[from] CaptureError),
-}
-
-/// A pod that is captured.
-#[derive(Clone, Debug)]
-pub struct CapturedPod {
-    /// Its row in the kernel.
-    pub row: Pod,
-    /// Its network namespace.
-    pub namespace: Namespace,
-    /// Its host-side interfaces, the one with its addresses first: index and name.
-    pub interfaces: Vec<(u32, String)>,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-}
-
-impl CapturedPod {
-    /// `namespace/name`.
-    pub fn name(&self) -> String {
-        string(&self.row.name)
-    }
 }
 
 /// A fresh capture, with the sockets on which the data plane accepts.
@@ -297,7 +278,9 @@ impl Capture {
     pub fn detach(&self, namespace: &str, name: &str) -> bool {
         let name = format!("{namespace}/{name}");
         let inner = &mut *self.lock();
-        let Some(cookie) = inner.pods.values().find(|pod| pod.name() == name).map(|pod| pod.namespace.cookie()) else {
+        let Some(cookie) =
+            inner.pods.values().find(|pod| pod.name() == name).map(|pod| pod.namespace.cookie())
+        else {
             return false;
         };
         self.forget(inner, cookie);
@@ -337,7 +320,11 @@ impl Capture {
         let inner = &mut *self.lock();
         for port in occupied(&inner.maps, cookie) {
             if !kept.contains(&port) {
-                let _ = inner.maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), pad: 0 });
+                let _ = inner.maps.listener_ports.remove(&ListeningKey {
+                    netns: cookie,
+                    port: port.into(),
+                    pad: 0,
+                });
             }
         }
     }
@@ -435,7 +422,8 @@ impl Capture {
         };
         let listeners = self.listen(inner, &pod, ports)?;
         let pin = self.lookup_pin(cookie);
-        let file = std::fs::File::open(namespace.path()).map_err(CaptureError::path("opening", namespace.path()))?;
+        let file =
+            std::fs::File::open(namespace.path()).map_err(CaptureError::path("opening", namespace.path()))?;
         programs::attach_lookup(&mut ebpf, file, &pin)?;
         Ok(listeners)
     }
@@ -452,7 +440,11 @@ impl Capture {
         for listener in &listeners {
             let local = listener.socket.local_addr()?;
             let slot = slot(pod.row.first_slot, listener.direction, local.is_ipv4(), listener.worker);
-            inner.maps.listeners.set(slot, &listener.socket, 0).map_err(CaptureError::map(maps::LISTENERS))?;
+            inner
+                .maps
+                .listeners
+                .set(slot, &listener.socket, 0)
+                .map_err(CaptureError::map(maps::LISTENERS))?;
             let key = ListeningKey { netns, port: local.port().into(), pad: 0 };
             inner
                 .maps
@@ -467,7 +459,8 @@ impl Capture {
     /// themselves are in the map already.
     fn count_listening(&self, inner: &mut Inner, namespace: &Namespace) -> Result<(), CaptureError> {
         let netns = namespace.cookie();
-        let found = sock_diag::listening(namespace).map_err(CaptureError::system("listing listening sockets"))?;
+        let found =
+            sock_diag::listening(namespace).map_err(CaptureError::system("listing listening sockets"))?;
         for socket in found {
             let key = ListeningKey { netns, port: socket.port.into(), pad: 0 };
             if inner.maps.listener_ports.get(&key, 0).is_ok() {
@@ -515,7 +508,10 @@ impl Capture {
     }
 
     fn guard_pins(&self, index: u32) -> [PathBuf; 2] {
-        [self.kernel.links.join(format!("from_pod-{index}")), self.kernel.links.join(format!("to_pod-{index}"))]
+        [
+            self.kernel.links.join(format!("from_pod-{index}")),
+            self.kernel.links.join(format!("to_pod-{index}")),
+        ]
     }
 
     /// The programs' counters.
@@ -565,7 +561,8 @@ fn remove_rows(maps: &mut Maps, cookie: u64, row: &Pod, addresses: &[Address]) {
     for port in occupied(maps, cookie) {
         let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), pad: 0 });
     }
-    let counted: Vec<ListeningKey> = maps.listening.keys().flatten().filter(|key| key.netns == cookie).collect();
+    let counted: Vec<ListeningKey> =
+        maps.listening.keys().flatten().filter(|key| key.netns == cookie).collect();
     for key in counted {
         let _ = maps.listening.remove(&key);
     }
@@ -606,7 +603,8 @@ fn guarded(
     let mut pairs = Vec::new();
     for interface in inside.iter().filter(|interface| interface.kind == Kind::Veth) {
         let end = interface.peer.and_then(|peer| {
-            host.iter().find(|end| end.index == peer && end.kind == Kind::Veth && end.peer == Some(interface.index))
+            host.iter()
+                .find(|end| end.index == peer && end.kind == Kind::Veth && end.peer == Some(interface.index))
         });
         match end {
             Some(end) => pairs.push((interface.clone(), end.clone())),
@@ -641,11 +639,6 @@ fn address(addresses: &[IpAddr], family: impl Fn(&IpAddr) -> bool) -> Address {
     addresses.iter().find(|ip| family(ip)).map_or(Address::UNSPECIFIED, |ip| Address::from(*ip))
 }
 
-fn string<const N: usize>(text: &Text<N>) -> String {
-    let bytes: Vec<u8> = text.iter().take_while(|byte| **byte != 0).map(|byte| byte.cast_unsigned()).collect();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 /// Takes off the interfaces what no pin holds: below 6.6 the guard is a filter of the interface. Says what it removed.
 ///
 /// # Errors
@@ -657,7 +650,8 @@ pub fn release_guards(bpffs: &Path) -> Result<Vec<String>, CaptureError> {
     }
     let veths = pins.hash::<u32, Veth>(maps::VETHS)?;
     let home = Namespace::own()?;
-    let interfaces = links::interfaces(&home).map_err(CaptureError::system("listing the host's interfaces"))?;
+    let interfaces =
+        links::interfaces(&home).map_err(CaptureError::system("listing the host's interfaces"))?;
     let mut removed = Vec::new();
     for index in veths.keys().flatten() {
         if let Some(interface) = interfaces.iter().find(|interface| interface.index == index)

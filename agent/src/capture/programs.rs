@@ -8,8 +8,7 @@ use std::{
 use aya::{
     Ebpf, TestRun as _,
     programs::{
-        CgroupAttachMode, Program, ProgramError, SchedClassifier, SkLookup, TcAttachType,
-        TestRunOptions,
+        CgroupAttachMode, Program, ProgramError, SchedClassifier, SkLookup, TcAttachType, TestRunOptions,
         links::FdLink,
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
@@ -101,7 +100,12 @@ pub(super) fn attach_lookup(ebpf: &mut Ebpf, namespace: impl AsFd, pin: &Path) -
 }
 
 /// Attaches the guard to the host side of a veth, in both directions.
-pub(super) fn attach_guard(ebpf: &mut Ebpf, interface: &str, from: &Path, to: &Path) -> Result<(), CaptureError> {
+pub(super) fn attach_guard(
+    ebpf: &mut Ebpf,
+    interface: &str,
+    from: &Path,
+    to: &Path,
+) -> Result<(), CaptureError> {
     // Ingress on the host's side is what the pod sent.
     for (name, direction, pin) in
         [(FROM_POD, TcAttachType::Ingress, from), (TO_POD, TcAttachType::Egress, to)]
@@ -167,7 +171,11 @@ fn attach_filter(
     match aya::programs::tc::qdisc_add_clsact(interface) {
         Ok(()) => {}
         Err(error) if error.to_string().contains("exists") => {}
-        Err(error) => return Err(failed(name, "adding the clsact qdisc for")(ProgramError::IOError(std::io::Error::other(error)))),
+        Err(error) => {
+            return Err(failed(name, "adding the clsact qdisc for")(ProgramError::IOError(
+                std::io::Error::other(error),
+            )));
+        }
     }
     let handle = TcHandle::from(FILTER_HANDLE);
     let options = NlOptions { priority: FILTER_PRIORITY, handle, ..NlOptions::default() };
@@ -192,7 +200,8 @@ pub(super) fn judge(ebpf: &mut Ebpf, question: &Question) -> Result<Answer, Capt
     let (size, answer_size) = (size_of::<Question>(), size_of::<Answer>());
     packet[..size].copy_from_slice(&question.to_bytes());
     let mut out = [0u8; 64];
-    let options = TestRunOptions { data_in: Some(&packet), data_out: Some(&mut out), ..TestRunOptions::new() };
+    let options =
+        TestRunOptions { data_in: Some(&packet), data_out: Some(&mut out), ..TestRunOptions::new() };
     let result = program.test_run(options).map_err(|error| CaptureError::NoVerdict(error.to_string()))?;
     if result.return_value != 0 {
         return Err(CaptureError::NoVerdict(format!("the program returned {}", result.return_value)));

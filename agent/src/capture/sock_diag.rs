@@ -2,7 +2,9 @@
 
 use std::{io, net::SocketAddr};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP},
@@ -95,7 +97,8 @@ fn exchange(
         let (answer, _) = socket.recv_from_full()?;
         let mut at = 0;
         while at < answer.len() {
-            let parsed = NetlinkMessage::<SockDiagMessage>::deserialize(&answer[at..]).map_err(io::Error::other)?;
+            let parsed =
+                NetlinkMessage::<SockDiagMessage>::deserialize(&answer[at..]).map_err(io::Error::other)?;
             let length = parsed.header.length as usize;
             match parsed.payload {
                 NetlinkPayload::InnerMessage(message) => each(message),

@@ -64,7 +64,12 @@ impl PodSockets {
 
     /// Where a connection that was accepted on a pod's outbound listener was meant to go; asked once, then forgotten.
     /// `None`: nobody registered it, and it must be closed.
-    pub fn take_origin(&self, pod: &Namespace, client: SocketAddr, local: SocketAddr) -> Option<OriginalDestination> {
+    pub fn take_origin(
+        &self,
+        pod: &Namespace,
+        client: SocketAddr,
+        local: SocketAddr,
+    ) -> Option<OriginalDestination> {
         let key = FlowKey { netns: pod.cookie(), tuple: tuple(client, local), pad: 0 };
         let mut proxied = self.proxied.lock().unwrap_or_else(PoisonError::into_inner);
         let origin = proxied.get(&key, 0).ok()?;

@@ -54,7 +54,8 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         old_prog_fd: 0,
     };
     // SAFETY: the attribute outlives the call; the size is its own.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const attr, size_of::<LinkUpdate>()) };
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const attr, size_of::<LinkUpdate>()) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -89,8 +90,9 @@ pub(super) fn link_leads_somewhere(link: BorrowedFd<'_>) -> bool {
         info: (&raw mut info) as u64,
     };
     // SAFETY: the attribute and the buffer, of the size that it names, outlive the call.
-    let done =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<GetInfo>()) };
+    let done = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<GetInfo>())
+    };
     // Only the first word: behind it comes the attach type.
     done >= 0 && info.target[0] as u32 != 0
 }

@@ -7,8 +7,8 @@ use aya::{
 use heddle_ebpf::{
     Address,
     policy::{
-        Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service, ServiceKey,
-        Settings, State, Workload, maps,
+        Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
+        ServiceKey, Settings, State, Workload, maps,
     },
     text,
 };
@@ -95,7 +95,8 @@ impl Publication {
         self.settings.set(next, settings, 0).map_err(CaptureError::map(maps::SETTINGS))?;
         let flipped = State::new(generation, next);
         self.state.set(0, flipped, 0).map_err(CaptureError::map(maps::STATE))?;
-        syscalls::grace_period().map_err(CaptureError::system("waiting for programs to leave the old tables"))?;
+        syscalls::grace_period()
+            .map_err(CaptureError::system("waiting for programs to leave the old tables"))?;
         Ok(rows)
     }
 }

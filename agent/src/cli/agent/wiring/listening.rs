@@ -2,7 +2,7 @@
 
 use crate::{
     capture::{Listening, PodListener},
-    proxy::{environment::PodId, PodListeners, WorkerListeners},
+    proxy::{PodListeners, WorkerListeners, environment::PodId},
 };
 
 /// Sorts a pod's listeners by worker.

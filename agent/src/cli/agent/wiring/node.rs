@@ -16,8 +16,9 @@ use tokio::{
 };
 
 use super::{
-    super::{Failure, Node},
+    super::{Failure, Node, Opened},
     credentials::PodCredentials,
+    enforcer::KernelTables,
     listening::by_worker,
     names::KnownNames,
     open::Wired,
@@ -30,12 +31,15 @@ use super::{
 use crate::{
     capture::{AttachRefusal, Attachment, Capture, Heartbeat},
     cli::door::{AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus},
-    cluster::snapshot::SnapshotReader,
+    cluster::snapshot::{Enforcer, SnapshotReader},
     observe::{
         events::{Events, Told as Heard, monotonic_epoch},
         metrics::Metrics,
     },
-    proxy::{environment::{Environment, PodId}, Settings, Workers},
+    proxy::{
+        Settings, Workers,
+        environment::{Environment, PodId},
+    },
 };
 
 /// How far behind a listener at the door may be.
@@ -133,10 +137,15 @@ impl Running {
             match known {
                 Some(info) => match self.accept(&info, attachment).await {
                     Ok(_) => tracing::info!(pod = name, "taken over"),
-                    Err(error) => tracing::error!(pod = name, %error, "cannot be taken over: it stays refused"),
+                    Err(error) => {
+                        tracing::error!(pod = name, %error, "cannot be taken over: it stays refused")
+                    }
                 },
                 // Its rows stay, and with no row for it in the tables everything of it is refused.
-                None => tracing::warn!(pod = name, "captured by an earlier agent, but not meshed on this node any more: refused"),
+                None => tracing::warn!(
+                    pod = name,
+                    "captured by an earlier agent, but not meshed on this node any more: refused"
+                ),
             }
         }
         Ok(())
@@ -208,8 +217,11 @@ async fn give_way(capture: &Capture, workers: &RwLock<Option<Workers>>, cookie: 
             return;
         }
     };
-    let kept: HashSet<u16> =
-        moved.listeners.iter().filter_map(|listener| Some(listener.socket.local_addr().ok()?.port())).collect();
+    let kept: HashSet<u16> = moved
+        .listeners
+        .iter()
+        .filter_map(|listener| Some(listener.socket.local_addr().ok()?.port()))
+        .collect();
     if let Some(workers) = workers.read().await.as_ref() {
         let pod = PodId(cookie);
         if let Err(error) = workers.attach(by_worker(pod, moved.listeners, workers.count())).await {
@@ -246,8 +258,12 @@ async fn judge_again(capture: Arc<Capture>, rules: SnapshotReader<Compiled>, cha
         let capture = Arc::clone(&capture);
         match tokio::task::spawn_blocking(move || capture.end_revoked()).await {
             Ok(Ok(0)) => {}
-            Ok(Ok(ended)) => tracing::info!(ended, generation, "ended connections that are no longer allowed"),
-            Ok(Err(error)) => tracing::error!(%error, "live connections could not be judged again; the guard drops them"),
+            Ok(Ok(ended)) => {
+                tracing::info!(ended, generation, "ended connections that are no longer allowed")
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "live connections could not be judged again; the guard drops them")
+            }
             Err(error) => tracing::error!(%error, "judging live connections failed within the agent"),
         }
         if publications.changed().await.is_err() {
@@ -302,11 +318,29 @@ fn liveness(workers: Arc<RwLock<Option<Workers>>>) -> impl FnMut() -> bool + Sen
     }
 }
 
+impl Opened for Wired {
+    type Node = Running;
+
+    fn last_generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn enforcer(&self) -> Arc<dyn Enforcer<Compiled>> {
+        Arc::new(KernelTables(Arc::clone(&self.capture)))
+    }
+
+    async fn start(self, rules: SnapshotReader<Compiled>) -> Result<Running, Failure> {
+        Running::start(self, rules).await
+    }
+}
+
 impl Node for Running {
     async fn attach(&self, request: AttachRequest) -> Result<Attached, AttachError> {
         let PodName { namespace, name } = &request.pod;
         let Some(snapshot) = self.rules.load() else {
-            return Err(AttachError::new(AttachErrorCode::NotReady, "no rules are in force yet").remedy("try again"));
+            return Err(
+                AttachError::new(AttachErrorCode::NotReady, "no rules are in force yet").remedy("try again")
+            );
         };
         let Some(info) = snapshot.compiled.pod(namespace, name) else {
             let message = format!("the cluster has no pod {}", request.pod);
@@ -316,7 +350,8 @@ impl Node for Running {
         };
         if !info.local {
             let message = format!("pod {} runs on node {}", request.pod, info.node);
-            return Err(AttachError::new(AttachErrorCode::NotOnThisNode, message).remedy("attach it at that node's agent"));
+            return Err(AttachError::new(AttachErrorCode::NotOnThisNode, message)
+                .remedy("attach it at that node's agent"));
         }
         if !info.meshed() {
             let message = format!("pod {} is not meshed ({:?})", request.pod, info.standing);
@@ -331,7 +366,13 @@ impl Node for Running {
             .map(|row| row.policy)
             .into_iter()
             .flat_map(|policy| {
-                snapshot.compiled.tables.ports.keys().filter(move |key| key.policy == policy).map(|key| key.port)
+                snapshot
+                    .compiled
+                    .tables
+                    .ports
+                    .keys()
+                    .filter(move |key| key.policy == policy)
+                    .map(|key| key.port)
             })
             .collect();
         let wanted = crate::capture::AttachRequest {
@@ -382,8 +423,12 @@ impl Node for Running {
                 tracing::info!(%pod, "no longer captured");
                 Ok(())
             }
-            Ok(false) => Err(AttachError::new(AttachErrorCode::UnknownPod, format!("pod {pod} is not captured"))),
-            Err(error) => Err(AttachError::new(AttachErrorCode::Kernel, format!("detaching failed: {error}"))),
+            Ok(false) => {
+                Err(AttachError::new(AttachErrorCode::UnknownPod, format!("pod {pod} is not captured")))
+            }
+            Err(error) => {
+                Err(AttachError::new(AttachErrorCode::Kernel, format!("detaching failed: {error}")))
+            }
         }
     }
 
@@ -429,12 +474,16 @@ impl Node for Running {
 
 fn attach_error(refusal: &AttachRefusal) -> AttachError {
     let (code, field, remedy) = match refusal {
-        AttachRefusal::NoNamespace(..) => {
-            (AttachErrorCode::NoNamespace, "netns", "name the pod's network namespace, such as /run/netns/NAME")
-        }
-        AttachRefusal::HostNamespace(_) => {
-            (AttachErrorCode::HostNamespace, "netns", "pods on the host's network have no identity and are not meshed")
-        }
+        AttachRefusal::NoNamespace(..) => (
+            AttachErrorCode::NoNamespace,
+            "netns",
+            "name the pod's network namespace, such as /run/netns/NAME",
+        ),
+        AttachRefusal::HostNamespace(_) => (
+            AttachErrorCode::HostNamespace,
+            "netns",
+            "pods on the host's network have no identity and are not meshed",
+        ),
         AttachRefusal::OtherPod { .. } => (AttachErrorCode::NamespaceTaken, "netns", "detach that pod first"),
         AttachRefusal::OtherNamespace { .. } => {
             (AttachErrorCode::PodTaken, "netns", "detach the pod first, if its old namespace is really gone")
@@ -444,9 +493,11 @@ fn attach_error(refusal: &AttachRefusal) -> AttachError {
             "netns",
             "attach the namespace whose addresses are the pod's; correct status.podIPs if they are wrong",
         ),
-        AttachRefusal::Interface(_) | AttachRefusal::NoVeth => {
-            (AttachErrorCode::NoVeth, "netns", "only pods whose every way out is a veth to this host can be guarded")
-        }
+        AttachRefusal::Interface(_) | AttachRefusal::NoVeth => (
+            AttachErrorCode::NoVeth,
+            "netns",
+            "only pods whose every way out is a veth to this host can be guarded",
+        ),
         AttachRefusal::Full => (AttachErrorCode::Full, "", "move pods to another node"),
         AttachRefusal::Kernel(_) => (AttachErrorCode::Kernel, "", "`heddle check` says what this host lacks"),
     };

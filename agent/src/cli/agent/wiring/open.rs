@@ -11,18 +11,12 @@ use heddle_ebpf::attach::Limits;
 use heddle_identity::{
     Authority, AuthoritySettings, RenewalSettings, Store, TlsSettings, Trust, names::IdentityNaming,
 };
-use heddle_policy::Compiled;
 use miette::miette;
 
-use super::{
-    super::{Failure, Opened},
-    enforcer::KernelTables,
-    node::Running,
-};
+use super::super::Failure;
 use crate::{
     capture::{Capture, Kernel, KernelOptions},
     cli::config::{Ca, Config, Place},
-    cluster::snapshot::{Enforcer, SnapshotReader},
 };
 
 /// Payload-free segments of sockets that nobody owns: the last words of many short connections, and no channel worth
@@ -37,7 +31,7 @@ pub(in super::super) struct Wired {
     pub(super) naming: IdentityNaming,
     pub(super) node: String,
     pub(super) heartbeat: Duration,
-    generation: u64,
+    pub(super) generation: u64,
 }
 
 /// Opens this node's kernel side and its certificate authority.
@@ -46,15 +40,21 @@ pub(in super::super) struct Wired {
 /// What the host or the kernel refuses, with its remedy.
 pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
-        miette!(help = "`heddle check` says what this host lacks", "the kernel side cannot be opened: {error}")
+        miette!(
+            help = "`heddle check` says what this host lacks",
+            "the kernel side cannot be opened: {error}"
+        )
     };
-    let naming = config.cluster_settings().map_err(|error| miette!("identities cannot be named: {error}"))?.naming;
+    let naming =
+        config.cluster_settings().map_err(|error| miette!("identities cannot be named: {error}"))?.naming;
     let now = SystemTime::now();
     let authority = match &config.ca {
         Ca::Folder(folder) => Authority::in_folder(folder, naming.clone(), AuthoritySettings::default(), now),
         Ca::Memory(_) => Authority::in_memory(naming.clone(), AuthoritySettings::default(), now),
     }
-    .map_err(|error| miette!(help = "see `ca` in the configuration", "the certificate authority cannot be opened: {error}"))?;
+    .map_err(|error| {
+        miette!(help = "see `ca` in the configuration", "the certificate authority cannot be opened: {error}")
+    })?;
     let tls = TlsSettings::default();
     let trust = Trust::new(naming.clone(), vec![authority.root().clone()], Arc::clone(&tls.provider))
         .map_err(|error| miette!("the authority's root cannot be trusted: {error}"))?;
@@ -106,21 +106,5 @@ fn kubelet(path: Option<&Path>) -> Result<u64, Failure> {
             "kubeletCgroup {}: {error}",
             path.display()
         )),
-    }
-}
-
-impl Opened for Wired {
-    type Node = Running;
-
-    fn last_generation(&self) -> u64 {
-        self.generation
-    }
-
-    fn enforcer(&self) -> Arc<dyn Enforcer<Compiled>> {
-        Arc::new(KernelTables(Arc::clone(&self.capture)))
-    }
-
-    async fn start(self, rules: SnapshotReader<Compiled>) -> Result<Running, Failure> {
-        Running::start(self, rules).await
     }
 }

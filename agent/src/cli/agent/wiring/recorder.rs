@@ -42,7 +42,8 @@ impl Told {
         let entry = self.pods.get(flow.pod);
         let own: Arc<str> =
             entry.as_ref().map_or_else(|| Arc::clone(&none), |entry| entry.workload.identity().dns().into());
-        let peer: Arc<str> = flow.peer.as_ref().map_or_else(|| Arc::clone(&none), |peer| peer.as_str().into());
+        let peer: Arc<str> =
+            flow.peer.as_ref().map_or_else(|| Arc::clone(&none), |peer| peer.as_str().into());
         let inbound = flow.hook == Hook::Inbound;
         let (client_id, server_id) = if inbound { (peer, own) } else { (own, peer) };
         FlowLabels {

@@ -19,7 +19,9 @@ pub(super) struct CapturedSockets {
 
 impl CapturedSockets {
     fn pod(&self, pod: PodId) -> io::Result<Arc<Entry>> {
-        self.pods.get(pod).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the pod is no longer captured"))
+        self.pods
+            .get(pod)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the pod is no longer captured"))
     }
 }
 
@@ -33,7 +35,12 @@ impl Sockets for CapturedSockets {
         self.sockets.connect_upstream(&self.pod(pod)?.captured.namespace, destination)
     }
 
-    fn connect_application(&self, pod: PodId, destination: SocketAddr, client: SocketAddr) -> io::Result<TcpStream> {
+    fn connect_application(
+        &self,
+        pod: PodId,
+        destination: SocketAddr,
+        client: SocketAddr,
+    ) -> io::Result<TcpStream> {
         self.sockets.connect_application(&self.pod(pod)?.captured.namespace, destination, client, false)
     }
 }
