@@ -134,6 +134,7 @@ impl Agent {
                 ("ca", json!({ "folder": self.ca })),
                 ("runDirectory", json!(self.directory.join("run"))),
                 ("cgroup", json!(self.attach_point)),
+                ("heartbeatMilliseconds", json!(500 * super::slowness())),
                 ("kubeletCgroup", json!(self.attach_point.join("kubelet"))),
                 ("podNetworks", json!(super::POD_NETWORKS)),
                 ("serviceNetworks", json!(super::SERVICE_NETWORKS)),
@@ -273,7 +274,7 @@ impl Agent {
     pub fn attach(&self, pod: &Pod) -> Result<Answer> {
         let asked = json!({ "namespace": pod.namespace, "name": pod.name, "netns": pod.netns });
         // A manifest that was written just now may not be in the agent's snapshot yet.
-        let until = Instant::now() + Duration::from_secs(3);
+        let until = Instant::now() + super::stretched(Duration::from_secs(3));
         loop {
             let answer = self.request("POST", "/v1/pods", Some(&asked))?;
             if !matches!(answer.status, 404 | 503) || Instant::now() >= until {
@@ -402,7 +403,7 @@ impl Events {
         let stream = door::open(socket, "GET", "/v1/events", None)?;
         let mut reader = BufReader::new(stream.try_clone()?);
         // The head of the answer says that the agent follows from here.
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.set_read_timeout(Some(super::stretched(Duration::from_secs(5))))?;
         let mut line = String::new();
         while line != "\r\n" {
             line.clear();
@@ -426,7 +427,7 @@ impl Events {
 
     /// The next event for which `wanted` holds; none if there is none within `limit`.
     pub fn next(&self, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
-        let until = Instant::now() + limit;
+        let until = Instant::now() + super::stretched(limit);
         loop {
             let event = self.lines.recv_timeout(until.saturating_duration_since(Instant::now())).ok()?;
             if wanted(&event) {

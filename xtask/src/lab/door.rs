@@ -55,7 +55,7 @@ impl Answer {
 /// One request. HTTP/1.0, so that the answer is not chunked and ends with the connection.
 pub fn request(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
     let mut stream = open(socket, method, path, body)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(super::stretched(Duration::from_secs(30))))?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).context("the agent did not answer to the end")?;
     parse(&String::from_utf8_lossy(&answer))

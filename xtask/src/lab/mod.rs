@@ -32,7 +32,7 @@ pub use manifests::{Manifests, Service, ServiceSpec};
 pub use node::Node;
 pub use place::{Place, missing_tools};
 pub use pod::{Pod, PodSpec};
-pub use program::{Output, Running, eventually};
+pub use program::{Output, Running, eventually, slowness, stretched};
 pub use sweep::{Traces, remove_kept};
 pub use wire::Capture;
 

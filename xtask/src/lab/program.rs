@@ -137,6 +137,7 @@ impl Running {
     /// # Errors
     /// When it ends or the time is over first; what it did print is in the error.
     pub fn wait_for(&self, text: &str, limit: Duration) -> Result<()> {
+        let limit = stretched(limit);
         let until = Instant::now() + limit;
         let mut seen = self.stdout.lock();
         loop {
@@ -173,7 +174,7 @@ impl Running {
 
     /// Waits for its end, at most `limit`; none if it is still running then.
     pub fn ended_within(&mut self, limit: Duration) -> Option<Duration> {
-        let until = Instant::now() + limit;
+        let until = Instant::now() + stretched(limit);
         while self.is_running() {
             if Instant::now() >= until {
                 return None;
@@ -200,7 +201,7 @@ impl Running {
         };
         let code = self.child.wait()?.code();
         // Descendants may keep the pipes open longer than the program ran.
-        let until = Instant::now() + Duration::from_secs(1);
+        let until = Instant::now() + stretched(Duration::from_secs(1));
         while !self.followers.iter().all(JoinHandle::is_finished) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -238,11 +239,23 @@ impl Drop for Running {
     }
 }
 
+/// How many times slower than a machine of its own this one is, as `HEDDLE_SLOWNESS` states it: 10 or so under
+/// emulation. Every limit of the lab's is stretched by it.
+pub fn slowness() -> u32 {
+    std::env::var("HEDDLE_SLOWNESS").ok().and_then(|text| text.parse().ok()).filter(|it| *it > 0).unwrap_or(1)
+}
+
+/// A limit as this machine needs it.
+pub fn stretched(limit: Duration) -> Duration {
+    limit * slowness()
+}
+
 /// Looks every few milliseconds until `condition` holds.
 ///
 /// # Errors
 /// When it does not within `limit`, or as `condition` says.
 pub fn eventually(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let limit = stretched(limit);
     let until = Instant::now() + limit;
     while !condition()? {
         if Instant::now() >= until {

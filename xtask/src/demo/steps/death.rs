@@ -15,10 +15,12 @@ use crate::{
 };
 
 /// "At once": no wait for a time limit of anybody's.
-const AT_ONCE: u64 = 200_000;
+fn soon() -> u64 {
+    200_000 * u64::from(crate::lab::slowness())
+}
 
 fn at_once(outcome: &Outcome) -> bool {
-    outcome.refused() && outcome.microseconds < AT_ONCE
+    outcome.refused() && outcome.microseconds < soon()
 }
 
 pub fn show(scene: &mut Scene, _: Option<&WithoutMesh>, step: &mut Step) -> Result<()> {
@@ -75,7 +77,7 @@ pub fn show(scene: &mut Scene, _: Option<&WithoutMesh>, step: &mut Step) -> Resu
         [("out", &scene.client, web, question.as_str()), ("in", &scene.buyer, near, MARKER)]
     {
         let mut outcome = pod.connect(&Attempt::new(to, words))?;
-        while !outcome.answered() && began.elapsed() < Duration::from_secs(10) {
+        while !outcome.answered() && began.elapsed() < crate::lab::stretched(Duration::from_secs(10)) {
             outcome = pod.connect(&Attempt::new(to, words))?;
         }
         let came = format!("{}; {:.1} s after the start", outcome.summary(), began.elapsed().as_secs_f64());

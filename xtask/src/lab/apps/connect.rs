@@ -113,7 +113,7 @@ fn micros(since: Instant) -> u64 {
 }
 
 fn stream(attempt: &Attempt, outcome: &mut Outcome, began: Instant) -> std::io::Result<()> {
-    let limit = Some(Duration::from_millis(attempt.milliseconds));
+    let limit = Some(crate::lab::stretched(Duration::from_millis(attempt.milliseconds)));
     let protocol = if attempt.mptcp { Protocol::MPTCP } else { Protocol::TCP };
     let socket = Socket::new(Domain::for_address(attempt.to), Type::STREAM, Some(protocol))?;
     // A blocking connect gives up after this and says EINPROGRESS.
@@ -165,7 +165,7 @@ fn datagram(attempt: &Attempt, outcome: &mut Outcome) -> std::io::Result<()> {
     let any: SocketAddr = if attempt.to.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     outcome.step = "bind".into();
     let socket = UdpSocket::bind(attempt.from.unwrap_or(any))?;
-    socket.set_read_timeout(Some(Duration::from_millis(attempt.milliseconds)))?;
+    socket.set_read_timeout(Some(crate::lab::stretched(Duration::from_millis(attempt.milliseconds))))?;
     outcome.step = "connect".into();
     socket.connect(attempt.to)?;
     outcome.connected = true;
