@@ -200,8 +200,16 @@ impl Path<'_> {
     /// Waits for the next OPEN.
     fn poll_open(&self, secure: &mut Secure, cx: &mut std::task::Context<'_>) -> std::task::Poll<Next> {
         use std::task::Poll;
-        if self.member.poll_told(cx).is_ready() {
-            return Poll::Ready(Next::Close);
+        match self.member.poll_told(cx) {
+            // An OPEN that is here already is served: closing on it would cost its application a reset.
+            Poll::Ready(Told::TimedOut) if !secure.is_untouched() => {
+                self.member.set_deadline(Some(self.worker.settings.settle_timeout));
+                if self.member.poll_told(cx).is_ready() {
+                    return Poll::Ready(Next::Close);
+                }
+            }
+            Poll::Ready(_) => return Poll::Ready(Next::Close),
+            Poll::Pending => {}
         }
         // Nothing is under way between streams that new rules could concern; each OPEN is judged.
         let _ = self.member.must_judge_again();

@@ -235,11 +235,14 @@ impl<'a> Relay<'a> {
             self.give_up(code, How::Terminated(refusal))?;
         }
         if self.stalled {
-            self.look_at_sockets()?;
+            self.look_at_sockets(cx)?;
         }
         loop {
             let mut progress = self.load(cx)?;
-            progress |= self.secure.flush(cx)?;
+            progress |= match self.secure.flush(cx) {
+                Ok(written) => written,
+                Err(error) => return Err(self.last_words(error, cx)),
+            };
             progress |= self.deliver(cx)?;
             progress |= self.fetch(cx)?;
             if !progress {
@@ -257,9 +260,21 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn look_at_sockets(&mut self) -> Result<(), SecureError> {
+    /// The socket failed: what TLS said before that may still be read, and whether it closed in good order decides
+    /// whether the stream may be opened again.
+    fn last_words(&mut self, error: SecureError, cx: &mut Context<'_>) -> SecureError {
+        loop {
+            match self.fetch(cx) {
+                Ok(true) => {}
+                Err(closed @ SecureError::Closed { clean: true }) => return closed,
+                Ok(false) | Err(_) => return error,
+            }
+        }
+    }
+
+    fn look_at_sockets(&mut self, cx: &mut Context<'_>) -> Result<(), SecureError> {
         if let Some(error) = self.secure.stream.take_error()? {
-            return Err(error.into());
+            return Err(self.last_words(error.into(), cx));
         }
         if let Some(app) = &self.app
             && app.take_error()?.is_some()

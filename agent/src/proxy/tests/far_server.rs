@@ -57,6 +57,14 @@ fn serve_one(tls: &mut Tls, stream: u32) -> Option<Vec<u8>> {
 /// a fresh connection, with every byte, once.
 #[test]
 fn a_stream_that_met_a_clean_close_is_opened_again() {
+    met_a_clean_close(true);
+    // The kernel resets a connection that is closed with bytes unread: the alert before it still counts.
+    for _ in 0..20 {
+        met_a_clean_close(false);
+    }
+}
+
+fn met_a_clean_close(politely: bool) {
     let world = World::new();
     let (tell, told) = mpsc::channel();
     let tell = std::sync::Mutex::new(tell);
@@ -67,11 +75,13 @@ fn a_stream_that_met_a_clean_close_is_opened_again() {
             // The second OPEN has come: its bytes are in the kernel's buffer, and not read.
             let mut byte = [0; 1];
             tls.sock.peek(&mut byte).unwrap();
-            thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(20));
             tls.conn.send_close_notify();
             tls.conn.write_tls(&mut tls.sock).unwrap();
-            tls.sock.shutdown(std::net::Shutdown::Write).unwrap();
-            thread::sleep(Duration::from_millis(100));
+            if politely {
+                tls.sock.shutdown(std::net::Shutdown::Write).unwrap();
+                thread::sleep(Duration::from_millis(100));
+            }
         }
     });
     assert_eq!(world.ask(b"first").unwrap(), b"first");
