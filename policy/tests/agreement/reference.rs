@@ -358,6 +358,14 @@ impl<'a> Reference<'a> {
         if address == source {
             return Way::Plain;
         }
+        // Neighbors on the link are nobody whom a rule could mean.
+        let neighbor = match address {
+            IpAddr::V4(v4) => v4.is_multicast() || v4.octets()[0] >= 240,
+            IpAddr::V6(v6) => v6.is_multicast() || v6.is_unicast_link_local(),
+        };
+        if neighbor {
+            return Way::Refused;
+        }
         let Some(pod) = self.pod_at(address) else {
             let plain = match self.settings.default_outbound {
                 DefaultOutbound::Allow => true,
