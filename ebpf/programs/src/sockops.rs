@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use heddle_ebpf::{
     Address,
-    attach::{ListeningKey, Pod},
+    attach::ListeningKey,
     codes::{Hook, Outcome, Reason, Verdict},
     flows::{
         ASKED_CLIENT, ASKED_DIRECT, ASKED_PROXY, ASKED_SELF, AgentMark, Asked, DirectFlow, DirectMark,
@@ -33,11 +33,13 @@ const AF_INET: u32 = 2;
 #[sock_ops]
 pub fn heddle_sockops(ctx: SockOpsContext) -> u32 {
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    // SAFETY: entries are written whole at attach.
-    if let Some(pod) = unsafe { maps::PODS.get(&netns) } {
+    if maps::PODS.get_ptr(&netns).is_some() {
         let op = ctx.op();
         if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
-            connecting(ctx.ops, netns, pod);
+            // One after the other, not one within the other: both need their share of 512 bytes of stack.
+            if connecting(ctx.ops, netns) {
+                direct(ctx.ops, netns);
+            }
         } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
             accepted(ctx.ops, netns);
         } else if op == BPF_SOCK_OPS_TCP_LISTEN_CB {
@@ -49,13 +51,13 @@ pub fn heddle_sockops(ctx: SockOpsContext) -> u32 {
     1
 }
 
-/// The SYN is about to leave.
+/// The SYN is about to leave. `true`: the kernel is to carry the connection, which [`direct`] registers.
 #[inline(never)]
-fn connecting(ops: *mut bpf_sock_ops, netns: u64, pod: &Pod) {
+fn connecting(ops: *mut bpf_sock_ops, netns: u64) -> bool {
     let ctx = &SockOpsContext::new(ops);
     let socket = socket(ctx);
     if socket.is_null() {
-        return;
+        return false;
     }
     let mut tuple = Tuple::default();
     outgoing(ops, &mut tuple);
@@ -64,22 +66,11 @@ fn connecting(ops: *mut bpf_sock_ops, netns: u64, pod: &Pod) {
             hop(netns, &tuple, mark);
             watch(ctx);
         }
-        return;
+        return false;
     }
-    let asked: &Asked = match maps::ASKED.get(socket.cast()) {
-        Some(asked) => asked,
-        // SAFETY: null or a map value; what a concurrent eviction would leave is checked against the tuple below.
-        None => match unsafe { pending(netns, &tuple).as_ref() } {
-            Some(asked) => asked,
-            // Nothing judged this connect: it is not registered, and the guard holds its SYN.
-            None => return,
-        },
+    let Some(asked) = asked(socket.cast(), netns, &tuple) else {
+        return false;
     };
-    if asked.rewritten_port != u32::from(tuple.destination_port)
-        || asked.rewritten != tuple.destination && !asked.rewritten.is_unspecified()
-    {
-        return;
-    }
     match asked.kind {
         ASKED_PROXY => {
             if !proxied(netns, &tuple, cookie(ctx), asked) {
@@ -93,9 +84,24 @@ fn connecting(ops: *mut bpf_sock_ops, netns: u64, pod: &Pod) {
             }
             watch(ctx);
         }
-        ASKED_DIRECT => direct(ops, netns, pod, &tuple, asked),
+        ASKED_DIRECT => return true,
         _ => {}
     }
+    false
+}
+
+/// What was decided about this connect. None: nothing judged it, it is not registered, and the guard holds its SYN.
+#[inline(always)]
+fn asked<'a>(socket: *mut core::ffi::c_void, netns: u64, tuple: &Tuple) -> Option<&'a Asked> {
+    let asked: &Asked = match maps::ASKED.get(socket) {
+        // SAFETY: the storage lives as long as the program runs.
+        Some(asked) => unsafe { &*core::ptr::from_ref(asked) },
+        // SAFETY: null or a map value; what a concurrent eviction would leave is checked against the tuple below.
+        None => unsafe { pending(netns, tuple).as_ref() }?,
+    };
+    let same = asked.rewritten_port == u32::from(tuple.destination_port)
+        && (asked.rewritten == tuple.destination || asked.rewritten.is_unspecified());
+    if same { Some(asked) } else { None }
 }
 
 /// Registers the agent's hop to an application, with the real client. Where this fails the look-up refuses the hop.
@@ -134,14 +140,24 @@ fn half_open(netns: u64, tuple: &Tuple, asked: &Asked) -> bool {
 
 /// Registers a connection that the kernel carries alone.
 #[inline(never)]
-fn direct(ops: *mut bpf_sock_ops, netns: u64, pod: &Pod, tuple: &Tuple, asked: &Asked) {
+fn direct(ops: *mut bpf_sock_ops, netns: u64) {
     let ctx = &SockOpsContext::new(ops);
-    // A nested namespace's or an added address is not the pod's: its flows are not registered.
-    if tuple.source != pod.v4 && tuple.source != pod.v6 {
-        return;
-    }
     let socket = socket(ctx);
     if socket.is_null() {
+        return;
+    }
+    let mut tuple = Tuple::default();
+    outgoing(ops, &mut tuple);
+    let tuple = &tuple;
+    let Some(asked) = asked(socket.cast(), netns, tuple) else {
+        return;
+    };
+    // SAFETY: entries are written whole at attach.
+    let Some(pod) = (unsafe { maps::PODS.get(&netns) }) else {
+        return;
+    };
+    // A nested namespace's or an added address is not the pod's: its flows are not registered.
+    if tuple.source != pod.v4 && tuple.source != pod.v6 {
         return;
     }
     let id = cookie(ctx);

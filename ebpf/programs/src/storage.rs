@@ -48,6 +48,10 @@ impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
 
     /// The value on `socket`, a full socket that is not null.
     #[inline(always)]
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "the value is the socket's, not the map's; two processors may hold it"
+    )]
     pub fn get(&self, socket: *mut c_void) -> Option<&mut T> {
         // SAFETY: the helper returns null or a value of the map's type that lives as long as the program runs.
         unsafe { bpf_sk_storage_get(self.as_ptr(), socket, ptr::null_mut(), 0).cast::<T>().as_mut() }

@@ -37,7 +37,8 @@ pub fn show(scene: &mut Scene, _: Option<&WithoutMesh>, step: &mut Step) -> Resu
         "nobody.shop.serviceaccount.identity.linkerd.cluster.local",
     )?;
     for (name, line) in &mut lines {
-        let ended = line.ended_within(crate::lab::stretched(Duration::from_secs(5)).saturating_sub(edited.elapsed()));
+        let ended =
+            line.ended_within(crate::lab::stretched(Duration::from_secs(5)).saturating_sub(edited.elapsed()));
         let took = edited.elapsed();
         let came = if ended {
             format!("ended {:.0} ms after the edit: {}", took.as_secs_f64() * 1e3, line.last_words())
@@ -62,7 +63,8 @@ pub fn show(scene: &mut Scene, _: Option<&WithoutMesh>, step: &mut Step) -> Resu
     scene.lab.apply(CLIENTS, &rules::clients())?;
     for (name, to) in [("across", far), ("same_node", near)] {
         let mut outcome = scene.client.connect(&Attempt::new(to, "again"))?;
-        while outcome.received != "again" && edited.elapsed() < crate::lab::stretched(Duration::from_secs(5)) {
+        while outcome.received != "again" && edited.elapsed() < crate::lab::stretched(Duration::from_secs(5))
+        {
             outcome = scene.client.connect(&Attempt::new(to, "again"))?;
         }
         let took = edited.elapsed();
