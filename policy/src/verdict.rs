@@ -87,33 +87,30 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
     let Some(source) = local_pod(tables, &connect.source) else {
         return asked(Verdict::refuse(Reason::NotCaptured, 0));
     };
-    if let Some(service) = tables.service(destination, connect.port, connect.protocol) {
-        if service.flags & SERVICE_DNS != 0 && connect.protocol == UDP && connect.port == 53 {
-            // Names are asked for before there is anybody to be authenticated to.
-            return asked(Verdict::direct(Reason::PlainCluster, 0));
+    // One call of `endpoint` for both ways: it is compiled into the kernel programs, whose stack is small.
+    let (address, port) = match tables.service(destination, connect.port, connect.protocol) {
+        Some(service) => {
+            if service.flags & SERVICE_DNS != 0 && connect.protocol == UDP && connect.port == 53 {
+                // Names are asked for before there is anybody to be authenticated to.
+                return asked(Verdict::direct(Reason::PlainCluster, 0));
+            }
+            if service.backends == 0 {
+                return asked(Verdict::refuse(Reason::NoEndpoints, 0));
+            }
+            match tables.backend(service.service, connect.random % service.backends) {
+                Some(backend) => (&backend.address, backend.port),
+                None => return asked(Verdict::refuse(Reason::NoEndpoints, 0)),
+            }
         }
-        if service.backends == 0 {
-            return asked(Verdict::refuse(Reason::NoEndpoints, 0));
+        None => {
+            if tables.service(destination, 0, 0).is_some() {
+                return asked(Verdict::refuse(Reason::NoServicePort, 0));
+            }
+            (destination, connect.port)
         }
-        let index = connect.random % service.backends;
-        let Some(backend) = tables.backend(service.service, index) else {
-            return asked(Verdict::refuse(Reason::NoEndpoints, 0));
-        };
-        let verdict = endpoint(
-            tables,
-            settings,
-            source,
-            &connect.source,
-            &backend.address,
-            backend.port,
-            connect.protocol,
-        );
-        return Outbound { verdict, destination: backend.address, port: backend.port };
-    }
-    if tables.service(destination, 0, 0).is_some() {
-        return asked(Verdict::refuse(Reason::NoServicePort, 0));
-    }
-    asked(endpoint(tables, settings, source, &connect.source, destination, connect.port, connect.protocol))
+    };
+    let verdict = endpoint(tables, settings, source, &connect.source, address, port, connect.protocol);
+    Outbound { verdict, destination: *address, port }
 }
 
 /// The captured, meshed pod of this node at `address`: the one that the tables mean, not another at its address.

@@ -9,7 +9,7 @@ use heddle_ebpf::{
 use heddle_policy::verdict::{Tables as _, UDP};
 
 use super::{
-    Judgement, judged,
+    Judgement,
     packet::{ICMP, Packet},
 };
 use crate::{
@@ -26,12 +26,36 @@ const ECHO: u8 = 8;
 const ECHO_V6: u8 = 128;
 const ECHO_REPLY_V6: u8 = 129;
 
+/// What leaves a pod and needs no judgement: answers, errors, and what no policy could judge. `Ask` for the rest.
 #[inline(never)]
-pub fn udp_from_pod(packet: &Packet) -> Judgement {
-    if answers(&packet.tuple, u32::from(UDP)) {
+pub fn settled_from_pod(packet: &Packet) -> Judgement {
+    if packet.protocol == UDP {
+        return if answers(&packet.tuple, u32::from(UDP)) { Judgement::Pass } else { Judgement::Ask };
+    }
+    let v4 = packet.protocol == ICMP;
+    if matches!((v4, packet.flags), (true, ECHO) | (false, ECHO_V6)) {
+        return Judgement::Ask;
+    }
+    let reply = matches!((v4, packet.flags), (true, ECHO_REPLY) | (false, ECHO_REPLY_V6));
+    if reply && answers(&packet.tuple, u32::from(packet.protocol)) {
         return Judgement::Pass;
     }
-    datagram(packet, packet.tuple, UDP)
+    if is_error(packet) && packet.payload <= ERROR_BYTES {
+        return Judgement::Counted(Reason::Protocol);
+    }
+    Judgement::Drop(Reason::Protocol, 0)
+}
+
+/// A datagram that opens a flow out of the pod, under this verdict.
+#[inline(never)]
+pub fn opened(packet: &Packet, verdict: &Verdict) -> Judgement {
+    if verdict.outcome != Outcome::Direct {
+        return Judgement::Drop(verdict.reason, verdict.rule);
+    }
+    if !packet.fragment {
+        remember(&packet.tuple, u32::from(packet.protocol));
+    }
+    Judgement::Counted(verdict.reason)
 }
 
 #[inline(never)]
@@ -41,27 +65,6 @@ pub fn udp_to_pod(packet: &Packet) -> Judgement {
         return Judgement::Pass;
     }
     arriving(packet, u32::from(UDP))
-}
-
-#[inline(never)]
-pub fn icmp_from_pod(packet: &Packet) -> Judgement {
-    let echo = matches!((packet.protocol == ICMP, packet.flags), (true, ECHO) | (false, ECHO_V6));
-    let reply =
-        matches!((packet.protocol == ICMP, packet.flags), (true, ECHO_REPLY) | (false, ECHO_REPLY_V6));
-    if reply && answers(&packet.tuple, u32::from(packet.protocol)) {
-        return Judgement::Pass;
-    }
-    if echo {
-        return datagram(packet, packet.tuple, packet.protocol);
-    }
-    if is_error(packet) {
-        return if packet.payload <= ERROR_BYTES {
-            Judgement::Counted(Reason::Protocol)
-        } else {
-            Judgement::Drop(Reason::Protocol, 0)
-        };
-    }
-    Judgement::Drop(Reason::Protocol, 0)
 }
 
 #[inline(never)]
@@ -87,19 +90,6 @@ const ERROR_BYTES: u32 = 576;
 #[inline(always)]
 fn is_error(packet: &Packet) -> bool {
     if packet.protocol == ICMP { matches!(packet.flags, 3 | 11 | 12) } else { matches!(packet.flags, 1..=4) }
-}
-
-/// A datagram that opens a flow out of the pod.
-#[inline(always)]
-fn datagram(packet: &Packet, tuple: Tuple, protocol: u8) -> Judgement {
-    let verdict = judged(&KernelTables::current(), &packet.tuple, protocol);
-    if verdict.outcome != Outcome::Direct {
-        return Judgement::Drop(verdict.reason, verdict.rule);
-    }
-    if !packet.fragment {
-        remember(&tuple, u32::from(protocol));
-    }
-    Judgement::Counted(verdict.reason)
 }
 
 /// A datagram that opens a flow into the pod.

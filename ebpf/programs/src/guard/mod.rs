@@ -32,6 +32,8 @@ pub enum Judgement {
     /// Passes, and is counted under this reason.
     Counted(Reason),
     Drop(Reason, u32),
+    /// The tables decide.
+    Ask,
 }
 
 #[classifier]
@@ -78,8 +80,13 @@ fn from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     }
     match packet.protocol {
         packet::TCP => segment::from_pod(ctx, packet),
-        packet::UDP => datagram::udp_from_pod(packet),
-        packet::ICMP | packet::ICMPV6 => datagram::icmp_from_pod(packet),
+        packet::UDP | packet::ICMP | packet::ICMPV6 => match datagram::settled_from_pod(packet) {
+            // Judged here, not there: the judgement needs what is left of 512 bytes of stack.
+            Judgement::Ask => {
+                datagram::opened(packet, &judged(&KernelTables::current(), &packet.tuple, packet.protocol))
+            }
+            settled => settled,
+        },
         _ => Judgement::Drop(Reason::Protocol, 0),
     }
 }
@@ -153,6 +160,8 @@ fn conclude(hook: Hook, veth: &Veth, ctx: &TcContext, packet: &Packet, judgement
         Judgement::Pass => return NEXT,
         Judgement::Counted(reason) => (Verdict::direct(reason, 0), NEXT),
         Judgement::Drop(reason, rule) => (Verdict::refuse(reason, rule), DROP),
+        // Nothing leaves this undecided.
+        Judgement::Ask => (Verdict::refuse(Reason::Protocol, 0), DROP),
     };
     told(hook, veth.netns, ctx.len(), packet, &verdict);
     answer
