@@ -10,7 +10,7 @@ use aya::{
     programs::{
         CgroupAttachMode, Program, ProgramError, SchedClassifier, SkLookup, TcAttachType, TestRunOptions,
         links::FdLink,
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
 };
 use heddle_ebpf::judge::{Answer, Question};
@@ -169,12 +169,11 @@ fn attach_filter(
     direction: TcAttachType,
 ) -> Result<(), CaptureError> {
     match aya::programs::tc::qdisc_add_clsact(interface) {
-        Ok(()) => {}
-        Err(error) if error.to_string().contains("exists") => {}
+        Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(error) => {
-            return Err(failed(name, "adding the clsact qdisc for")(ProgramError::IOError(
-                std::io::Error::other(error),
-            )));
+            let source = ProgramError::TcError(error);
+            return Err(failed(name, "adding the clsact qdisc for")(source));
         }
     }
     let handle = TcHandle::from(FILTER_HANDLE);
