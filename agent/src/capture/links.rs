@@ -107,6 +107,35 @@ fn list() -> io::Result<Vec<Interface>> {
     })
 }
 
+/// Whether the interface of the calling thread's namespace has a filter of this priority and handle, leaving and
+/// arriving: kernels below 6.6 have no link that could be asked.
+pub(super) fn filtered(name: &str, priority: u16, handle: u32) -> io::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let (connection, netlink, _) = rtnetlink::new_connection()?;
+        let task = tokio::spawn(connection);
+        let mut links = netlink.link().get().match_name(name.to_owned()).execute();
+        let Some(link) = links.try_next().await.map_err(io::Error::other)? else {
+            return Ok(false);
+        };
+        let index = i32::try_from(link.header.index).map_err(io::Error::other)?;
+        for ingress in [true, false] {
+            let get = netlink.traffic_filter(index).get();
+            let mut filters = Box::pin(if ingress { get.ingress() } else { get.egress() }.execute());
+            let mut found = false;
+            while let Some(filter) = filters.try_next().await.map_err(io::Error::other)? {
+                // The priority is the upper half of the word.
+                found |= u32::from(filter.header.handle) == handle && filter.header.info >> 16 == u32::from(priority);
+            }
+            if !found {
+                return Ok(false);
+            }
+        }
+        task.abort();
+        Ok(true)
+    })
+}
+
 fn classify(kind: &InfoKind) -> Kind {
     match kind {
         InfoKind::Veth => Kind::Veth,

@@ -15,7 +15,7 @@ use aya::{
 };
 use heddle_ebpf::judge::{Answer, Question};
 
-use super::{error::CaptureError, syscalls};
+use super::{error::CaptureError, links, syscalls};
 
 /// Programs for the node's cgroup, and the name of the pin of each one's link.
 const CGROUP: &[(&str, &str)] = &[
@@ -138,12 +138,11 @@ pub(super) fn guarded(interface: &str, pins: &[std::path::PathBuf; 2]) -> bool {
     if tcx() {
         return pins.iter().all(|pin| in_force(pin));
     }
-    [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(|direction| {
-        let handle = TcHandle::from(FILTER_HANDLE);
-        SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, handle, None)
-            .map(std::mem::forget)
-            .is_ok()
-    })
+    let name = interface.to_owned();
+    // On a thread of its own: this one may belong to a runtime.
+    std::thread::spawn(move || links::filtered(&name, FILTER_PRIORITY, FILTER_HANDLE))
+        .join()
+        .is_ok_and(|found| found.unwrap_or(false))
 }
 
 /// Takes the guard off a veth that stays: the filters of kernels below 6.6, which no pin holds. `false` if there was

@@ -76,6 +76,8 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
     stage.write("modules/order", order)?;
     stage.write("etc/passwd", USERS)?;
     stage.write("etc/group", GROUPS)?;
+    // openssl reads it whatever it is asked to do.
+    stage.place(Path::new("/etc/ssl/openssl.cnf"), "usr/lib/ssl/openssl.cnf")?;
     for folder in ["var/log/nginx", "var/lib/nginx", "etc/nginx", "lib64"] {
         stage.folder(folder)?;
     }
