@@ -125,7 +125,8 @@ pub(super) fn filtered(name: &str, priority: u16, handle: u32) -> io::Result<boo
             let mut found = false;
             while let Some(filter) = filters.try_next().await.map_err(io::Error::other)? {
                 // The priority is the upper half of the word.
-                found |= u32::from(filter.header.handle) == handle && filter.header.info >> 16 == u32::from(priority);
+                found |= u32::from(filter.header.handle) == handle
+                    && filter.header.info >> 16 == u32::from(priority);
             }
             if !found {
                 return Ok(false);

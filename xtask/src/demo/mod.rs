@@ -16,9 +16,6 @@ use serde_json::json;
 use self::{report::Step, scene::Scene};
 use crate::lab;
 
-/// The name that the demo's lab bears.
-const LAB: &str = "demo";
-
 /// What the demo is asked for.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Options {
@@ -45,7 +42,7 @@ pub struct Options {
 /// When the lab cannot be made or an agent does not start: with the agents' logs.
 pub fn run(options: &Options) -> Result<ExitCode> {
     if options.remove {
-        println!("{} lab(s) removed", lab::remove_kept(LAB)?);
+        println!("{} lab(s) removed", lab::remove_kept(scene::LAB)?);
         return Ok(ExitCode::SUCCESS);
     }
     let letters: Vec<char> = steps::ALL.iter().map(|step| step.letter).collect();

@@ -10,10 +10,13 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{LAB, rules};
+use super::rules;
 use crate::lab::{
     Agent, Events, Lab, OUTSIDE, Output, Place, Pod, PodSpec, Running, Service, ServiceSpec, apps,
 };
+
+/// The lab's name.
+pub const LAB: &str = "demo";
 
 /// What every answer of the web server carries, and what no capture of the mesh's wire may show.
 pub const MARKER: &str = "THE-LOOM-IS-OPEN-7f3a9c";

@@ -23,7 +23,6 @@ use super::{
     cgroup::Cgroup,
     door::{self, Answer},
     place::Place,
-    pod::Pod,
     program::eventually,
 };
 
@@ -265,34 +264,6 @@ impl Agent {
     /// When it does not answer. What it answers is for the caller to judge.
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
         door::request(&self.socket(), method, path, body)
-    }
-
-    /// `POST /v1/pods` for a pod of the lab.
-    ///
-    /// # Errors
-    /// With the agent's own words where it refuses.
-    pub fn attach(&self, pod: &Pod) -> Result<Answer> {
-        let asked = json!({ "namespace": pod.namespace, "name": pod.name, "netns": pod.netns });
-        // A manifest that was written just now may not be in the agent's snapshot yet.
-        let until = Instant::now() + super::stretched(Duration::from_secs(3));
-        loop {
-            let answer = self.request("POST", "/v1/pods", Some(&asked))?;
-            if !matches!(answer.status, 404 | 503) || Instant::now() >= until {
-                return answer.accepted().with_context(|| format!("cannot attach pod {}", pod.full_name()));
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// `DELETE /v1/pods/{namespace}/{name}`.
-    ///
-    /// # Errors
-    /// With the agent's own words where it refuses.
-    pub fn detach(&self, pod: &Pod) -> Result<Answer> {
-        let path = format!("/v1/pods/{}/{}", pod.namespace, pod.name);
-        self.request("DELETE", &path, None)?
-            .accepted()
-            .with_context(|| format!("cannot detach pod {}", pod.full_name()))
     }
 
     /// `GET /v1/status`.

@@ -5,17 +5,20 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
 use super::{
+    agent::Agent,
     apps,
+    door::Answer,
     network::{self, PodLink},
     node::Node,
     place::Place,
-    program::{Output, Running},
+    program::{Output, Running, stretched},
     sweep::Claim,
 };
 
@@ -323,4 +326,34 @@ fn mac_of(place: &Place, interface: &str) -> Result<[u8; 6]> {
         links.pointer("/0/address").and_then(serde_json::Value::as_str).context("no MAC address")?;
     let bytes: Vec<u8> = address.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
     <[u8; 6]>::try_from(bytes).map_err(|_| anyhow::anyhow!("{address:?} is no MAC address"))
+}
+
+impl Agent {
+    /// `POST /v1/pods` for a pod of the lab.
+    ///
+    /// # Errors
+    /// With the agent's own words where it refuses.
+    pub fn attach(&self, pod: &Pod) -> Result<Answer> {
+        let asked = json!({ "namespace": pod.namespace, "name": pod.name, "netns": pod.netns });
+        // A manifest that was written just now may not be in the agent's snapshot yet.
+        let until = Instant::now() + stretched(Duration::from_secs(3));
+        loop {
+            let answer = self.request("POST", "/v1/pods", Some(&asked))?;
+            if !matches!(answer.status, 404 | 503) || Instant::now() >= until {
+                return answer.accepted().with_context(|| format!("cannot attach pod {}", pod.full_name()));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// `DELETE /v1/pods/{namespace}/{name}`.
+    ///
+    /// # Errors
+    /// With the agent's own words where it refuses.
+    pub fn detach(&self, pod: &Pod) -> Result<Answer> {
+        let path = format!("/v1/pods/{}/{}", pod.namespace, pod.name);
+        self.request("DELETE", &path, None)?
+            .accepted()
+            .with_context(|| format!("cannot detach pod {}", pod.full_name()))
+    }
 }

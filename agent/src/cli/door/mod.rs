@@ -16,6 +16,7 @@
 //! Errors are `{"error","code","field","remedy"}`.
 
 pub mod api;
+mod bounds;
 pub mod caller;
 mod routes;
 mod serve;
@@ -24,7 +25,8 @@ mod socket;
 mod tests;
 
 pub use api::{AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus, Status};
-pub use serve::{Bounds, Counts, Server};
+pub use bounds::{Bounds, Counts};
+pub use serve::Server;
 pub use socket::{RunDirectory, RunDirectoryError, SOCKET};
 
 use std::{future::Future, sync::Arc};

@@ -3,7 +3,7 @@
 use super::{
     Door,
     api::{AttachBody, AttachError, AttachErrorCode, AttachRequest, ErrorBody, PodName},
-    serve::{Bounds, Counts},
+    bounds::{Bounds, Counts},
 };
 use axum::{
     Router,
