@@ -71,7 +71,10 @@ impl DirectFlows {
                 closed.insert(flow.tuple);
             }
             let (generation, rule) = (answer.generation, answer.rule);
-            revoked.push((flow.tuple, EndedFlow { pod: flow.netns, server_side, client, server, generation, rule }));
+            revoked.push((
+                flow.tuple,
+                EndedFlow { pod: flow.netns, server_side, client, server, generation, rule },
+            ));
         }
         // The reset that ends one end may reach the other before its turn comes: it was ended all the same. A flow of
         // which no end was left had come to its own end.
