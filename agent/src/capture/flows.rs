@@ -1,6 +1,6 @@
 //! Live `direct` connections after a change of policy: those that are no longer allowed are ended at both ends.
 
-use std::net::SocketAddr;
+use std::{collections::HashSet, net::SocketAddr};
 
 use aya::maps::{HashMap, MapData};
 use heddle_ebpf::{
@@ -10,6 +10,23 @@ use heddle_ebpf::{
 };
 
 use super::{error::CaptureError, kernel::Kernel, pod::CapturedPod, sock_diag};
+
+/// One end of a `direct` connection that was ended, because the tables in force do not allow it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedFlow {
+    /// The cookie of the pod's network namespace.
+    pub pod: u64,
+    /// Whether the pod is the server's.
+    pub server_side: bool,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// The server's address.
+    pub server: SocketAddr,
+    /// The generation that does not allow it.
+    pub generation: u64,
+    /// The rule of that generation which decided, or the Server or default policy for want of one.
+    pub rule: u32,
+}
 
 /// The ends of every live `direct` connection.
 pub(super) struct DirectFlows {
@@ -21,14 +38,15 @@ impl DirectFlows {
         Ok(Self { flows: kernel.pins.hash(maps::DIRECT_FLOWS)? })
     }
 
-    /// Ends each that the tables in force no longer allow; returns how many ends were closed.
+    /// Ends each that the tables in force no longer allow; returns the ends of those flows.
     pub(super) fn end_revoked<'a>(
         &mut self,
         kernel: &Kernel,
         pod: impl Fn(u64) -> Option<&'a CapturedPod>,
-    ) -> Result<usize, CaptureError> {
+    ) -> Result<Vec<EndedFlow>, CaptureError> {
         let flows: Vec<_> = self.flows.iter().flatten().collect();
-        let mut ended = 0;
+        let mut revoked = Vec::new();
+        let mut closed = HashSet::new();
         for (cookie, flow) in flows {
             let Some(owner) = pod(flow.netns) else {
                 // The pod is gone, and its sockets with it.
@@ -43,20 +61,34 @@ impl DirectFlows {
                 protocol: 6,
                 random: 0,
             };
-            if kernel.judge(&question)?.outcome == Outcome::Direct as u32 {
+            let answer = kernel.judge(&question)?;
+            if answer.outcome == Outcome::Direct as u32 {
                 continue;
             }
-            ended += usize::from(end(owner, &flow));
+            let (client, server) = ends(&flow.tuple);
+            let server_side = flow.role == ROLE_SERVER;
+            if end(owner, if server_side { (server, client) } else { (client, server) }) {
+                closed.insert(flow.tuple);
+            }
+            let (generation, rule) = (answer.generation, answer.rule);
+            revoked.push((
+                flow.tuple,
+                EndedFlow { pod: flow.netns, server_side, client, server, generation, rule },
+            ));
         }
-        Ok(ended)
+        // The reset that ends one end may reach the other before its turn comes: it was ended all the same. A flow of
+        // which no end was left had come to its own end.
+        revoked.retain(|(tuple, _)| closed.contains(tuple));
+        Ok(revoked.into_iter().map(|(_, ended)| ended).collect())
     }
 }
 
-fn end(pod: &CapturedPod, flow: &DirectFlow) -> bool {
-    let Tuple { source, destination, source_port, destination_port } = flow.tuple;
-    let client = SocketAddr::new(source.to_ip(), source_port);
-    let server = SocketAddr::new(destination.to_ip(), destination_port);
-    let (local, remote) = if flow.role == ROLE_SERVER { (server, client) } else { (client, server) };
+fn ends(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
+    let Tuple { source, destination, source_port, destination_port } = *tuple;
+    (SocketAddr::new(source.to_ip(), source_port), SocketAddr::new(destination.to_ip(), destination_port))
+}
+
+fn end(pod: &CapturedPod, (local, remote): (SocketAddr, SocketAddr)) -> bool {
     match sock_diag::destroy(&pod.namespace, local, remote) {
         Ok(()) => true,
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => false,

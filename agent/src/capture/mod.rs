@@ -28,6 +28,7 @@ pub use heddle_ebpf::attach::Direction as Listening;
 pub use self::{
     counters::Counters,
     error::CaptureError,
+    flows::EndedFlow,
     heartbeat::Heartbeat,
     kernel::{Kernel, KernelOptions},
     listeners::PodListener,

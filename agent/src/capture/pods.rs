@@ -19,7 +19,7 @@ use super::{
     counters::Counters,
     error::CaptureError,
     events,
-    flows::DirectFlows,
+    flows::{DirectFlows, EndedFlow},
     kernel::Kernel,
     links::{self, Interface, Kind},
     listeners::{self, PodListener},
@@ -172,11 +172,11 @@ impl Capture {
         self.lock().publication.publish(tables, generation)
     }
 
-    /// Ends live `direct` connections that the tables in force no longer allow; returns how many ends were closed.
+    /// Ends live `direct` connections that the tables in force no longer allow; returns the ends of those flows.
     ///
     /// # Errors
     /// When the kernel gives no verdict.
-    pub fn end_revoked(&self) -> Result<usize, CaptureError> {
+    pub fn end_revoked(&self) -> Result<Vec<EndedFlow>, CaptureError> {
         let inner = &mut *self.lock();
         let pods = &inner.pods;
         inner.flows.end_revoked(&self.kernel, |cookie| pods.get(&cookie))

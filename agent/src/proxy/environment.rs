@@ -103,7 +103,8 @@ pub trait Sockets: Send + Sync {
     fn connect_upstream(&self, pod: PodId, destination: SocketAddr) -> io::Result<std::net::TcpStream>;
 
     /// Connects to the pod's application that listens at `destination` (the pod's own address), which is shown
-    /// `client` as its peer.
+    /// `client` as its peer. The hop leaves from an address of loopback where there are many, so that the pod's range of
+    /// ports does not bound it, unless `from_own_address` asks for the pod's own.
     ///
     /// # Errors
     /// What the kernel says.
@@ -112,6 +113,7 @@ pub trait Sockets: Send + Sync {
         pod: PodId,
         destination: SocketAddr,
         client: SocketAddr,
+        from_own_address: bool,
     ) -> io::Result<std::net::TcpStream>;
 }
 

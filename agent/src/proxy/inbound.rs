@@ -1,6 +1,6 @@
 //! A connection to an application, on its way into the pod.
 
-use std::sync::Arc;
+use std::{io, sync::Arc, time::Duration};
 
 use heddle_ebpf::codes::{Hook, Reason};
 use tokio::net::TcpStream;
@@ -13,7 +13,7 @@ use super::{
     registry::{Membership, Told},
     relay::{Account, End, How, Relay, Side, Surroundings},
     secure::{Secure, SecureError},
-    sockets::{abort, connected, keep_alive},
+    sockets::{abort, connected, keep_alive, reset_unless_released},
     wire::{self, Event, Open},
     worker::{Pod, Worker},
 };
@@ -91,15 +91,36 @@ impl Path<'_> {
     }
 
     async fn connect(&self, flow: &Flow) -> Result<TcpStream, Reason> {
-        self.member.set_deadline(Some(self.worker.settings.connect_timeout));
-        let sockets = &self.worker.environment.sockets;
-        let connecting = connected(sockets.connect_application(self.pod.id, flow.destination, flow.client));
-        let result = self.member.unless_told(connecting).await;
-        self.member.set_deadline(None);
-        match result {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(_)) | Err(Told::TimedOut | Told::Ended) => Err(Reason::Unreachable),
+        let settings = &self.worker.settings;
+        let port = flow.destination.port();
+        if flow.destination.is_ipv4() && !self.pod.own_address_only(port) {
+            match self.hop(flow, false, settings.loopback_patience).await {
+                // Silence, not a refusal: an application that is bound to a device answers only there.
+                Err(Told::TimedOut) => {}
+                result => return arrived(result),
+            }
         }
+        let result = self.hop(flow, true, settings.connect_timeout).await;
+        if flow.destination.is_ipv4() {
+            // Where it fails the next connection begins with loopback again.
+            self.pod.set_own_address_only(port, matches!(result, Ok(Ok(_))));
+        }
+        arrived(result)
+    }
+
+    async fn hop(
+        &self,
+        flow: &Flow,
+        from_own_address: bool,
+        patience: Duration,
+    ) -> Result<io::Result<TcpStream>, Told> {
+        self.member.set_deadline(Some(patience));
+        let sockets = &self.worker.environment.sockets;
+        let (destination, client) = (flow.destination, flow.client);
+        let connecting = sockets.connect_application(self.pod.id, destination, client, from_own_address);
+        let result = self.member.unless_told(connected(connecting)).await;
+        self.member.set_deadline(None);
+        result
     }
 
     async fn plain(&self, mut client: TcpStream, mut flow: Flow, received: Vec<u8>) {
@@ -112,6 +133,7 @@ impl Path<'_> {
             Ok(server) => server,
             Err(reason) => return self.worker.refuse(&flow, &Refusal::new(reason), client),
         };
+        reset_unless_released(&client);
         recorder.opened(&flow);
         let judge = || self.authorize(&flow).map(drop);
         let end = {
@@ -336,6 +358,16 @@ impl Path<'_> {
                 }
             }
         }
+    }
+}
+
+fn arrived(result: Result<io::Result<TcpStream>, Told>) -> Result<TcpStream, Reason> {
+    match result {
+        Ok(Ok(stream)) => {
+            reset_unless_released(&stream);
+            Ok(stream)
+        }
+        Ok(Err(_)) | Err(Told::TimedOut | Told::Ended) => Err(Reason::Unreachable),
     }
 }
 

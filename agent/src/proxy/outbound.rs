@@ -7,13 +7,13 @@ use tokio::net::TcpStream;
 
 use super::{
     copy::{Copy, CopyEnd},
-    environment::{Ending, Flow, PeerName, Refusal, Upstream},
+    environment::{ClientCredentials, Ending, Flow, PeerName, Refusal, Upstream},
     handshake::{self, Established, HandshakeError},
     pool::{PoolKey, Pooled},
     registry::{Membership, Told},
     relay::{Account, End, How, Kept, Relay, Side, Surroundings},
     secure::{Secure, SecureError},
-    sockets::{abort, connected, keep_alive},
+    sockets::{abort, connected, keep_alive, release, reset_unless_released},
     wire::{self, Open},
     worker::{Pod, Worker},
 };
@@ -22,6 +22,7 @@ use super::{
 pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, mut flow: Flow) {
     let environment = &worker.environment;
     let member = worker.registry.enter(pod.id);
+    reset_unless_released(&stream);
     let Some(asked) = environment.sockets.take_origin(pod.id, flow.destination, flow.client) else {
         return worker.refuse(&flow, &Refusal::new(Reason::NoOrigin), stream);
     };
@@ -81,6 +82,7 @@ impl Path<'_> {
             Ok(server) => server,
             Err(reason) => return self.worker.refuse(flow, &Refusal::new(reason), client),
         };
+        reset_unless_released(&server);
         recorder.opened(flow);
         let judge = || self.judge();
         let end = {
@@ -106,21 +108,21 @@ impl Path<'_> {
         let mut client = client;
         let mut kept = None;
         if let Some(pooled) = self.worker.pool.take(&key) {
-            match self.stream(&key, pooled, client, flow, true, None).await {
+            match self.stream(&key, pooled, client, flow, Some(&credentials), None).await {
                 Some((back, load)) => (client, kept) = (back, Some(load)),
                 None => return,
             }
         }
         // On the heap for as long as it takes: the connection's own future stays small.
         match Box::pin(self.establish(&credentials, expected)).await {
-            Ok(pooled) => drop(self.stream(&key, pooled, client, flow, false, kept).await),
+            Ok(pooled) => drop(self.stream(&key, pooled, client, flow, None, kept).await),
             Err(reason) => self.worker.refuse(flow, &Refusal::new(reason), client),
         }
     }
 
     async fn establish(
         &self,
-        credentials: &super::environment::ClientCredentials,
+        credentials: &ClientCredentials,
         expected: &PeerName,
     ) -> Result<Pooled, Reason> {
         let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
@@ -156,14 +158,15 @@ impl Path<'_> {
         Ok(Pooled { secure: Secure::new(stream, tls, wire, control), born: Instant::now() })
     }
 
-    /// Carries the stream. What comes back may be tried on another connection.
+    /// Carries the stream. What comes back may be tried on another connection. `again`: the connection was used before,
+    /// and with these another can be made.
     async fn stream(
         &self,
         key: &PoolKey,
         mut pooled: Pooled,
         client: TcpStream,
         flow: &Flow,
-        reused: bool,
+        again: Option<&ClientCredentials>,
         kept: Option<Kept>,
     ) -> Option<(TcpStream, Kept)> {
         let recorder = &*self.worker.environment.recorder;
@@ -178,7 +181,7 @@ impl Path<'_> {
         let judge = || self.judge();
         let account = Account::new(recorder, flow);
         let mut relay = Relay::new(secure, client, self.around(&judge), account, Side::Client, false);
-        if reused {
+        if again.is_some() {
             relay = relay.hold();
         }
         if let Some(kept) = kept {
@@ -192,7 +195,24 @@ impl Path<'_> {
         } else {
             recorder.opened(flow);
         }
-        let end = std::future::poll_fn(|cx| relay.poll(cx)).await;
+        let settings = &self.worker.settings;
+        let patience = if again.is_some() { settings.accept_patience } else { settings.accept_timeout };
+        self.member.set_deadline(Some(patience));
+        let mut end = std::future::poll_fn(|cx| relay.poll(cx)).await;
+        if let (End::Told(Told::TimedOut), true, Some(credentials)) = (&end, relay.is_unanswered(), again) {
+            // An agent that was stopped leaves its connections open and silent. A new one is refused by its kernel.
+            match Box::pin(self.establish(credentials, &key.expected)).await {
+                Err(Reason::Unreachable) => {}
+                fresh => {
+                    if let Ok(fresh) = fresh {
+                        self.worker.pool.put(key.clone(), fresh);
+                    }
+                    self.member.set_deadline(Some(settings.accept_timeout));
+                    end = std::future::poll_fn(|cx| relay.poll(cx)).await;
+                }
+            }
+        }
+        let silent = matches!(end, End::Told(Told::TimedOut)) && relay.is_unanswered();
         let ending = match end {
             End::Over(how) => {
                 drop(relay);
@@ -221,6 +241,9 @@ impl Path<'_> {
             End::Told(told) => {
                 drop(relay);
                 abort(pooled.secure.stream);
+                if silent {
+                    recorder.refused(flow, &Refusal::new(Reason::Unreachable));
+                }
                 match told {
                     Told::Ended => Ending::Detached,
                     Told::TimedOut => Ending::Lost,
@@ -235,7 +258,11 @@ impl Path<'_> {
 /// What a plain connection's end was called, and does to its sockets.
 pub fn copied(end: CopyEnd, client: TcpStream, server: TcpStream) -> Ending {
     let ending = match end {
-        CopyEnd::Closed => return Ending::Closed,
+        CopyEnd::Closed => {
+            release(client);
+            release(server);
+            return Ending::Closed;
+        }
         CopyEnd::Reset => Ending::Reset,
         CopyEnd::Terminated(refusal) => Ending::Terminated(refusal),
         CopyEnd::Told => Ending::Detached,

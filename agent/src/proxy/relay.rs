@@ -17,7 +17,7 @@ use super::{
     environment::{Flow, Recorder, Refusal},
     registry::{Membership, Told},
     secure::{Secure, SecureError, Supply},
-    sockets::{abort, shut_down},
+    sockets::{abort, release, shut_down},
     wire::Event,
 };
 
@@ -205,6 +205,11 @@ impl<'a> Relay<'a> {
             return None;
         }
         Some((self.app.take()?, Kept { load, app_ended: self.app_ended }))
+    }
+
+    /// Whether the peer has said nothing of this stream yet, and is still expected to.
+    pub fn is_unanswered(&self) -> bool {
+        !self.heard && self.how.is_none()
     }
 
     /// Carries bytes until the stream is over.
@@ -397,6 +402,7 @@ impl<'a> Relay<'a> {
         let mut progress = false;
         if self.secure.has_records() {
             let mut given_up = None;
+            let before = self.heard;
             let (heard, ended) = (&mut self.heard, &mut self.peer_ended);
             progress = self.secure.open_records(&mut |event, wire| {
                 *heard = true;
@@ -408,6 +414,10 @@ impl<'a> Relay<'a> {
                 }
                 !wire.is_idle()
             })?;
+            if self.heard && !before {
+                // The deadline, if there was one, was the first word's.
+                self.around.member.set_deadline(None);
+            }
             if let Some(how) = given_up {
                 self.give_up(0, how)?;
                 return Ok(true);
@@ -427,10 +437,8 @@ impl Drop for Relay<'_> {
     /// Only END is an end: whatever else stops the relay is a reset for the application.
     fn drop(&mut self) {
         self.around.member.set_stalled(false);
-        if !self.finished
-            && let Some(app) = self.app.take()
-        {
-            abort(app);
+        if let Some(app) = self.app.take() {
+            if self.finished { release(app) } else { abort(app) }
         }
     }
 }

@@ -12,6 +12,14 @@ pub struct Settings {
     pub first_byte_timeout: Duration,
     /// How long a connect may take, to a far agent or to the application.
     pub connect_timeout: Duration,
+    /// How long the far agent may leave a stream unanswered on a connection that was used before; then a fresh
+    /// connection shows whether it is still there.
+    pub accept_patience: Duration,
+    /// How long it may in any case: longer than it takes itself to give up an application.
+    pub accept_timeout: Duration,
+    /// How long an application may leave a hop from a loopback address unanswered before the pod's own address is
+    /// tried: one that is bound to a device sends its answer out of that device.
+    pub loopback_patience: Duration,
     /// How long a client keeps an idle connection to another agent.
     pub client_idle_timeout: Duration,
     /// How long a server does: longer, so that the client closes first and the TIME_WAIT is its own.
@@ -44,6 +52,10 @@ impl Default for Settings {
             handshake_timeout: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
+            accept_patience: Duration::from_millis(500),
+            accept_timeout: Duration::from_secs(15),
+            // A thousand times what a connect inside one machine takes.
+            loopback_patience: Duration::from_millis(250),
             client_idle_timeout: Duration::from_secs(60),
             server_idle_timeout: Duration::from_secs(90),
             connection_age: Duration::from_secs(3600),

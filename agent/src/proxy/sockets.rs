@@ -11,6 +11,19 @@ pub fn abort(stream: TcpStream) {
     drop(SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
 }
 
+/// From now on whatever closes the socket resets it: [`release`] alone ends it in good order. The kernel closes the
+/// sockets of a process that dies, and without this an application would take what was cut off for the whole.
+pub fn reset_unless_released(stream: &TcpStream) {
+    // It fails only on a socket that is gone already.
+    drop(SockRef::from(stream).set_linger(Some(Duration::ZERO)));
+}
+
+/// Closes in good order.
+pub fn release(stream: TcpStream) {
+    // It fails only on a socket that is gone already.
+    drop(SockRef::from(&stream).set_linger(None));
+}
+
 /// Says that no more bytes come.
 pub fn shut_down(stream: &TcpStream) {
     // It fails only where the peer reset the connection, which the next read or write tells.

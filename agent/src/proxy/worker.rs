@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
     rc::Rc,
@@ -90,8 +90,27 @@ pub struct Pod {
     pub id: PodId,
     /// Its buffers.
     pub supply: Supply,
+    /// Ports whose application answers the pod's own address alone.
+    own_address_only: RefCell<HashSet<u16>>,
     connections: Tally,
     handshakes: Tally,
+}
+
+impl Pod {
+    /// Whether the application on this port is to be reached from the pod's own address, as far as is known.
+    pub fn own_address_only(&self, port: u16) -> bool {
+        self.own_address_only.borrow().contains(&port)
+    }
+
+    /// Remembers whether the application on this port answers the pod's own address alone.
+    pub fn set_own_address_only(&self, port: u16, only: bool) {
+        let mut ports = self.own_address_only.borrow_mut();
+        if only {
+            ports.insert(port)
+        } else {
+            ports.remove(&port)
+        };
+    }
 }
 
 /// What a worker's connections share.
@@ -130,6 +149,7 @@ impl Worker {
                 buffers: Rc::clone(&self.buffers),
                 quota: Quota::new(self.settings.pod_buffers),
             },
+            own_address_only: RefCell::default(),
             connections: Tally::new(self.settings.pod_connections),
             handshakes: Tally::new(self.settings.pod_handshakes),
         })

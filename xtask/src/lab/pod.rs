@@ -243,6 +243,22 @@ impl Pod {
         apps::connect(&self.place, attempt)
     }
 
+    /// Connects from the pod and holds the connection. See [`apps::Talk`].
+    ///
+    /// # Errors
+    /// When the application cannot be run; that the connection failed is in its outcome.
+    pub fn call(&self, attempt: &apps::Attempt) -> Result<apps::Talk> {
+        apps::Talk::call(&self.place, attempt)
+    }
+
+    /// Listens in the pod and attends to one connection after the other. See [`apps::Talk`].
+    ///
+    /// # Errors
+    /// When the application cannot be run or cannot listen.
+    pub fn attend(&self, address: &str) -> Result<apps::Talk> {
+        apps::Talk::attend(&self.place, address, "")
+    }
+
     /// Starts nginx on a port of all the pod's addresses; it answers every path with `body`.
     ///
     /// # Errors

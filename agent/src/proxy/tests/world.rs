@@ -204,7 +204,7 @@ impl Sockets for State {
     fn connect_upstream(&self, _: PodId, destination: SocketAddr) -> io::Result<TcpStream> {
         connect(destination)
     }
-    fn connect_application(&self, _: PodId, _: SocketAddr, _: SocketAddr) -> io::Result<TcpStream> {
+    fn connect_application(&self, _: PodId, _: SocketAddr, _: SocketAddr, _: bool) -> io::Result<TcpStream> {
         connect(*self.application.lock().unwrap())
     }
 }

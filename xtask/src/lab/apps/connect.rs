@@ -10,6 +10,10 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
+/// `MSG_FASTOPEN` and `EINPROGRESS`, as on every architecture of Linux that the lab runs on.
+const MSG_FASTOPEN: i32 = 0x2000_0000;
+const EINPROGRESS: i32 = 115;
+
 /// A connection to try.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attempt {
@@ -29,6 +33,12 @@ pub struct Attempt {
     pub udp: bool,
     /// Ask for MPTCP.
     pub mptcp: bool,
+    /// Bind to this interface first (`SO_BINDTODEVICE`).
+    pub device: Option<String>,
+    /// Connect without blocking, wait until the socket is writable, and ask `connect()` a second time.
+    pub nonblocking: bool,
+    /// Send with the SYN (`MSG_FASTOPEN`) instead of calling `connect()`.
+    pub fast_open: bool,
 }
 
 impl Attempt {
@@ -43,6 +53,9 @@ impl Attempt {
             half_close: false,
             udp: false,
             mptcp: false,
+            device: None,
+            nonblocking: false,
+            fast_open: false,
         }
     }
 }
@@ -64,6 +77,8 @@ pub struct Outcome {
     pub peer: Option<SocketAddr>,
     /// `getsockname()` after the connect.
     pub local: Option<SocketAddr>,
+    /// What a second `connect()` said, after one that did not block: `EISCONN`, or nothing where it said yes.
+    pub second_connect: Option<String>,
     /// How long `connect()` took.
     pub connect_microseconds: u64,
     /// From the beginning of `connect()` to the first byte received.
@@ -112,7 +127,8 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn stream(attempt: &Attempt, outcome: &mut Outcome, began: Instant) -> std::io::Result<()> {
+/// Makes the connection and sends what is to be sent with it or at once.
+pub(super) fn open(attempt: &Attempt, outcome: &mut Outcome) -> std::io::Result<TcpStream> {
     let limit = Some(crate::lab::stretched(Duration::from_millis(attempt.milliseconds)));
     let protocol = if attempt.mptcp { Protocol::MPTCP } else { Protocol::TCP };
     let socket = Socket::new(Domain::for_address(attempt.to), Type::STREAM, Some(protocol))?;
@@ -121,12 +137,23 @@ fn stream(attempt: &Attempt, outcome: &mut Outcome, began: Instant) -> std::io::
     socket.set_read_timeout(limit)?;
     socket.set_tcp_nodelay(true)?;
     outcome.step = "bind".into();
+    if let Some(device) = &attempt.device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
     if let Some(from) = attempt.from {
         socket.bind(&from.into())?;
     }
     outcome.step = "connect".into();
     let connecting = Instant::now();
-    let connected = socket.connect(&attempt.to.into());
+    let mut unsent = attempt.send.as_bytes();
+    let connected = if attempt.fast_open {
+        let sent = socket.send_to_with_flags(unsent, &attempt.to.into(), MSG_FASTOPEN);
+        sent.map(|sent| unsent = unsent.get(sent..).unwrap_or_default())
+    } else if attempt.nonblocking {
+        connect_later(&socket, attempt, outcome)
+    } else {
+        socket.connect(&attempt.to.into())
+    };
     outcome.connect_microseconds = micros(connecting);
     connected?;
     outcome.connected = true;
@@ -134,10 +161,39 @@ fn stream(attempt: &Attempt, outcome: &mut Outcome, began: Instant) -> std::io::
     outcome.peer = stream.peer_addr().ok();
     outcome.local = stream.local_addr().ok();
     outcome.step = "send".into();
-    stream.write_all(attempt.send.as_bytes())?;
+    stream.write_all(unsent)?;
     if attempt.half_close {
         stream.shutdown(Shutdown::Write)?;
     }
+    Ok(stream)
+}
+
+/// As event loops connect.
+fn connect_later(socket: &Socket, attempt: &Attempt, outcome: &mut Outcome) -> std::io::Result<()> {
+    let to = attempt.to.into();
+    socket.set_nonblocking(true)?;
+    match socket.connect(&to) {
+        Err(error) if error.raw_os_error() != Some(EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let mut waiting = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::OUT)];
+    let limit = crate::lab::stretched(Duration::from_millis(attempt.milliseconds));
+    let limit = rustix::event::Timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(limit.subsec_nanos()),
+    };
+    if rustix::event::poll(&mut waiting, Some(&limit))? == 0 {
+        return Err(ErrorKind::TimedOut.into());
+    }
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    outcome.second_connect = socket.connect(&to).err().map(|error| error_name(&error));
+    socket.set_nonblocking(false)
+}
+
+fn stream(attempt: &Attempt, outcome: &mut Outcome, began: Instant) -> std::io::Result<()> {
+    let mut stream = open(attempt, outcome)?;
     outcome.step = "receive".into();
     let (mut buffer, mut received) = (vec![0u8; 64 * 1024], Vec::new());
     let result = loop {
@@ -178,7 +234,7 @@ fn datagram(attempt: &Attempt, outcome: &mut Outcome) -> std::io::Result<()> {
     Ok(())
 }
 
-fn error_name(error: &Error) -> String {
+pub(super) fn error_name(error: &Error) -> String {
     match error.raw_os_error() {
         // EAGAIN of a read or write with a time limit; EINPROGRESS of a connect with one.
         Some(11 | 115) | None => "TIMEOUT".into(),
@@ -201,6 +257,7 @@ pub const fn errno_name(number: i32) -> Option<&'static str> {
         103 => "ECONNABORTED",
         104 => "ECONNRESET",
         105 => "ENOBUFS",
+        106 => "EISCONN",
         107 => "ENOTCONN",
         110 => "ETIMEDOUT",
         111 => "ECONNREFUSED",

@@ -7,6 +7,7 @@
 mod connect;
 mod load;
 mod serve;
+mod talk;
 
 use std::{
     fs,
@@ -24,6 +25,7 @@ use super::{
 
 pub use connect::{Attempt, Outcome, errno_name};
 pub use load::{Burst, Flood, Volley};
+pub use talk::{Accepted, Talk};
 
 /// What a server prints once it listens.
 const READY: &str = "ready\n";
@@ -55,6 +57,8 @@ fn run(arguments: &[String]) -> Result<()> {
         ["sink", address] => serve::sink(address.parse()?),
         ["udp-echo", address] => serve::udp_echo(address.parse()?),
         ["connect", attempt] => connect::run(&serde_json::from_str(attempt)?),
+        ["call", attempt] => talk::call(&serde_json::from_str(attempt)?),
+        ["attend", address, device] => talk::attend(address.parse()?, device),
         ["raw", packet] => connect::send_raw(packet),
         ["hold", address, count] => load::hold(address.parse()?, count.parse()?),
         ["volley", address, count] => load::volley(address.parse()?, count.parse()?),

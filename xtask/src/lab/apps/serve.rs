@@ -10,11 +10,15 @@ use std::{
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-fn listen(address: SocketAddr) -> Result<TcpListener> {
+/// Listens, and says so.
+pub fn listen(address: SocketAddr, device: Option<&str>) -> Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.ip() == Ipv6Addr::UNSPECIFIED {
         socket.set_only_v6(false)?;
+    }
+    if let Some(device) = device {
+        socket.bind_device(Some(device.as_bytes())).with_context(|| format!("cannot bind to {device}"))?;
     }
     socket.bind(&address.into()).with_context(|| format!("cannot bind {address}"))?;
     socket.listen(4096)?;
@@ -27,7 +31,7 @@ fn serve(
     address: SocketAddr,
     handle: impl Fn(TcpStream) -> std::io::Result<()> + Copy + Send + 'static,
 ) -> Result<()> {
-    for stream in listen(address)?.incoming() {
+    for stream in listen(address, None)?.incoming() {
         match stream {
             Ok(stream) => {
                 thread::Builder::new().stack_size(64 * 1024).spawn(move || {
@@ -60,7 +64,7 @@ pub fn echo(address: SocketAddr) -> Result<()> {
 }
 
 pub fn greet(address: SocketAddr, text: &str) -> Result<()> {
-    for stream in listen(address)?.incoming() {
+    for stream in listen(address, None)?.incoming() {
         let text = text.to_owned();
         let mut stream = stream?;
         thread::spawn(move || {
@@ -88,7 +92,7 @@ pub fn accept_and_close(address: SocketAddr) -> Result<()> {
 /// client's own `connect()` and not what is measured. For the same reason no thread is made for a connection.
 pub fn once(address: SocketAddr) -> Result<()> {
     const ACCEPTING: usize = 32;
-    let listener = listen(address)?;
+    let listener = listen(address, None)?;
     thread::scope(|scope| {
         for _ in 0..ACCEPTING {
             scope.spawn(|| {

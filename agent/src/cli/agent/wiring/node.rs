@@ -68,8 +68,8 @@ impl Running {
         let Wired { capture, authority, store, naming, node, heartbeat, .. } = wired;
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
         let pods = Arc::new(Pods::default());
-        let names = KnownNames { pods: Arc::clone(&pods), rules: rules.clone() };
-        let events = Arc::new(Events::new(&node, Arc::new(names), EVENTS));
+        let names = Arc::new(KnownNames { pods: Arc::clone(&pods), rules: rules.clone() });
+        let events = Arc::new(Events::new(&node, Arc::clone(&names) as _, EVENTS));
         let readings = NodeReadings {
             pods: Arc::clone(&pods),
             capture: Arc::clone(&capture),
@@ -78,6 +78,7 @@ impl Running {
             rules: rules.clone(),
         };
         let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
+        let told = Arc::new(Told::new(Arc::clone(&pods), Arc::clone(&metrics), Arc::clone(&events), names));
         let (changed, changes) = watch::channel(0);
         let environment = Environment {
             sockets: Arc::new(CapturedSockets {
@@ -92,7 +93,7 @@ impl Running {
                 changes,
             }),
             credentials: Arc::new(PodCredentials { pods: Arc::clone(&pods), naming }),
-            recorder: Arc::new(Told::new(Arc::clone(&pods), Arc::clone(&metrics), Arc::clone(&events))),
+            recorder: Arc::clone(&told) as _,
         };
         let workers = Workers::start(capture.workers() as usize, &environment, &Settings::default())
             .map_err(|error| failed(&error))?;
@@ -102,7 +103,7 @@ impl Running {
         tasks.spawn(keep_renewed(Arc::clone(&store), authority, SystemTime::now));
         let lines = broadcast::Sender::new(EVENTS);
         tasks.spawn(tell(Arc::clone(&events), lines.clone()));
-        tasks.spawn(judge_again(Arc::clone(&capture), rules.clone(), changed));
+        tasks.spawn(judge_again(Arc::clone(&capture), rules.clone(), changed, told));
 
         let running = Self {
             pods: Arc::clone(&pods),
@@ -250,17 +251,19 @@ async fn tell(events: Arc<Events>, lines: broadcast::Sender<Arc<str>>) {
 
 /// After each change: live connections that the rules no longer allow end, those of the kernel's own here, those of
 /// the proxy by the number that it watches.
-async fn judge_again(capture: Arc<Capture>, rules: SnapshotReader<Compiled>, changed: watch::Sender<u64>) {
+async fn judge_again(
+    capture: Arc<Capture>,
+    rules: SnapshotReader<Compiled>,
+    changed: watch::Sender<u64>,
+    told: Arc<Told>,
+) {
     let mut publications = rules.watch();
     loop {
         let generation = publications.borrow_and_update().proxy_generation;
         changed.send_replace(generation);
         let capture = Arc::clone(&capture);
         match tokio::task::spawn_blocking(move || capture.end_revoked()).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(ended)) => {
-                tracing::info!(ended, generation, "ended connections that are no longer allowed")
-            }
+            Ok(Ok(ended)) => ended.iter().for_each(|ended| told.revoked(ended)),
             Ok(Err(error)) => {
                 tracing::error!(%error, "live connections could not be judged again; the guard drops them")
             }

@@ -11,10 +11,11 @@ use heddle_ebpf::codes::{Hook, Outcome, Reason};
 
 use super::pods::Pods;
 use crate::{
+    capture::EndedFlow,
     observe::{
         events::Events,
         metrics::{Direction, FlowLabels, Metrics, OpenConnection, Peer, RuleLabels, Tls},
-        record::Occurrence,
+        record::{Names, Occurrence},
     },
     proxy::environment::{Ending, Flow, PodId, Recorder, Refusal},
 };
@@ -25,12 +26,13 @@ pub(super) struct Told {
     pub pods: Arc<Pods>,
     pub metrics: Arc<Metrics>,
     pub events: Arc<Events>,
+    pub names: Arc<dyn Names>,
     open: Mutex<HashMap<Key, OpenConnection>>,
 }
 
 impl Told {
-    pub fn new(pods: Arc<Pods>, metrics: Arc<Metrics>, events: Arc<Events>) -> Self {
-        Self { pods, metrics, events, open: Mutex::default() }
+    pub fn new(pods: Arc<Pods>, metrics: Arc<Metrics>, events: Arc<Events>, names: Arc<dyn Names>) -> Self {
+        Self { pods, metrics, events, names, open: Mutex::default() }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<Key, OpenConnection>> {
@@ -79,6 +81,27 @@ impl Told {
             occurrence.destination_identity = peer;
         }
         occurrence
+    }
+}
+
+impl Told {
+    /// A connection that the kernel carried alone was ended: what a relay tells of its own, at each end.
+    pub fn revoked(&self, ended: &EndedFlow) {
+        let hook = if ended.server_side { Hook::Inbound } else { Hook::Outbound };
+        let pod = self.pods.get(PodId(ended.pod)).map(|entry| Arc::clone(&entry.name));
+        self.metrics.decide(hook, Outcome::Refuse, Reason::Revoked, pod.as_deref().unwrap_or_default());
+        let mut occurrence = Occurrence::of_agent(
+            SystemTime::now(),
+            hook,
+            Outcome::Refuse,
+            Reason::Revoked,
+            ended.client,
+            ended.server,
+        );
+        occurrence.pod = pod;
+        occurrence.generation = ended.generation;
+        occurrence.rule = self.names.rule(ended.generation, ended.rule);
+        self.events.tell(occurrence);
     }
 }
 

@@ -40,7 +40,9 @@ impl Sockets for CapturedSockets {
         pod: PodId,
         destination: SocketAddr,
         client: SocketAddr,
+        from_own_address: bool,
     ) -> io::Result<TcpStream> {
-        self.sockets.connect_application(&self.pod(pod)?.captured.namespace, destination, client, false)
+        let pod = self.pod(pod)?;
+        self.sockets.connect_application(&pod.captured.namespace, destination, client, from_own_address)
     }
 }
