@@ -12,6 +12,8 @@ pub struct Settings {
     pub first_byte_timeout: Duration,
     /// How long a connect may take, to a far agent or to the application.
     pub connect_timeout: Duration,
+    /// How long the application may take to answer a health probe.
+    pub probe_timeout: Duration,
     /// How long a client keeps an idle connection to another agent.
     pub client_idle_timeout: Duration,
     /// How long a server does: longer, so that the client closes first and the TIME_WAIT is its own.
@@ -44,6 +46,7 @@ impl Default for Settings {
             handshake_timeout: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
+            probe_timeout: Duration::from_secs(60),
             client_idle_timeout: Duration::from_secs(60),
             server_idle_timeout: Duration::from_secs(90),
             connection_age: Duration::from_secs(3600),
