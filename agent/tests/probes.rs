@@ -60,8 +60,8 @@ fn an_http_probe_is_one_get_of_its_path() -> Result<()> {
     let web = lab.pod(&shop("web").readiness_probe("{httpGet: {path: '/ready?full=1', port: 8080}}"))?;
     let client = lab.pod(&shop("client"))?;
     lab.apply("rules.yaml", &server("web", 8080, "opaque", &[Clients::Identities(&[&client.identity()])]))?;
-    let nginx = web.nginx(8080, BODY)?;
     lab.start_agents()?;
+    let nginx = web.nginx(8080, BODY)?;
     let events = lab.agent("node-a")?.events()?;
     let kubelet = lab.at("node-a")?.kubelet()?;
 
@@ -129,7 +129,10 @@ fn a_tcp_probe_learns_open_or_closed_and_passes_no_byte() -> Result<()> {
         let probe = open(&kubelet, to)?;
         ensure!(probe.connected && probe.closed && probe.error.is_none(), "{to}: {probe:?}");
         let bytes = ask(&kubelet, to, "a byte or two")?;
-        ensure!(bytes.connected && bytes.refused() && !bytes.closed, "bytes on a TCP probe at {to}: {bytes:?}");
+        ensure!(
+            bytes.connected && bytes.refused() && !bytes.closed,
+            "bytes on a TCP probe at {to}: {bytes:?}"
+        );
     }
     echo.wait_for("from ", SOON)?;
     // A greeting is the application's bytes: they do not pass either.
@@ -160,7 +163,11 @@ fn a_grpc_probe_is_one_check_of_its_service() -> Result<()> {
         let answer = health::call(&kubelet, to, "/grpc.health.v1.Health/Check", "orders")?;
         ensure!(answer.contains("message 0801") && answer.contains("grpc-status 0"), "{to}: {answer}");
     }
-    ensure!(server.stdout().matches("called /grpc.health.v1.Health/Check").count() == 2, "{}", server.stdout());
+    ensure!(
+        server.stdout().matches("called /grpc.health.v1.Health/Check").count() == 2,
+        "{}",
+        server.stdout()
+    );
     for (path, service) in [
         ("/grpc.health.v1.Health/Watch", "orders"),
         ("/shop.Orders/Delete", "orders"),
@@ -178,7 +185,12 @@ fn a_grpc_probe_is_one_check_of_its_service() -> Result<()> {
     // A plain GET is no gRPC probe.
     let plain = ask(&kubelet, (api.v4, 9000), &get("/"))?;
     ensure!(plain.refused(), "{plain:?}");
-    let stranger = health::call(lab.at("node-a")?.host(), (api.v4, 9000).into(), "/grpc.health.v1.Health/Check", "orders")?;
+    let stranger = health::call(
+        lab.at("node-a")?.host(),
+        (api.v4, 9000).into(),
+        "/grpc.health.v1.Health/Check",
+        "orders",
+    )?;
     ensure!(stranger.contains("no answer"), "another process on the node: {stranger}");
     lab.close()
 }
@@ -198,9 +210,8 @@ fn nobody_but_the_kubelet_itself_gains_a_probe() -> Result<()> {
     let node = lab.at("node-a")?;
     let (kubelet, host) = (node.kubelet()?, node.host());
     let probe = get("/live");
-    let passes = |from: &Place, to: SocketAddr| -> Result<bool> {
-        Ok(ask(from, to, &probe)?.received.contains(BODY))
-    };
+    let passes =
+        |from: &Place, to: SocketAddr| -> Result<bool> { Ok(ask(from, to, &probe)?.received.contains(BODY)) };
     ensure!(passes(&kubelet, (web.v4, 8080).into())? && passes(&kubelet, (web.v6, 8080).into())?);
     ensure!(!passes(&kubelet, (bare.v4, 8080).into())?, "a pod without a probe has none");
     events.drain();
@@ -236,7 +247,10 @@ fn nobody_but_the_kubelet_itself_gains_a_probe() -> Result<()> {
         plain = plain.v4
     ))?;
     let _plain = plain.nginx(8080, BODY)?;
-    ensure!(passes(lab.outside(), (node.v4, 30082).into())?, "the node port itself works, to a pod in no mesh");
+    ensure!(
+        passes(lab.outside(), (node.v4, 30082).into())?,
+        "the node port itself works, to a pod in no mesh"
+    );
     events.drain();
     for port in [30080, 30081] {
         let forwarded = ask(lab.outside(), (node.v4, port), &probe)?;

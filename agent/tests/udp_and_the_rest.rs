@@ -93,7 +93,10 @@ fn udp_between_meshed_pods_is_refused_and_told() -> Result<()> {
             let counted = lab.agent("node-a")?.metric("heddle_kernel_decisions_total", &refused)?;
             ensure!(!echoed(client.place(), to, "marker")?, "a connected socket to {to}");
             let event = told(&events, "plain_to_meshed")?;
-            ensure!(field(&event, "hook") == "guard_from_pod" && field(&event, "pod") == "shop/client", "{event}");
+            ensure!(
+                field(&event, "hook") == "guard_from_pod" && field(&event, "pod") == "shop/client",
+                "{event}"
+            );
             ensure!(!sent_unconnected(client.place(), to, "marker")?, "an unconnected socket to {to}");
             told(&events, "plain_to_meshed")?;
             eventually("the drops to be counted", SOON, || {
@@ -109,9 +112,13 @@ fn udp_between_meshed_pods_is_refused_and_told() -> Result<()> {
     }
     // A datagram in fragments, which are nothing without their first.
     let long = "f".repeat(4_000);
-    ensure!(echoed(client.place(), (open.v4, 5000), &long)? && echoed(client.place(), (open.v6, 5000), &long)?);
+    ensure!(
+        echoed(client.place(), (open.v4, 5000), &long)? && echoed(client.place(), (open.v6, 5000), &long)?
+    );
     let capture = lab.capture("node-b")?;
-    ensure!(!echoed(client.place(), (far.v4, 5000), &long)? && !echoed(client.place(), (far.v6, 5000), &long)?);
+    ensure!(
+        !echoed(client.place(), (far.v4, 5000), &long)? && !echoed(client.place(), (far.v6, 5000), &long)?
+    );
     let traffic = capture.stop()?;
     for ip in [IpAddr::from(far.v4), far.v6.into()] {
         let own: IpAddr = if ip.is_ipv4() { client.v4.into() } else { client.v6.into() };
@@ -126,7 +133,8 @@ fn names_are_asked_of_the_dns_service_alone() -> Result<()> {
     let mut lab = lab("udp-dns")?;
     lab.settings().set("defaultOutbound", "deny");
     let client = lab.pod(&shop("client", "node-a"))?;
-    let names = lab.pod(&PodSpec::new("names", "node-b").namespace("kube-system").label("k8s-app", "kube-dns"))?;
+    let names =
+        lab.pod(&PodSpec::new("names", "node-b").namespace("kube-system").label("k8s-app", "kube-dns"))?;
     lab.apply(
         "dns.yaml",
         &format!(
@@ -247,11 +255,17 @@ fn icmp_errors_pass_and_echoes_between_meshed_pods_do_not() -> Result<()> {
     // A port where nobody listens: its refusal comes back, into a pod and out of one.
     for to in [SocketAddr::new(open.v4.into(), 5999), SocketAddr::new(open.v6.into(), 5999)] {
         let outcome = apps::connect(client.place(), &Attempt { udp: true, ..Attempt::new(to, "?") })?;
-        ensure!(outcome.error.as_deref() == Some("ECONNREFUSED"), "an ICMP error into the pod, {to}: {outcome:?}");
+        ensure!(
+            outcome.error.as_deref() == Some("ECONNREFUSED"),
+            "an ICMP error into the pod, {to}: {outcome:?}"
+        );
     }
     for to in [SocketAddr::new(client.v4.into(), 5999), SocketAddr::new(client.v6.into(), 5999)] {
         let outcome = apps::connect(lab.outside(), &Attempt { udp: true, ..Attempt::new(to, "?") })?;
-        ensure!(outcome.error.as_deref() == Some("ECONNREFUSED"), "an ICMP error out of the pod, {to}: {outcome:?}");
+        ensure!(
+            outcome.error.as_deref() == Some("ECONNREFUSED"),
+            "an ICMP error out of the pod, {to}: {outcome:?}"
+        );
     }
 
     // A narrower link in the middle: the mesh's own TCP needs to be told.

@@ -1,6 +1,7 @@
 //! A gRPC health server and its client, over HTTP/2 alone.
 //!
 //! Both are the test's own program, started again: a socket belongs to the cgroup of the process that made it.
+#![allow(dead_code, reason = "each test uses its own share")]
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -1,4 +1,5 @@
 //! Policy as a cluster's operator would write it.
+#![allow(dead_code, reason = "each test uses its own share")]
 
 /// Whom a Server lets in.
 #[derive(Clone, Copy)]

@@ -1,4 +1,5 @@
 //! What agents tell: waited for, never guessed at.
+#![allow(dead_code, reason = "each test uses its own share")]
 
 use std::time::Duration;
 

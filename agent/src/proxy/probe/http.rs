@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn a_declared_get_is_the_probe_and_nothing_else_is() {
-        let kubelet = "Host: 10.0.0.5:8080\r\nUser-Agent: kube-probe/1.34\r\nAccept: */*\r\nConnection: close\r\n\r\n";
+        let kubelet =
+            "Host: 10.0.0.5:8080\r\nUser-Agent: kube-probe/1.34\r\nAccept: */*\r\nConnection: close\r\n\r\n";
         assert_eq!(judged(&format!("GET /live HTTP/1.1\r\n{kubelet}")), Head::Probe);
         assert_eq!(judged(&format!("GET /ready?verbose=1 HTTP/1.1\r\n{kubelet}")), Head::Probe);
         assert_eq!(judged("GET /live HTTP/1.0\r\n\r\n"), Head::Probe);
