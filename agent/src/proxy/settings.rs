@@ -62,3 +62,38 @@ impl Default for Settings {
         }
     }
 }
+
+impl Settings {
+    /// Lowers the bounds so that `workers` of them never need more than `descriptors` in all: a process without a
+    /// free descriptor accepts for nobody. An eighth is left for listeners, kernel maps and the door; one pod has at
+    /// most two thirds of the rest.
+    #[must_use]
+    pub fn within(self, descriptors: u64, workers: usize) -> Self {
+        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        let of_worker = (descriptors - descriptors / 8) / workers.max(1);
+        let pooled = self.pooled.min(of_worker / 8);
+        // A connection is two sockets: the application's and the hop's.
+        let connections = self.connections.min((of_worker - pooled) / 2);
+        let pod_connections = self.pod_connections.min(connections / 3 * 2);
+        Self { connections, pod_connections, pooled, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Settings;
+
+    #[test]
+    fn a_process_keeps_descriptors_for_itself_and_one_pod_leaves_some_to_others() {
+        for descriptors in [64, 1_024, 20_000, 1 << 20] {
+            for workers in [1, 4] {
+                let settings = Settings::default().within(descriptors, workers);
+                let used = workers * (2 * settings.connections + settings.pooled);
+                assert!(used as u64 <= descriptors - descriptors / 8, "{descriptors}, {workers}: {used}");
+                assert!(settings.pod_connections > 0 && settings.pod_connections < settings.connections);
+            }
+        }
+        let plenty = Settings::default().within(u64::MAX, 4);
+        assert_eq!((plenty.connections, plenty.pod_connections, plenty.pooled), (65_536, 16_384, 4_096));
+    }
+}
