@@ -2,6 +2,7 @@
 //! neighbor, and never does it fall into a weaker class of policy.
 
 mod common {
+    pub mod crowd;
     pub mod peers;
     pub mod policy_yaml;
     pub mod told;
@@ -9,12 +10,13 @@ mod common {
 
 use std::{
     io::Write,
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use common::{
+    crowd,
     peers::{Got, Manner, ask, certificate, dial, names, to_the_end},
     policy_yaml::{Clients, server},
     told::{SOON, field, told},
@@ -50,7 +52,8 @@ fn scene(name: &str) -> Result<Scene> {
     let office: Vec<&str> = office.iter().map(String::as_str).collect();
     let identities = Clients::Identities(&[&client]);
     let rules = server("api", 7000, "opaque", &[identities])
-        + &server("api", 8080, "unknown", &[identities, Clients::Networks(&office)]);
+        + &server("api", 8080, "unknown", &[identities, Clients::Networks(&office)])
+        + &server("api", 8081, "opaque", &[Clients::Networks(&office)]);
     lab.apply("rules.yaml", &rules)?;
     let echoes = vec![api.app(&["echo", "[::]:7000"])?, api.app(&["echo", "[::]:8080"])?];
     lab.start_agent("node-a")?;
@@ -120,11 +123,13 @@ fn only_the_right_certificate_opens_a_stream() -> Result<()> {
                 events.next(SOON, |event| ["tls_failed", "no_identity"].contains(&field(event, "reason")));
             ensure!(event.is_some(), "{what}, {who}: nobody told");
         }
-        // The right authority, and an identity that no rule names.
-        let got = place.enter(|| ask(to, Manner::proper(&own_name, of("stranger", true)?), MARKER))?;
-        ensure!(got == Got::Refused(Reason::Unauthorized as u32), "another identity, {who}: {got:?}");
-        told(&events, "unauthorized")?;
     }
+    // The right authority, and an identity that no rule names.
+    let to = SocketAddr::new(scene.api.v4.into(), 7000);
+    let rogue = scene.rogue.place();
+    let got = rogue.enter(|| ask(to, Manner::proper(&own_name, of("stranger", true)?), MARKER))?;
+    ensure!(got == Got::Refused(Reason::Unauthorized as u32), "another identity: {got:?}");
+    told(&events, "unauthorized")?;
     // Another pod's name, at a meshed address: this pod answers to its own alone.
     let to = SocketAddr::new(scene.api.v4.into(), 7000);
     let got =
@@ -196,7 +201,7 @@ fn garbage_slowness_and_size_end_their_own_connection_alone() -> Result<()> {
                 let (heard, took) = attempt.join().expect("no panic")?;
                 ensure!(took < BOUND, "{what}, {who}: it took {took:?}");
                 ensure!(
-                    !heard.windows(32).any(|bytes| hello.windows(32).any(|own| own == bytes)),
+                    !heard.windows(64).any(|bytes| hello.windows(64).any(|own| own == bytes)),
                     "{what}, {who}: echoed"
                 );
             }
@@ -292,6 +297,7 @@ fn idle_and_half_closed_connections_are_bounded_and_leave_the_neighbors_their_sh
     scene
         .lab
         .apply("neighbor.yaml", &server("neighbor", 9000, "opaque", &[Clients::Networks(&[&office])]))?;
+    let _stall = scene.api.app(&["stall", "[::]:8081"])?;
     let _sink = neighbor.app(&["sink", "[::]:9000"])?;
     scene.lab.start_agent("node-a")?;
     let to = SocketAddr::new(neighbor.v4.into(), 9000);
@@ -305,41 +311,36 @@ fn idle_and_half_closed_connections_are_bounded_and_leave_the_neighbors_their_sh
     };
     let before = rate()?;
     let memory = agent.resident_bytes()?;
-    let target = SocketAddr::new(scene.api.v4.into(), 8080);
+    // A port that looks at the first bytes; and one whose application never reads and never ends.
+    let targets = [8080, 8081].map(|port| SocketAddr::new(scene.api.v4.into(), port));
     let refused = || agent.metric("heddle_agent_decisions_total", &["reason=\"limit_reached\""]);
-    scene.lab.outside().enter(|| {
-        rustix::process::setrlimit(
-            rustix::process::Resource::Nofile,
-            rustix::process::Rlimit {
-                current: Some(MANY as u64 + 1_000),
-                maximum: Some(MANY as u64 + 1_000),
-            },
-        )?;
-        let mut held: Vec<TcpStream> = Vec::new();
-        let mut failed = 0;
-        while held.len() + failed < MANY {
-            match dial(target) {
-                Ok(stream) => {
-                    if held.len() % 2 == 0 {
-                        drop(stream.shutdown(Shutdown::Write));
-                    }
-                    held.push(stream);
-                }
-                Err(_) => failed += 1,
-            }
+    let mut crowds = Vec::new();
+    let mut held = 0;
+    for target in [targets, targets].concat() {
+        let (crowd, opened) = crowd::gather(scene.lab.outside(), target, MANY / 4)?;
+        crowds.push(crowd);
+        held += opened;
+    }
+    ensure!(held > MANY / 2, "control: {held} of {MANY} connections is no flood");
+    let mut during: f64 = 0.0;
+    // Other work on the machine takes its share now and then.
+    for _ in 0..8 {
+        during = during.max(rate()?);
+        if during > before * 0.7 {
+            break;
         }
-        ensure!(held.len() > 1_000, "control: the flood is one ({failed} failed)");
-        let during = rate()?;
-        let grown = agent.resident_bytes()?.saturating_sub(memory);
-        println!(
-            "{} held, {failed} failed; {before:.0} B/s before, {during:.0} during; +{grown} bytes",
-            held.len()
-        );
-        ensure!(refused()? > 0.0, "no bound was reached by {MANY} connections");
-        ensure!(grown < 256 << 20, "the agent has grown by {grown} bytes");
-        ensure!(during > before * 0.4, "the neighbor's rate fell from {before:.0} to {during:.0} B/s");
-        Ok(())
-    })?;
+    }
+    let grown = agent.resident_bytes()?.saturating_sub(memory);
+    println!("{held} opened; {before:.0} B/s before, {during:.0} during; +{grown} bytes");
+    ensure!(refused()? > 0.0, "no bound was reached by {held} connections");
+    ensure!(grown < 256 << 20, "the agent has grown by {grown} bytes");
+    ensure!(during > before * 0.5, "the neighbor's rate fell from {before:.0} to {during:.0} B/s");
+    let near = apps::connect(
+        scene.lab.outside(),
+        &Attempt { half_close: true, enough: 8, ..Attempt::new(to, "new one") },
+    )?;
+    ensure!(near.received.len() == 8, "a new connection to the neighbor: {near:?}");
+    drop(crowds);
     eventually("the flood to be forgotten", BOUND, || {
         let plain = apps::connect(scene.lab.outside(), &Attempt::new((scene.api.v4, 8080), "after"))?;
         Ok(plain.received == "after")

@@ -122,8 +122,9 @@ impl<'a> Manner<'a> {
 
     /// A connection that has said nothing yet.
     pub fn tls(self) -> Result<ClientConnection> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
+        let mut provider = aws_lc_rs::default_provider();
+        provider.kx_groups.insert(0, aws_lc_rs::kx_group::X25519MLKEM768);
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[self.version])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody));
