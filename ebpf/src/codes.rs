@@ -143,6 +143,8 @@ reasons! {
     BadPeer = 66, "bad_peer";
     /// A limit of the agent's was reached.
     LimitReached = 67, "limit_reached";
+    /// The kubelet asked for something else than a probe that the pod declares on this port.
+    NotTheProbe = 68, "not_the_probe";
 }
 
 /// Which program, or which part of the agent, decided.

@@ -5,6 +5,7 @@
 use std::{fmt, io, net::IpAddr, net::SocketAddr, sync::Arc};
 
 use heddle_ebpf::codes::{Hook, Reason};
+use heddle_policy::resources::Check;
 use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
 use tokio::sync::watch;
 
@@ -96,6 +97,10 @@ pub trait Sockets: Send + Sync {
     /// `local` and `peer` are the accepted socket's addresses. `None`: the connection is not one of ours.
     fn take_origin(&self, pod: PodId, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr>;
 
+    /// Whether a connection that the pod's inbound listener accepted was made by this node's kubelet, and forgets it.
+    /// `local` and `peer` are the accepted socket's addresses.
+    fn take_probe(&self, pod: PodId, local: SocketAddr, peer: SocketAddr) -> bool;
+
     /// Connects from the pod to `destination`.
     ///
     /// # Errors
@@ -137,6 +142,9 @@ pub trait Policy: Send + Sync {
     /// # Errors
     /// The refusal.
     fn inbound_class(&self, pod: PodId, client: IpAddr, port: u16) -> Result<InboundClass, Refusal>;
+
+    /// The health probes that the pod at `address` declares for a port: what its node's kubelet may ask there.
+    fn probes(&self, pod: PodId, address: IpAddr, port: u16) -> Vec<Check>;
 
     /// Whether the client, with the identity of its certificate or with none, may use this port of the pod.
     fn authorize(&self, pod: PodId, port: u16, identity: Option<&PeerName>, client: IpAddr) -> Decision;

@@ -1,19 +1,21 @@
 //! A connection to an application, on its way into the pod.
 
-use std::{io, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use heddle_ebpf::codes::{Hook, Reason};
 use tokio::net::TcpStream;
 
 use super::{
+    application,
     copy::Copy,
     environment::{Decision, Ending, Flow, InboundClass, PeerName, Refusal},
     handshake::{self, Established, First, HandshakeError},
     outbound::copied,
+    probe,
     registry::{Membership, Told},
     relay::{Account, End, How, Relay, Side, Surroundings},
     secure::{Secure, SecureError},
-    sockets::{abort, connected, keep_alive, reset_unless_released},
+    sockets::{abort, keep_alive, reset_unless_released},
     wire::{self, Event, Open},
     worker::{Pod, Worker},
 };
@@ -24,7 +26,18 @@ pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, flow: Flow) {
     keep_alive(&stream);
     let policy = &*worker.environment.policy;
     let path = Path { worker, pod, member: &member };
-    match policy.inbound_class(pod.id, flow.client.ip(), flow.destination.port()) {
+    let class = policy.inbound_class(pod.id, flow.client.ip(), flow.destination.port());
+    // The kubelet is at no meshed address.
+    if class != Ok(InboundClass::MeshTls)
+        && worker.environment.sockets.take_probe(pod.id, flow.destination, flow.client)
+    {
+        let checks = policy.probes(pod.id, flow.destination.ip(), flow.destination.port());
+        // Where the rules let the node in anyway, its kubelet may ask for more than its probes.
+        if !checks.is_empty() && (class.is_err() || path.authorize(&flow).is_err()) {
+            return Box::pin(probe::serve(worker, pod, &member, stream, flow, &checks)).await;
+        }
+    }
+    match class {
         Ok(InboundClass::MeshTls) => path.mesh(stream, flow, Vec::new()).await,
         Ok(InboundClass::Plain { server_first: true }) => path.plain(stream, flow, Vec::new()).await,
         Ok(InboundClass::Plain { server_first: false }) => {
@@ -90,46 +103,13 @@ impl Path<'_> {
         }
     }
 
-    async fn connect(&self, flow: &Flow) -> Result<TcpStream, Reason> {
-        let settings = &self.worker.settings;
-        let port = flow.destination.port();
-        if flow.destination.is_ipv4() && !self.pod.own_address_only(port) {
-            match self.hop(flow, false, settings.loopback_patience).await {
-                // Silence, not a refusal: an application that is bound to a device answers only there.
-                Err(Told::TimedOut) => {}
-                result => return arrived(result),
-            }
-        }
-        let result = self.hop(flow, true, settings.connect_timeout).await;
-        if flow.destination.is_ipv4() {
-            // Where it fails the next connection begins with loopback again.
-            self.pod.set_own_address_only(port, matches!(result, Ok(Ok(_))));
-        }
-        arrived(result)
-    }
-
-    async fn hop(
-        &self,
-        flow: &Flow,
-        from_own_address: bool,
-        patience: Duration,
-    ) -> Result<io::Result<TcpStream>, Told> {
-        self.member.set_deadline(Some(patience));
-        let sockets = &self.worker.environment.sockets;
-        let (destination, client) = (flow.destination, flow.client);
-        let connecting = sockets.connect_application(self.pod.id, destination, client, from_own_address);
-        let result = self.member.unless_told(connected(connecting)).await;
-        self.member.set_deadline(None);
-        result
-    }
-
     async fn plain(&self, mut client: TcpStream, mut flow: Flow, received: Vec<u8>) {
         let recorder = &*self.worker.environment.recorder;
         flow.rule = match self.authorize(&flow) {
             Ok(rule) => rule,
             Err(refusal) => return self.worker.refuse(&flow, &refusal, client),
         };
-        let mut server = match self.connect(&flow).await {
+        let mut server = match application::connect(self.worker, self.pod, self.member, &flow).await {
             Ok(server) => server,
             Err(reason) => return self.worker.refuse(&flow, &Refusal::new(reason), client),
         };
@@ -281,7 +261,8 @@ impl Path<'_> {
         let app = match judged {
             Ok(rule) => {
                 flow.rule = rule;
-                self.connect(flow).await.map_err(Refusal::new)
+                let reached = application::connect(self.worker, self.pod, self.member, flow);
+                reached.await.map_err(Refusal::new)
             }
             Err(refusal) => Err(refusal),
         };
@@ -358,16 +339,6 @@ impl Path<'_> {
                 }
             }
         }
-    }
-}
-
-fn arrived(result: Result<io::Result<TcpStream>, Told>) -> Result<TcpStream, Reason> {
-    match result {
-        Ok(Ok(stream)) => {
-            reset_unless_released(&stream);
-            Ok(stream)
-        }
-        Ok(Err(_)) | Err(Told::TimedOut | Told::Ended) => Err(Reason::Unreachable),
     }
 }
 

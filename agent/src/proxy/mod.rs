@@ -11,6 +11,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod application;
 mod buffers;
 mod copy;
 pub mod environment;
@@ -18,6 +19,7 @@ mod handshake;
 mod inbound;
 mod outbound;
 mod pool;
+mod probe;
 mod registry;
 mod relay;
 mod secure;

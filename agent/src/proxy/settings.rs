@@ -20,6 +20,8 @@ pub struct Settings {
     /// How long an application may leave a hop from a loopback address unanswered before the pod's own address is
     /// tried: one that is bound to a device sends its answer out of that device.
     pub loopback_patience: Duration,
+    /// How long the application may take to answer a health probe.
+    pub probe_timeout: Duration,
     /// How long a client keeps an idle connection to another agent.
     pub client_idle_timeout: Duration,
     /// How long a server does: longer, so that the client closes first and the TIME_WAIT is its own.
@@ -56,6 +58,7 @@ impl Default for Settings {
             accept_timeout: Duration::from_secs(15),
             // A thousand times what a connect inside one machine takes.
             loopback_patience: Duration::from_millis(250),
+            probe_timeout: Duration::from_secs(60),
             client_idle_timeout: Duration::from_secs(60),
             server_idle_timeout: Duration::from_secs(90),
             connection_age: Duration::from_secs(3600),
@@ -69,5 +72,40 @@ impl Default for Settings {
             pooled: 4_096,
             pooled_per_destination: 64,
         }
+    }
+}
+
+impl Settings {
+    /// Lowers the bounds so that `workers` of them never need more than `descriptors` in all: a process without a
+    /// free descriptor accepts for nobody. An eighth is left for listeners, kernel maps and the door; one pod has at
+    /// most two thirds of the rest.
+    #[must_use]
+    pub fn within(self, descriptors: u64, workers: usize) -> Self {
+        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        let of_worker = (descriptors - descriptors / 8) / workers.max(1);
+        let pooled = self.pooled.min(of_worker / 8);
+        // A connection is two sockets: the application's and the hop's.
+        let connections = self.connections.min((of_worker - pooled) / 2);
+        let pod_connections = self.pod_connections.min(connections / 3 * 2);
+        Self { connections, pod_connections, pooled, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Settings;
+
+    #[test]
+    fn a_process_keeps_descriptors_for_itself_and_one_pod_leaves_some_to_others() {
+        for descriptors in [64, 1_024, 20_000, 1 << 20] {
+            for workers in [1, 4] {
+                let settings = Settings::default().within(descriptors, workers);
+                let used = workers * (2 * settings.connections + settings.pooled);
+                assert!(used as u64 <= descriptors - descriptors / 8, "{descriptors}, {workers}: {used}");
+                assert!(settings.pod_connections > 0 && settings.pod_connections < settings.connections);
+            }
+        }
+        let plenty = Settings::default().within(u64::MAX, 4);
+        assert_eq!((plenty.connections, plenty.pod_connections, plenty.pooled), (65_536, 16_384, 4_096));
     }
 }

@@ -135,10 +135,20 @@ impl Pod {
             let Some(probe) = probe else { continue };
             let field = format!("{field}.{name}");
             let (port, check) = if let Some(http) = probe.http_get {
-                let path = http.path.unwrap_or_default();
-                let path = path.split(['?', '#']).next().unwrap_or_default();
+                let target = http.path.unwrap_or_default();
+                let target = target.split('#').next().unwrap_or_default();
+                let (path, query) = match target.split_once('?') {
+                    Some((path, query)) => (path, Some(query.to_owned())),
+                    None => (target, None),
+                };
                 let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-                (http.port, Check::Http { path, https: http.scheme.as_deref() == Some("HTTPS") })
+                let https = http.scheme.as_deref() == Some("HTTPS");
+                if https {
+                    let reason = "is an HTTPS probe, whose path cannot be seen: it passes only where a rule lets \
+                                  this node's address in";
+                    problems.push(self.meta.problem(Kind::Pod, Severity::Warning, &field, reason));
+                }
+                (http.port, Check::Http { path, query, https })
             } else if let Some(tcp) = probe.tcp_socket {
                 (tcp.port, Check::Tcp)
             } else if let Some(grpc) = probe.grpc {

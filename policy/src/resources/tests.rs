@@ -62,7 +62,7 @@ fn a_pod_is_read() {
     assert_eq!(pod.named_tcp_ports("warm").collect::<Vec<_>>(), [9000]);
     assert_eq!(pod.named_tcp_ports("dns").count(), 0);
     assert!(pod.declares_tcp(8080) && !pod.declares_tcp(53));
-    let http = Check::Http { path: "/live".into(), https: false };
+    let http = Check::Http { path: "/live".into(), query: Some("x=1".into()), https: false };
     let checks: Vec<Check> = pod.probes.iter().map(|probe| probe.check.clone()).collect();
     assert_eq!(checks, [http, Check::Tcp, Check::Grpc { service: "s".into() }]);
     assert!(pod.probes.iter().all(|probe| probe.port == 8080));

@@ -29,10 +29,12 @@ pub struct PodPort {
 /// What a probe asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Check {
-    /// GET of this path, its query cut.
+    /// GET of this path and query.
     Http {
         /// The path.
         path: String,
+        /// What follows the question mark; `None`: there is none.
+        query: Option<String>,
         /// Whether over TLS.
         https: bool,
     },

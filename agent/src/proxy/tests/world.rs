@@ -6,13 +6,14 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use heddle_ebpf::codes::{Hook, Reason};
+use heddle_policy::resources::Check;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -131,6 +132,8 @@ pub struct State {
     pub class: Mutex<Result<InboundClass, Refusal>>,
     pub allowed: Mutex<HashSet<Option<PeerName>>>,
     pub application: Mutex<SocketAddr>,
+    pub probe: AtomicBool,
+    pub checks: Mutex<Vec<Check>>,
     pub client_identity: Mutex<&'static str>,
     pub server_identity: Mutex<&'static str>,
     pub changes: watch::Sender<u64>,
@@ -201,6 +204,9 @@ impl Sockets for State {
     fn take_origin(&self, _: PodId, _: SocketAddr, _: SocketAddr) -> Option<SocketAddr> {
         *self.origin.lock().unwrap()
     }
+    fn take_probe(&self, _: PodId, _: SocketAddr, _: SocketAddr) -> bool {
+        self.probe.load(Ordering::SeqCst)
+    }
     fn connect_upstream(&self, _: PodId, destination: SocketAddr) -> io::Result<TcpStream> {
         connect(destination)
     }
@@ -218,6 +224,9 @@ impl Policy for State {
     }
     fn inbound_class(&self, _: PodId, _: IpAddr, _: u16) -> Result<InboundClass, Refusal> {
         self.class.lock().unwrap().clone()
+    }
+    fn probes(&self, _: PodId, _: IpAddr, _: u16) -> Vec<Check> {
+        self.checks.lock().unwrap().clone()
     }
     fn authorize(&self, _: PodId, _: u16, identity: Option<&PeerName>, _: IpAddr) -> Decision {
         let allowed = self.allowed.lock().unwrap().contains(&identity.cloned());
@@ -307,6 +316,8 @@ impl World {
             class: Mutex::new(Ok(InboundClass::MeshTls)),
             allowed: Mutex::new(HashSet::from([Some(PeerName::new(CLIENT))])),
             application: Mutex::new("127.0.0.1:9".parse().unwrap()),
+            probe: AtomicBool::new(false),
+            checks: Mutex::default(),
             client_identity: Mutex::new(CLIENT),
             server_identity: Mutex::new(SERVER),
             changes: watch::Sender::new(1),

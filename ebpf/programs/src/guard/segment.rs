@@ -112,6 +112,9 @@ pub fn to_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
         if cgroup == limits.kubelet_cgroup && full_socket(ctx).is_some() {
             let now = unsafe { bpf_ktime_get_ns() };
             let _ = maps::PROBES.insert(&packet.tuple, &now, BPF_ANY.into());
+        } else {
+            // A probe that was refused before it was accepted leaves its entry: not for whoever has its port next.
+            let _ = maps::PROBES.remove(&packet.tuple);
         }
     }
     Judgement::Pass

@@ -95,7 +95,8 @@ impl Running {
             credentials: Arc::new(PodCredentials { pods: Arc::clone(&pods), naming }),
             recorder: Arc::clone(&told) as _,
         };
-        let workers = Workers::start(capture.workers() as usize, &environment, &Settings::default())
+        let settings = Settings::default().within(descriptors(), capture.workers() as usize);
+        let workers = Workers::start(capture.workers() as usize, &environment, &settings)
             .map_err(|error| failed(&error))?;
         let workers = Arc::new(RwLock::new(Some(workers)));
 
@@ -205,6 +206,21 @@ impl Running {
             }
             true
         })
+    }
+}
+
+/// How many descriptors this process may have: as many as it can be given.
+fn descriptors() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
+    limit.current = limit.maximum;
+    match setrlimit(Resource::Nofile, limit.clone()) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+            before.unwrap_or(u64::MAX)
+        }
     }
 }
 

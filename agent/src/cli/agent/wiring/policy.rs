@@ -16,6 +16,7 @@ use heddle_ebpf::{
 use heddle_policy::{
     ClientIdentity, Compiled, Endpoint, Hop, Route,
     names::IdentityNaming,
+    resources::Check,
     verdict::{self, Tables as _},
 };
 use tokio::sync::watch;
@@ -145,6 +146,18 @@ impl Policy for SnapshotPolicy {
             reason: decision.verdict.reason,
             rule: decision.rule.as_str().into(),
         }
+    }
+
+    fn probes(&self, pod: PodId, address: IpAddr, port: u16) -> Vec<Check> {
+        let Some(entry) = self.pods.get(pod) else { return Vec::new() };
+        let snapshot = self.rules.peek();
+        let known = snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.compiled.workload(&Address::from(address.to_canonical())))
+            // The address may belong to another pod by now, though the namespace is still this one's.
+            .filter(|known| known.digest == entry.captured.row.uid);
+        let probes = known.map_or(&[][..], |known| &known.probes);
+        probes.iter().filter(|probe| probe.port == port).map(|probe| probe.check.clone()).collect()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

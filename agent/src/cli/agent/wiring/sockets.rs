@@ -31,6 +31,10 @@ impl Sockets for CapturedSockets {
         self.sockets.take_origin(&pod.captured.namespace, peer, local).map(|origin| origin.address)
     }
 
+    fn take_probe(&self, pod: PodId, local: SocketAddr, peer: SocketAddr) -> bool {
+        self.pods.get(pod).is_some() && self.sockets.take_probe(peer, local)
+    }
+
     fn connect_upstream(&self, pod: PodId, destination: SocketAddr) -> io::Result<TcpStream> {
         self.sockets.connect_upstream(&self.pod(pod)?.captured.namespace, destination)
     }
