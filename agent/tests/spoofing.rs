@@ -1,6 +1,7 @@
 //! A pod speaks for its own addresses alone, and nobody else speaks for them: IP, MAC, ARP, neighbor discovery.
 
 #[path = "common/loom.rs"]
+#[allow(dead_code)]
 mod loom;
 #[path = "common/packets.rs"]
 #[allow(dead_code)]
