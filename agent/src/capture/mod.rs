@@ -22,6 +22,7 @@ mod sock_diag;
 mod sockets;
 mod syscalls;
 mod tables;
+mod ways;
 
 pub use heddle_ebpf::attach::Direction as Listening;
 

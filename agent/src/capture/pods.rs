@@ -7,7 +7,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use aya::maps::{HashMap, MapData, SockMap};
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, SockMap},
+};
 use heddle_ebpf::{
     Address,
     attach::{ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth, WORKERS, maps, slot},
@@ -21,7 +24,7 @@ use super::{
     events,
     flows::{DirectFlows, EndedFlow},
     kernel::Kernel,
-    links::{self, Interface, Kind},
+    links::{self, Interface},
     listeners::{self, PodListener},
     maps::Pins,
     namespace::Namespace,
@@ -29,6 +32,7 @@ use super::{
     programs, sock_diag,
     sockets::{Marks, PodSockets},
     tables::{Publication, TableRows},
+    ways::{Watch, ways_out},
 };
 
 /// A pod that asks to be captured, as the cluster knows it.
@@ -94,6 +98,7 @@ struct Maps {
 struct Inner {
     maps: Maps,
     pods: BTreeMap<u64, CapturedPod>,
+    watches: BTreeMap<u64, Watch>,
     publication: Publication,
     flows: DirectFlows,
 }
@@ -125,6 +130,7 @@ impl Capture {
                 listening_sockets: pins.hash(maps::LISTENING_SOCKETS)?,
             },
             pods: BTreeMap::new(),
+            watches: BTreeMap::new(),
             publication: Publication::open(&kernel)?,
             flows: DirectFlows::open(&kernel)?,
         };
@@ -234,7 +240,7 @@ impl Capture {
             name: text(&name),
             netns: text(&request.netns.to_string_lossy()),
         };
-        self.capture(inner, namespace, row, &request.addresses, &request.ports)
+        self.capture(inner, namespace, row, &request.addresses, &request.ports, false)
     }
 
     /// Finds again, after a restart, the pods whose capture an earlier agent left pinned. Each stays captured; those
@@ -256,7 +262,7 @@ impl Capture {
                         .filter(|address| !address.is_unspecified())
                         .map(|address| address.to_ip())
                         .collect();
-                    match self.capture(inner, namespace, row, &addresses, &HashSet::new()) {
+                    match self.capture(inner, namespace, row, &addresses, &HashSet::new(), true) {
                         Ok(attachment) => adopted.push(attachment),
                         Err(error) => {
                             tracing::error!(pod = string(&row.name), %error, "a captured pod cannot be adopted: it stays refused");
@@ -287,7 +293,8 @@ impl Capture {
         true
     }
 
-    /// Takes away the capture of pods whose namespace's path leads elsewhere now; returns them.
+    /// Takes away the capture of pods whose namespace's path leads elsewhere now; returns them. Guards what leads out
+    /// of the others since it was last called.
     pub fn sweep(&self) -> Vec<CapturedPod> {
         let inner = &mut *self.lock();
         let gone: Vec<CapturedPod> =
@@ -295,7 +302,87 @@ impl Capture {
         for pod in &gone {
             self.forget(inner, pod.namespace.cookie());
         }
+        let changed: Vec<u64> = inner
+            .watches
+            .iter_mut()
+            .filter_map(|(cookie, watch)| watch.changed().then_some(*cookie))
+            .collect();
+        for cookie in changed {
+            self.guard_new_ways(inner, cookie);
+        }
         gone
+    }
+
+    /// Guards interfaces that a captured pod was given, and forgets those that were taken from it. What cannot be
+    /// guarded is told by [`Self::verify`].
+    fn guard_new_ways(&self, inner: &mut Inner, cookie: u64) {
+        let Inner { maps, pods, watches, .. } = inner;
+        let (Some(pod), Some(watch)) = (pods.get_mut(&cookie), watches.get_mut(&cookie)) else {
+            return;
+        };
+        let name = pod.name();
+        let ways = match ways_out(&pod.namespace, &self.home) {
+            Ok(ways) => ways,
+            Err(error) => {
+                tracing::error!(pod = name, %error, "the pod's interfaces have changed and cannot be listed");
+                watch.again = true;
+                return;
+            }
+        };
+        watch.unguarded = ways
+            .unguarded
+            .iter()
+            .map(|interface| AttachRefusal::Interface(interface.clone()).to_string())
+            .collect();
+        let mut ebpf = self.kernel.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        for pair in &ways.pairs {
+            let host = &pair.1;
+            if pod.interfaces.iter().any(|(index, _)| *index == host.index) {
+                continue;
+            }
+            match self.guard(maps, &mut ebpf, cookie, &pod.row, pair) {
+                Ok(()) => {
+                    tracing::warn!(
+                        pod = name,
+                        interface = host.name,
+                        "the pod was given another interface: guarded"
+                    );
+                    pod.interfaces.push((host.index, host.name.clone()));
+                }
+                Err(error) => {
+                    watch.unguarded.push(format!("interface {} cannot be guarded: {error}", host.name));
+                    watch.again = true;
+                }
+            }
+        }
+        for problem in &watch.unguarded {
+            tracing::error!(pod = name, problem, "a way out of the pod is not guarded");
+        }
+        // The first stays, and its absence is told: it is the pod's own.
+        let gone = |index: &u32| !ways.pairs.iter().any(|(_, host)| host.index == *index);
+        for (index, _) in pod.interfaces.iter().skip(1).filter(|(index, _)| gone(index)) {
+            for pin in self.guard_pins(*index) {
+                let _ = std::fs::remove_file(pin);
+            }
+            let _ = maps.veths.remove(index);
+        }
+        let own = pod.row.ifindex;
+        pod.interfaces.retain(|(index, _)| *index == own || !gone(index));
+    }
+
+    /// Puts the guard on the host's end of one of a pod's veths.
+    fn guard(
+        &self,
+        maps: &mut Maps,
+        ebpf: &mut Ebpf,
+        cookie: u64,
+        row: &Pod,
+        (inside, host): &(Interface, Interface),
+    ) -> Result<(), CaptureError> {
+        let veth = Veth { netns: cookie, v4: row.v4, v6: row.v6, mac: inside.mac, pad: [0; 2] };
+        maps.veths.insert(host.index, veth, 0).map_err(CaptureError::map(maps::VETHS))?;
+        let [from, to] = self.guard_pins(host.index);
+        programs::attach_guard(ebpf, &host.name, &from, &to)
     }
 
     /// Opens a captured pod's listeners anew, on other ports: an application wants one of those that they occupy.
@@ -360,9 +447,12 @@ impl Capture {
         mut row: Pod,
         addresses: &[IpAddr],
         ports: &HashSet<u16>,
+        known: bool,
     ) -> Result<Attachment, AttachRefusal> {
         let cookie = namespace.cookie();
-        let interfaces = guarded(&namespace, &self.home, addresses)?;
+        // Before the interfaces are listed: what comes between is heard.
+        let watch = Watch::new(&namespace).map_err(CaptureError::system("watching the pod's interfaces"))?;
+        let interfaces = guarded(&namespace, &self.home, addresses, known)?;
         row.ifindex = interfaces[0].1.index;
         let result = self.put_in_force(inner, &namespace, &row, &interfaces, addresses, ports);
         let pod = CapturedPod {
@@ -374,6 +464,7 @@ impl Capture {
         match result {
             Ok(listeners) => {
                 inner.pods.insert(cookie, pod.clone());
+                inner.watches.insert(cookie, watch);
                 Ok(Attachment { pod, listeners })
             }
             Err(error) => {
@@ -398,11 +489,8 @@ impl Capture {
     ) -> Result<Vec<PodListener>, CaptureError> {
         let cookie = namespace.cookie();
         let mut ebpf = self.kernel.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        for (inside, host) in interfaces {
-            let veth = Veth { netns: cookie, v4: row.v4, v6: row.v6, mac: inside.mac, pad: [0; 2] };
-            inner.maps.veths.insert(host.index, veth, 0).map_err(CaptureError::map(maps::VETHS))?;
-            let [from, to] = self.guard_pins(host.index);
-            programs::attach_guard(&mut ebpf, &host.name, &from, &to)?;
+        for pair in interfaces {
+            self.guard(&mut inner.maps, &mut ebpf, cookie, row, pair)?;
         }
         inner.maps.pods.insert(cookie, row, 0).map_err(CaptureError::map(maps::PODS))?;
         for ip in addresses {
@@ -478,6 +566,7 @@ impl Capture {
 
     /// Look-up first, then the rows, the guard last: a pod that is being let go is not let out on the way.
     fn forget(&self, inner: &mut Inner, cookie: u64) {
+        inner.watches.remove(&cookie);
         let Some(pod) = inner.pods.remove(&cookie) else {
             return;
         };
@@ -538,13 +627,17 @@ impl Capture {
         if !programs::in_force(&self.lookup_pin(cookie)) {
             missing.push("no look-up is attached to its network namespace".to_owned());
         }
-        for (index, name) in &pod.interfaces {
+        let interfaces = inner.pods.get(&cookie).map_or(&pod.interfaces, |now| &now.interfaces);
+        for (index, name) in interfaces {
             if inner.maps.veths.get(index, 0).is_err() {
                 missing.push(format!("interface {name} is not in `veths`"));
             }
             if !programs::guarded(name, &self.guard_pins(*index)) {
                 missing.push(format!("no guard is attached to interface {name}"));
             }
+        }
+        if let Some(watch) = inner.watches.get(&cookie) {
+            missing.extend(watch.unguarded.iter().cloned());
         }
         missing
     }
@@ -588,46 +681,25 @@ fn occupied(maps: &Maps, cookie: u64) -> HashSet<u16> {
         .collect()
 }
 
-/// The namespace's ways out, each with its end on the host, the one with the pod's addresses first.
+/// The namespace's ways out, each with its end on the host, the one with the pod's addresses first. A pod that is
+/// `known` may have been given more interfaces and addresses since: they are guarded like the first.
 fn guarded(
     namespace: &Namespace,
     home: &Namespace,
     addresses: &[IpAddr],
+    known: bool,
 ) -> Result<Vec<(Interface, Interface)>, AttachRefusal> {
-    let system = |what| move |error| AttachRefusal::Kernel(CaptureError::system(what)(error));
-    let inside = links::interfaces(namespace).map_err(system("listing the pod's interfaces"))?;
-    let host = links::interfaces(home).map_err(system("listing the host's interfaces"))?;
-    if let Some(other) = inside.iter().find(|interface| interface.kind == Kind::Other) {
-        return Err(AttachRefusal::Interface(other.name.clone()));
-    }
-    let mut pairs = Vec::new();
-    for interface in inside.iter().filter(|interface| interface.kind == Kind::Veth) {
-        let end = interface.peer.and_then(|peer| {
-            host.iter()
-                .find(|end| end.index == peer && end.kind == Kind::Veth && end.peer == Some(interface.index))
-        });
-        match end {
-            Some(end) => pairs.push((interface.clone(), end.clone())),
-            // Both ends inside the pod: it leads nowhere.
-            None if inside.iter().any(|other| Some(other.index) == interface.peer) => {}
-            None => return Err(AttachRefusal::Interface(interface.name.clone())),
-        }
+    let mut ways = ways_out(namespace, home)
+        .map_err(CaptureError::system("listing the pod's and the host's interfaces"))?;
+    if let Some(name) = ways.unguarded.first() {
+        return Err(AttachRefusal::Interface(name.clone()));
     }
     let expected: HashSet<IpAddr> = addresses.iter().copied().collect();
-    let found: Vec<IpAddr> = inside
-        .iter()
-        .filter(|interface| interface.kind != Kind::Loopback)
-        .flat_map(|interface| interface.addresses.iter().copied())
-        .collect();
-    if expected.is_empty() || found.iter().copied().collect::<HashSet<_>>() != expected {
-        return Err(AttachRefusal::Addresses { found, expected: addresses.to_vec() });
+    let found: HashSet<IpAddr> = ways.addresses.iter().copied().collect();
+    if expected.is_empty() || !(found == expected || known && found.is_superset(&expected)) {
+        return Err(AttachRefusal::Addresses { found: ways.addresses, expected: addresses.to_vec() });
     }
-    // The pair that bears the pod's addresses comes first; a false key sorts before a true one.
-    pairs.sort_by_key(|(interface, _)| !interface.addresses.iter().any(|ip| expected.contains(ip)));
-    match pairs.first() {
-        Some((first, _)) if !first.addresses.is_empty() => Ok(pairs),
-        _ => Err(AttachRefusal::NoVeth),
-    }
+    if ways.own_first(&expected) { Ok(ways.pairs) } else { Err(AttachRefusal::NoVeth) }
 }
 
 fn free_slot(pods: &BTreeMap<u64, CapturedPod>) -> Option<u32> {

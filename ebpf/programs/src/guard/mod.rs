@@ -8,6 +8,7 @@ mod segment;
 
 use aya_ebpf::{helpers::bpf_get_prandom_u32, macros::classifier, programs::TcContext};
 use heddle_ebpf::{
+    Address,
     attach::Veth,
     codes::{Hook, Reason, Verdict},
     flows::{DirectMark, Tuple},
@@ -96,7 +97,7 @@ fn to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     match packet.layer3 {
         Layer3::Arp => return neighbor::arp_to_pod(ctx, veth),
         Layer3::Ipv6 if packet.protocol == packet::ICMPV6 && neighbor::is_discovery(packet) => {
-            return neighbor::discovery_to_pod(packet);
+            return neighbor::discovery_to_pod(ctx, veth, packet);
         }
         _ => {}
     }
@@ -104,15 +105,8 @@ fn to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     if source.is_loopback() || *source == veth.v4 || *source == veth.v6 {
         return Judgement::Drop(Reason::Spoofed, 0);
     }
-    // A local pod's address that did not enter by that pod's veth.
-    // SAFETY: entries are written whole at attach.
-    if let Some(netns) = unsafe { maps::POD_ADDRESSES.get(source) } {
-        let entered = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ingress_ifindex) };
-        // SAFETY: as above.
-        match unsafe { maps::PODS.get(netns) } {
-            Some(pod) if pod.ifindex == entered => {}
-            _ => return Judgement::Drop(Reason::Spoofed, 0),
-        }
+    if entered_elsewhere(entered(ctx), source) {
+        return Judgement::Drop(Reason::Spoofed, 0);
     }
     match packet.protocol {
         packet::TCP => segment::to_pod(ctx, packet),
@@ -120,6 +114,23 @@ fn to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
         packet::ICMP | packet::ICMPV6 => datagram::icmp_to_pod(packet),
         _ => Judgement::Drop(Reason::Protocol, 0),
     }
+}
+
+/// The interface by which the packet came to this node, or to the bridge that it crosses; 0: it was made here.
+#[inline(always)]
+fn entered(ctx: &TcContext) -> u32 {
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ingress_ifindex) }
+}
+
+/// Whether `address` is a local pod's and `entered` is not that pod's veth.
+#[inline(always)]
+fn entered_elsewhere(entered: u32, address: &Address) -> bool {
+    // SAFETY: entries are written whole at attach.
+    let Some(netns) = (unsafe { maps::POD_ADDRESSES.get(address) }) else {
+        return false;
+    };
+    // SAFETY: as above.
+    !matches!(unsafe { maps::PODS.get(netns) }, Some(pod) if pod.ifindex == entered)
 }
 
 /// Judges a live `direct` flow by the tables in force now.

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use heddle_ebpf::{Address, attach::Veth, codes::Reason};
 
-use super::{Judgement, packet::Packet};
+use super::{Judgement, entered, entered_elsewhere, packet::Packet};
 
 const ROUTER_SOLICITATION: u8 = 133;
 const ROUTER_ADVERTISEMENT: u8 = 134;
@@ -41,10 +41,19 @@ pub fn arp_to_pod(ctx: &TcContext, veth: &Veth) -> Judgement {
         return Judgement::Drop(Reason::Malformed, 0);
     };
     let sender = Address::from_v4(u32::from_ne_bytes([arp[14], arp[15], arp[16], arp[17]]));
-    if sender == veth.v4 && !sender.is_unspecified() {
+    if !sender.is_unspecified() && (sender == veth.v4 || spoken_for(ctx, &sender)) {
         return Judgement::Drop(Reason::Spoofed, 0);
     }
     Judgement::Pass
+}
+
+/// Whether a neighbor on the link says something of a local pod's address, and is not that pod.
+///
+/// What the node itself says passes: where it forwards between its pods it may answer for each of them (proxy ARP).
+#[inline(always)]
+fn spoken_for(ctx: &TcContext, address: &Address) -> bool {
+    let entered = entered(ctx);
+    entered != 0 && entered_elsewhere(entered, address)
 }
 
 /// Whether an ICMPv6 packet belongs to neighbor or listener discovery (RFC 4861, RFC 3810).
@@ -85,10 +94,24 @@ pub fn discovery_from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judg
     }
 }
 
-#[inline(always)]
-pub fn discovery_to_pod(packet: &Packet) -> Judgement {
+#[inline(never)]
+pub fn discovery_to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
+    let source = &packet.tuple.source;
+    if !source.is_unspecified() && (*source == veth.v6 || entered_elsewhere(entered(ctx), source)) {
+        return Judgement::Drop(Reason::Spoofed, 0);
+    }
     match packet.flags {
         ROUTER_ADVERTISEMENT | REDIRECT => Judgement::Drop(Reason::Spoofed, 0),
+        NEIGHBOR_ADVERTISEMENT => {
+            let Ok(words) = ctx.load::<[u32; 4]>(packet.transport as usize + 8) else {
+                return Judgement::Drop(Reason::Malformed, 0);
+            };
+            let target = Address::from_v6(words);
+            if !target.is_unspecified() && (target == veth.v6 || spoken_for(ctx, &target)) {
+                return Judgement::Drop(Reason::Spoofed, 0);
+            }
+            Judgement::Pass
+        }
         _ => Judgement::Pass,
     }
 }

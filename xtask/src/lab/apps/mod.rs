@@ -8,6 +8,7 @@ mod connect;
 mod load;
 mod serve;
 mod talk;
+mod unusual;
 
 use std::{
     fs,
@@ -59,6 +60,8 @@ fn run(arguments: &[String]) -> Result<()> {
         ["connect", attempt] => connect::run(&serde_json::from_str(attempt)?),
         ["call", attempt] => talk::call(&serde_json::from_str(attempt)?),
         ["attend", address, device] => talk::attend(address.parse()?, device),
+        ["late", address, text] => unusual::late(address.parse()?, text),
+        ["fast-open", address, text] => unusual::fast_open(address.parse()?, text),
         ["raw", packet] => connect::send_raw(packet),
         ["hold", address, count] => load::hold(address.parse()?, count.parse()?),
         ["volley", address, count] => load::volley(address.parse()?, count.parse()?),
@@ -92,6 +95,8 @@ fn command(arguments: &[&str]) -> Result<Vec<String>> {
 /// - `once ADDRESS:PORT`: sends one byte back and closes
 /// - `sink ADDRESS:PORT`: reads to the end, then answers with the number of bytes
 /// - `udp-echo ADDRESS:PORT`
+/// - `late ADDRESS:PORT TEXT`: makes its socket at once, connects it and sends TEXT when it is told to by a line of
+///   input, and prints what came back
 /// - `hold ADDRESS:PORT COUNT`: opens COUNT connections, sends a byte on each and waits for one back, then holds them
 ///   until its input ends
 ///
@@ -108,6 +113,14 @@ fn ask<T: serde::de::DeserializeOwned>(place: &Place, arguments: &[&str], limit:
     let output = place.spawn(&command(arguments)?)?.finish(limit)?;
     serde_json::from_str(&output.stdout)
         .with_context(|| format!("{arguments:?} printed {:?}, {:?}", output.stdout, output.stderr))
+}
+
+/// Sends `text` to an echo server with its SYN (TCP Fast Open), and gives what came back.
+///
+/// # Errors
+/// When it cannot be run; that nothing came back is an outcome.
+pub fn fast_open(place: &Place, to: std::net::SocketAddr, text: &str) -> Result<super::Output> {
+    place.run(&command(&["fast-open", &to.to_string(), text])?)
 }
 
 /// Connects from `place` and tells what came of it.
