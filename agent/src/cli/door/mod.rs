@@ -23,7 +23,9 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use api::{AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus, Status};
+pub use api::{
+    AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus, RepairStatus, Status,
+};
 pub use serve::{Bounds, Counts, Server};
 pub use socket::{RunDirectory, RunDirectoryError, SOCKET};
 

@@ -57,6 +57,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["connect", attempt] => connect::run(&serde_json::from_str(attempt)?),
         ["raw", packet] => connect::send_raw(packet),
         ["hold", address, count] => load::hold(address.parse()?, count.parse()?),
+        ["press", address] => load::press(address.parse()?),
         ["volley", address, count] => load::volley(address.parse()?, count.parse()?),
         ["flood", address, milliseconds] => {
             load::flood(address.parse()?, Duration::from_millis(milliseconds.parse()?))
@@ -90,6 +91,8 @@ fn command(arguments: &[&str]) -> Result<Vec<String>> {
 /// - `udp-echo ADDRESS:PORT`
 /// - `hold ADDRESS:PORT COUNT`: opens COUNT connections, sends a byte on each and waits for one back, then holds them
 ///   until its input ends
+/// - `press ADDRESS:PORT`: opens connection after connection and holds the last of them, until its input ends; prints
+///   how many brought an answer as a [`Burst`]
 ///
 /// # Errors
 /// When it does not become ready.
