@@ -276,6 +276,29 @@ pub struct Event {
 }
 
 impl Event {
+    /// Whether an event's bytes say that socket events refused a connection under way: the pod's cookie, and the tuple.
+    pub fn unregistered(bytes: &[u8]) -> Option<(u64, Tuple)> {
+        let take = |at: usize, length: usize| bytes.get(at..at + length);
+        let word = |at| Some(u32::from_ne_bytes(take(at, 4)?.try_into().ok()?));
+        let port = |at| Some(u16::from_ne_bytes(take(at, 2)?.try_into().ok()?));
+        let address = |at| Some(Address { bytes: take(at, 16)?.try_into().ok()? });
+        if bytes.len() < size_of::<Self>()
+            || word(core::mem::offset_of!(Self, hook))? != crate::codes::Hook::SockOps as u32
+            || word(core::mem::offset_of!(Self, outcome))? != crate::codes::Outcome::Refuse as u32
+        {
+            return None;
+        }
+        let netns = u64::from_ne_bytes(take(core::mem::offset_of!(Self, netns), 8)?.try_into().ok()?);
+        let tuple = core::mem::offset_of!(Self, tuple);
+        let tuple = Tuple {
+            source: address(tuple + core::mem::offset_of!(Tuple, source))?,
+            destination: address(tuple + core::mem::offset_of!(Tuple, destination))?,
+            source_port: port(tuple + core::mem::offset_of!(Tuple, source_port))?,
+            destination_port: port(tuple + core::mem::offset_of!(Tuple, destination_port))?,
+        };
+        Some((netns, tuple))
+    }
+
     /// Whether an event's bytes ask the agent to give way to a `bind()`: the pod's cookie, and the port.
     pub fn wanted_port(bytes: &[u8]) -> Option<(u64, u16)> {
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));

@@ -49,6 +49,7 @@ pub struct Kernel {
     pub(super) pins: Pins,
     pub(super) links: PathBuf,
     root: PathBuf,
+    cgroup: PathBuf,
     adopted: bool,
 }
 
@@ -98,7 +99,7 @@ impl Kernel {
         let mut limits = pins.array::<Limits>(attach_maps::LIMITS)?;
         limits.set(0, options.limits, 0).map_err(CaptureError::map(attach_maps::LIMITS))?;
         programs::attach_to_cgroup(&mut ebpf, &options.cgroup, &links)?;
-        Ok(Self { ebpf: Mutex::new(ebpf), pins, links, root, adopted })
+        Ok(Self { ebpf: Mutex::new(ebpf), pins, links, root, cgroup: options.cgroup.clone(), adopted })
     }
 
     /// Where this version's maps and links are pinned.
@@ -109,6 +110,20 @@ impl Kernel {
     /// Whether an earlier agent's pins were found.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// The programs for the node's cgroup that are not attached to it.
+    pub(super) fn detached(&self) -> impl Iterator<Item = &'static str> {
+        programs::detached(&self.links)
+    }
+
+    /// Attaches those that are not attached.
+    pub(super) fn attach_detached(&self) -> Result<(), CaptureError> {
+        if self.detached().next().is_none() {
+            return Ok(());
+        }
+        let mut ebpf = self.ebpf.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        programs::attach_to_cgroup(&mut ebpf, &self.cgroup, &self.links)
     }
 
     /// Asks the kernel for its verdict on a connection, under the tables in force.

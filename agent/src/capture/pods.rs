@@ -1,5 +1,7 @@
 //! Which pods are captured: the way in, the way out, and the way back after a restart.
 
+mod upkeep;
+
 use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
@@ -18,6 +20,7 @@ use heddle_ebpf::{
 };
 use heddle_policy::tables::TableSet;
 
+pub use self::upkeep::Repair;
 use super::{
     counters::Counters,
     error::CaptureError,
@@ -101,6 +104,8 @@ struct Inner {
     watches: BTreeMap<u64, Watch>,
     publication: Publication,
     flows: DirectFlows,
+    /// Ports on which nobody listened when it was looked last.
+    closed_ports: HashSet<ListeningKey>,
 }
 
 /// The capture of this node's pods.
@@ -133,6 +138,7 @@ impl Capture {
             watches: BTreeMap::new(),
             publication: Publication::open(&kernel)?,
             flows: DirectFlows::open(&kernel)?,
+            closed_ports: HashSet::new(),
         };
         let marks = Marks::open(pins)?;
         Ok(Arc::new(Self {
@@ -272,8 +278,9 @@ impl Capture {
                 _ => {
                     tracing::info!(pod = string(&row.name), "its network namespace is gone");
                     let addresses = [row.v4, row.v6];
-                    remove_rows(&mut inner.maps, cookie, &row, &addresses);
-                    self.unpin(cookie, &[row.ifindex]);
+                    let indexes = interfaces_of(&inner.maps, cookie);
+                    remove_rows(&mut inner.maps, cookie, &addresses);
+                    self.unpin(cookie, &indexes);
                 }
             }
         }
@@ -580,7 +587,7 @@ impl Capture {
             programs::detach_guard(name);
             let _ = inner.maps.veths.remove(index);
         }
-        remove_rows(&mut inner.maps, cookie, &pod.row, &addresses);
+        remove_rows(&mut inner.maps, cookie, &addresses);
     }
 
     fn unpin(&self, cookie: u64, indexes: &[u32]) {
@@ -610,47 +617,18 @@ impl Capture {
     pub fn counters(&self) -> Result<Counters, CaptureError> {
         Counters::open(&self.kernel.pins)
     }
-
-    /// Looks in the kernel whether a pod's capture and guard are in force; says what is missing.
-    pub fn verify(&self, pod: &CapturedPod) -> Vec<String> {
-        let inner = &*self.lock();
-        let cookie = pod.namespace.cookie();
-        let mut missing = Vec::new();
-        if inner.maps.pods.get(&cookie, 0).is_err() {
-            missing.push("its row in `pods` is gone".to_owned());
-        }
-        for ip in &pod.addresses {
-            if !inner.maps.addresses.get(&Address::from(*ip), 0).is_ok_and(|owner| owner == cookie) {
-                missing.push(format!("its address {ip} is not in `pod_addresses`"));
-            }
-        }
-        if !programs::in_force(&self.lookup_pin(cookie)) {
-            missing.push("no look-up is attached to its network namespace".to_owned());
-        }
-        let interfaces = inner.pods.get(&cookie).map_or(&pod.interfaces, |now| &now.interfaces);
-        for (index, name) in interfaces {
-            if inner.maps.veths.get(index, 0).is_err() {
-                missing.push(format!("interface {name} is not in `veths`"));
-            }
-            if !programs::guarded(name, &self.guard_pins(*index)) {
-                missing.push(format!("no guard is attached to interface {name}"));
-            }
-        }
-        if let Some(watch) = inner.watches.get(&cookie) {
-            missing.extend(watch.unguarded.iter().cloned());
-        }
-        missing
-    }
 }
 
-fn remove_rows(maps: &mut Maps, cookie: u64, row: &Pod, addresses: &[Address]) {
+fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
     for address in addresses {
         if maps.addresses.get(address, 0).is_ok_and(|owner| owner == cookie) {
             let _ = maps.addresses.remove(address);
         }
     }
     let _ = maps.pods.remove(&cookie);
-    let _ = maps.veths.remove(&row.ifindex);
+    for index in interfaces_of(maps, cookie) {
+        let _ = maps.veths.remove(&index);
+    }
     for port in occupied(maps, cookie) {
         let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), pad: 0 });
     }
@@ -669,6 +647,11 @@ fn remove_rows(maps: &mut Maps, cookie: u64, row: &Pod, addresses: &[Address]) {
     for socket in sockets {
         let _ = maps.listening_sockets.remove(&socket);
     }
+}
+
+/// The host's interfaces that lead into the namespace.
+fn interfaces_of(maps: &Maps, cookie: u64) -> Vec<u32> {
+    maps.veths.iter().flatten().filter(|(_, veth)| veth.netns == cookie).map(|(index, _)| index).collect()
 }
 
 /// The ports that the agent's listeners have in the namespace.

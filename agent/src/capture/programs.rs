@@ -88,6 +88,11 @@ pub(super) fn attach_to_cgroup(ebpf: &mut Ebpf, cgroup: &Path, links: &Path) -> 
     Ok(())
 }
 
+/// Which of them are not attached.
+pub(super) fn detached(links: &Path) -> impl Iterator<Item = &'static str> {
+    CGROUP.iter().filter(|(_, pin)| !in_force(&links.join(pin))).map(|(program, _)| *program)
+}
+
 /// Attaches the look-up to a pod's network namespace.
 pub(super) fn attach_lookup(ebpf: &mut Ebpf, namespace: impl AsFd, pin: &Path) -> Result<(), CaptureError> {
     let program = lookup(ebpf)?;

@@ -4,16 +4,9 @@ use super::{
     Failure,
     render::{self, print},
 };
-use crate::cluster::{
-    folder::{Folder, Limits},
-    manifests,
-};
-use heddle_policy::{ClusterSettings, Index, Origin, Problem, Severity, resources::Resource};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    process::ExitCode,
-};
+use crate::cluster::folder::{Folder, Limits};
+use heddle_policy::{ClusterSettings, Index, Origin, Problem, Severity};
+use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 /// What a look at a folder found.
 struct Findings {
@@ -60,24 +53,8 @@ fn look(path: &Path) -> Result<Findings, Failure> {
         miette::miette!(help = fault.remedy(&path), "{path} cannot be read: {fault}")
     })?;
     let index = Index::of(folder.contents().map(|(_, parsed)| parsed.as_ref().clone()));
-    // A pod's own policy is worked out on its node alone.
-    let mut nodes: BTreeSet<&str> = index
-        .resources()
-        .filter_map(|resource| match resource {
-            Resource::Pod(pod) => Some(pod.node.as_str()),
-            _ => None,
-        })
-        .collect();
-    nodes.insert("");
-    let settings = ClusterSettings::default();
-    let mut problems = Vec::new();
-    for node in nodes {
-        for problem in manifests::compile(&folder, &settings, node).1 {
-            if !problems.contains(&problem) {
-                problems.push(problem);
-            }
-        }
-    }
+    let parsed = folder.contents().flat_map(|(_, parsed)| parsed.problems.iter().cloned());
+    let mut problems: Vec<Problem> = parsed.chain(index.check(&ClusterSettings::default())).collect();
     let status = folder.status();
     let unread = status.stale.iter().map(|stale| (&stale.file, &stale.error, &stale.remedy));
     let blind = status.alarms.iter().map(|alarm| (&alarm.folder, &alarm.error, &alarm.remedy));

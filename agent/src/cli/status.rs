@@ -144,6 +144,15 @@ fn readable(status: &Value) -> (String, bool) {
             sound = false;
             line(format!("    {}", problem.at("")));
         }
+        for repair in pod.list("/repairs") {
+            let missing: Vec<_> = repair.list("/missing").iter().map(|what| what.at("")).collect();
+            let done = if repair.0.pointer("/failed").is_some() { "cannot be put back" } else { "put back" };
+            line(format!(
+                "    at {} taken away by somebody, {done}: {}",
+                repair.at("/time"),
+                missing.join("; ")
+            ));
+        }
     }
     if let Some(door) = status.0.pointer("/door").and_then(Value::as_object).filter(|door| !door.is_empty()) {
         let counts: Vec<_> = door.iter().map(|(name, count)| format!("{} {count}", plain(name))).collect();

@@ -208,6 +208,22 @@ pub struct PodStatus {
     pub in_force: bool,
     /// What is wrong with it; empty: nothing.
     pub problems: Vec<String>,
+    /// What was taken away behind the agent's back lately, and whether it could be put back.
+    pub repairs: Vec<RepairStatus>,
+}
+
+/// Something of a pod's capture was taken away behind the agent's back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RepairStatus {
+    /// When it was seen.
+    #[serde(with = "rfc3339")]
+    pub time: OffsetDateTime,
+    /// What was missing.
+    pub missing: Vec<String>,
+    /// Why it could not be put back; absent: it is in force again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 /// What is in force and what is wrong.

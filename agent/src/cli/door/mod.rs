@@ -24,7 +24,9 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use api::{AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus, Status};
+pub use api::{
+    AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus, RepairStatus, Status,
+};
 pub use bounds::{Bounds, Counts};
 pub use serve::Server;
 pub use socket::{RunDirectory, RunDirectoryError, SOCKET};

@@ -51,11 +51,16 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
             return Judgement::Drop(Reason::Revoked, verdict.rule);
         }
     }
-    if listener_is_marked(ctx) || maps::DIRECT_HALF_OPEN.get_ptr(&packet.tuple.reversed()).is_some() {
+    let listener = listener(ctx);
+    if listener == Listener::Agents || maps::DIRECT_HALF_OPEN.get_ptr(&packet.tuple.reversed()).is_some() {
         // A SYN-ACK of the agent's, or of an application to a registered client.
         if packet.payload == 0 {
             return Judgement::Pass;
         }
+        return Judgement::Drop(Reason::UnmarkedSocket, 0);
+    }
+    if listener == Listener::Applications && packet.flags & (SYN | ACK) == SYN | ACK {
+        // Its client came past the look-up: somebody has detached that.
         return Judgement::Drop(Reason::UnmarkedSocket, 0);
     }
     bare(ctx, packet)
@@ -127,14 +132,27 @@ fn full_socket(ctx: &TcContext) -> Option<*mut bpf_sock> {
     if full.is_null() { None } else { Some(full) }
 }
 
-/// Whether the packet's socket is a request whose listener is the agent's.
+/// Whose listener a packet's socket is, or is a request to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listener {
+    None,
+    Agents,
+    Applications,
+}
+
 #[inline(always)]
-fn listener_is_marked(ctx: &TcContext) -> bool {
+fn listener(ctx: &TcContext) -> Listener {
     let Some(socket) = socket(ctx.skb.skb) else {
-        return false;
+        return Listener::None;
     };
     let listener = unsafe { bpf_get_listener_sock(socket) };
-    !listener.is_null() && maps::AGENT_MARKS.get(listener.cast()).is_some()
+    if listener.is_null() {
+        Listener::None
+    } else if maps::AGENT_MARKS.get(listener.cast()).is_some() {
+        Listener::Agents
+    } else {
+        Listener::Applications
+    }
 }
 
 #[inline(always)]

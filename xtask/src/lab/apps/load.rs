@@ -147,6 +147,55 @@ pub fn hold(address: SocketAddr, count: usize) -> Result<()> {
     Ok(())
 }
 
+/// Opens connection after connection from four threads and holds the last hundred of each that brought an answer, until
+/// its input ends; then tells how many brought one and how many did not.
+pub fn press(address: SocketAddr) -> Result<()> {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+    const HELD: usize = 100;
+    let (ended, answered, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    println!("ready");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut held = std::collections::VecDeque::new();
+                while !ended.load(Relaxed) {
+                    match answered_once(address) {
+                        Ok(stream) => {
+                            answered.fetch_add(1, Relaxed);
+                            held.push_back(stream);
+                        }
+                        // A moment, so that refusals do not take the machine for themselves.
+                        Err(_) => {
+                            refused.fetch_add(1, Relaxed);
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                    if held.len() > HELD {
+                        held.pop_front();
+                    }
+                }
+            });
+        }
+        let copied = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        ended.store(true, Relaxed);
+        copied
+    })?;
+    print(&Burst {
+        succeeded: answered.load(Relaxed),
+        failed: refused.load(Relaxed),
+        last_error: None,
+        seconds: 0.0,
+    })
+}
+
+fn answered_once(address: SocketAddr) -> Result<TcpStream> {
+    let mut stream = connect(address)?;
+    let mut answer = [0u8; 1];
+    stream.write_all(b"?")?;
+    stream.read_exact(&mut answer)?;
+    Ok(stream)
+}
+
 fn print(result: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string(result)?);
     Ok(())

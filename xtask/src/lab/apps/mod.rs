@@ -64,6 +64,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["fast-open", address, text] => unusual::fast_open(address.parse()?, text),
         ["raw", packet] => connect::send_raw(packet),
         ["hold", address, count] => load::hold(address.parse()?, count.parse()?),
+        ["press", address] => load::press(address.parse()?),
         ["volley", address, count] => load::volley(address.parse()?, count.parse()?),
         ["flood", address, milliseconds] => {
             load::flood(address.parse()?, Duration::from_millis(milliseconds.parse()?))
@@ -99,6 +100,8 @@ fn command(arguments: &[&str]) -> Result<Vec<String>> {
 ///   input, and prints what came back
 /// - `hold ADDRESS:PORT COUNT`: opens COUNT connections, sends a byte on each and waits for one back, then holds them
 ///   until its input ends
+/// - `press ADDRESS:PORT`: opens connection after connection and holds the last of them, until its input ends; prints
+///   how many brought an answer as a [`Burst`]
 ///
 /// # Errors
 /// When it does not become ready.

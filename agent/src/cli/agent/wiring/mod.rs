@@ -11,5 +11,6 @@ mod policy;
 mod readings;
 mod recorder;
 mod sockets;
+mod upkeep;
 
 pub(super) use self::open::{open, release};

@@ -27,6 +27,7 @@ use super::{
     readings::NodeReadings,
     recorder::Told,
     sockets::CapturedSockets,
+    upkeep::{Repairs, look_after},
 };
 use crate::{
     capture::{AttachRefusal, Attachment, Capture, Heartbeat},
@@ -60,6 +61,7 @@ pub(in super::super) struct Running {
     lines: broadcast::Sender<Arc<str>>,
     workers: Arc<RwLock<Option<Workers>>>,
     heartbeat: Mutex<Option<Heartbeat>>,
+    repairs: Arc<Repairs>,
     _tasks: JoinSet<()>,
 }
 
@@ -115,10 +117,12 @@ impl Running {
             lines,
             workers: Arc::clone(&workers),
             heartbeat: Mutex::default(),
+            repairs: Arc::default(),
             _tasks: JoinSet::new(),
         };
         running.follow_events(events).map_err(|error| failed(&error))?;
         running.adopt().await?;
+        tasks.spawn(look_after(Arc::clone(&capture), Arc::clone(&running.repairs), running.lines.clone()));
         tasks.spawn(sweep(Arc::clone(&capture), pods, metrics, Arc::clone(&workers)));
         let beating = Heartbeat::start(capture.kernel(), heartbeat / 5, liveness(workers))
             .map_err(|error| failed(&error))?;
@@ -196,6 +200,10 @@ impl Running {
                 // An application waits in `bind()`.
                 runtime.block_on(give_way(&capture, &workers, cookie, port));
                 return true;
+            }
+            if let Some((cookie, tuple)) = Event::unregistered(bytes) {
+                // An application waits in `connect()`.
+                capture.end_unregistered(cookie, &tuple);
             }
             // The wall clock may be set while the agent runs.
             if epoch.0.elapsed() > Duration::from_secs(1) {
@@ -466,6 +474,7 @@ impl Node for Running {
                     identity: entry.workload.identity().dns().to_owned(),
                     in_force: problems.is_empty(),
                     problems,
+                    repairs: self.repairs.of(entry.captured.namespace.cookie()),
                 }
             })
             .collect()

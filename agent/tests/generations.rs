@@ -1,0 +1,409 @@
+//! Tables change by generation: whoever reads sees the old ones whole or the new ones whole, what the new ones forbid
+//! ends, and what has no room is refused.
+
+#![allow(clippy::expect_used, reason = "a test may fail so")]
+
+#[path = "common/kernel.rs"]
+mod kernel;
+#[path = "common/tables_shop.rs"]
+mod shop;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use heddle::capture::Kernel;
+use heddle_ebpf::{
+    Address,
+    codes::{Outcome, Reason},
+    judge::{INBOUND, OUTBOUND, Question},
+    policy::*,
+};
+use heddle_policy::TableSet;
+use serde_json::{Value, json};
+use xtask::lab::{
+    Lab, Pod, ServiceSpec,
+    apps::{Attempt, Burst},
+    eventually,
+};
+
+use kernel::Loaded;
+use shop::{Shop, reason_of};
+
+const CLIENT: &str = "10.0.0.1";
+const SERVER: &str = "10.0.0.2";
+const SERVICE: &str = "10.96.0.1";
+
+fn at(text: &str) -> Address {
+    Address::from(text.parse::<IpAddr>().expect("an address"))
+}
+
+/// Tables whose every number is `odd` or `even`: a reader that took one row from each would find nothing at the second,
+/// or would answer with a rule, an outcome or a port that neither of them gives.
+fn tables(generation: u64) -> TableSet {
+    let number = 1 + (generation % 2) as u32;
+    let both = WORKLOAD_MESHED | WORKLOAD_LOCAL;
+    let policy = 10 * number;
+    let rules = 100 * number;
+    let networks = NETWORKS_FIRST_FREE + number;
+    let (service, port) = (1000 * number, 8000 + number as u16);
+    let open = PortPolicy {
+        rules,
+        networks,
+        governs: 5 + number,
+        flags: PORT_MESH_CLIENTS | PORT_L4_ONLY,
+        pad: [0; 3],
+    };
+    let row = |uid, client| Workload { uid, identity: number, client, policy, flags: both };
+    let everything = NetworkKey::new(networks, Address::UNSPECIFIED, 0);
+    TableSet {
+        settings: Settings {
+            default_outbound: OUTBOUND_ALLOW,
+            same_node_encrypt: number - 1,
+            open: 1,
+            pad: 0,
+        },
+        workloads: BTreeMap::from([(at(CLIENT), row(1, number)), (at(SERVER), row(2, 7 * number))]),
+        ports: BTreeMap::from([(PortKey { policy, port, pad: 0 }, open)]),
+        allows: BTreeMap::from([(AllowKey { rules, client: number }, Allow { rule: number })]),
+        networks: BTreeMap::from([(everything, Network { rule: 30 + number, allow: 1 })]),
+        services: BTreeMap::from([(
+            ServiceKey { address: at(SERVICE), port: 80, protocol: 6, pad: 0 },
+            Service { service, backends: 1, flags: 0 },
+        )]),
+        backends: BTreeMap::from([(
+            BackendKey { service, index: 0 },
+            Backend { address: at(SERVER), port, pad: 0 },
+        )]),
+        identities: BTreeMap::from([(number, "somebody".to_owned())]),
+        rules: BTreeMap::from([(number, "some rule".to_owned())]),
+    }
+}
+
+/// What a generation answers: outcome, reason, rule, port. The two kinds answer everything differently.
+fn whole(generation: u64, question: &Question) -> (u32, u32, u32, u32) {
+    let number = 1 + (generation % 2) as u32;
+    if question.direction == OUTBOUND {
+        let (outcome, reason) = if number == 1 {
+            (Outcome::Direct, Reason::Authorized)
+        } else {
+            (Outcome::Proxy, Reason::Meshed)
+        };
+        (outcome as u32, reason as u32, number, 8000 + number)
+    } else if question.port == 8000 + number {
+        (Outcome::Proxy as u32, Reason::Unauthenticated as u32, 30 + number, question.port)
+    } else {
+        (Outcome::Refuse as u32, Reason::Unauthorized as u32, 0, question.port)
+    }
+}
+
+fn questions() -> [Question; 3] {
+    let question = |direction, source, destination, port| Question {
+        source: at(source),
+        destination: at(destination),
+        direction,
+        port,
+        protocol: 6,
+        random: 7,
+    };
+    [
+        question(OUTBOUND, CLIENT, SERVICE, 80),
+        question(INBOUND, "192.0.2.1", SERVER, 8001),
+        question(INBOUND, "192.0.2.1", SERVER, 8002),
+    ]
+}
+
+/// Asks until it is told to end; returns how many answers came, and how many of them were the first of a generation.
+fn read(kernel: &Kernel, ended: &AtomicBool) -> Result<(u64, u64)> {
+    let (mut answers, mut changes, mut last) = (0, 0, 0);
+    while !ended.load(Relaxed) {
+        for _ in 0..20 {
+            for question in &questions() {
+                let answer = kernel.judge(question)?;
+                let seen = (answer.outcome, answer.reason, answer.rule, answer.port);
+                ensure!(
+                    seen == whole(answer.generation, question),
+                    "{answer:?} to {question:?}: neither generation's"
+                );
+                ensure!(answer.generation >= last, "generation {} after {last}", answer.generation);
+                changes += u64::from(answer.generation != last);
+                last = answer.generation;
+                answers += 1;
+            }
+        }
+        // The others want a processor too.
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok((answers, changes))
+}
+
+/// Every flip waits for a grace period of the kernel's: several nodes flip at the same time.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn ten_thousand_flips_show_the_old_tables_or_the_new_ones_and_never_both() -> Result<()> {
+    const NODES: u64 = 10;
+    const FLIPS: u64 = 10_000 / NODES;
+    let mut lab = Lab::new("flips")?;
+    let mut nodes = Vec::new();
+    for node in 0..NODES {
+        let name = format!("node-{node}");
+        lab.add_node(&name)?;
+        let loaded = Loaded::on(&lab, &name)?;
+        loaded.capture_at(CLIENT.parse()?, 11, 1)?;
+        loaded.capture_at(SERVER.parse()?, 12, 2)?;
+        for generation in [1, 2] {
+            loaded.capture.publish(&tables(generation), generation)?;
+            for question in &questions() {
+                let answer = loaded.capture.kernel().judge(question)?;
+                let seen = (answer.outcome, answer.reason, answer.rule, answer.port);
+                assert_eq!((answer.generation, seen), (generation, whole(generation, question)), "at rest");
+            }
+        }
+        nodes.push(loaded);
+    }
+    let ended: Vec<AtomicBool> = nodes.iter().map(|_| AtomicBool::new(false)).collect();
+    let totals = std::thread::scope(|scope| -> Result<(u64, u64)> {
+        let mut flipping = Vec::new();
+        let mut readers = Vec::new();
+        for (loaded, ended) in nodes.iter().zip(&ended) {
+            let kernel = loaded.another_reader()?;
+            readers.push(scope.spawn(move || read(&kernel, ended)));
+            readers.push(scope.spawn(|| read(loaded.capture.kernel(), ended)));
+            flipping.push(scope.spawn(move || {
+                let mut flips = 3..3 + FLIPS;
+                let failed = flips.find_map(|number| loaded.capture.publish(&tables(number), number).err());
+                ended.store(true, Relaxed);
+                failed
+            }));
+        }
+        for thread in flipping {
+            if let Some(error) = thread.join().map_err(|_| anyhow!("a publisher panicked"))? {
+                return Err(error.into());
+            }
+        }
+        let mut totals = (0, 0);
+        for reader in readers {
+            let (answers, changes) = reader.join().map_err(|_| anyhow!("a reader panicked"))??;
+            totals = (totals.0 + answers, totals.1 + changes);
+        }
+        Ok(totals)
+    })?;
+    let (answers, changes) = totals;
+    eprintln!("{answers} answers, {changes} of them the first of a generation");
+    assert!(nodes.iter().all(|node| node.capture.generation().is_ok_and(|last| last == FLIPS + 2)));
+    assert!(changes > NODES * FLIPS / 10, "the readers saw the flips happen: {changes}");
+    drop(nodes);
+    lab.close()
+}
+
+/// Connections are opened as fast as they go while the rule that allows them comes and goes.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_flow_that_is_revoked_during_its_own_connect_is_ended() -> Result<()> {
+    let shop = Shop::open("revoked")?;
+    let _echo = shop.near.app(&["echo", "[::]:7000"])?;
+    let mut press = shop.client.app(&["press", &format!("{}:7000", shop.near.v4)])?;
+    let agent = shop.lab.agent("node-a")?;
+    let live = || -> Result<usize> {
+        let listed =
+            shop.client.place().check(&["ss", "-Htn", "state", "established", "dport", "=", ":7000"])?;
+        Ok(listed.lines().count())
+    };
+    let mut most = 0;
+    for round in 0..25 {
+        shop.allow(true)?;
+        eventually("connections to be carried", Duration::from_secs(10), || {
+            most = most.max(live()?);
+            Ok(live()? > 20)
+        })?;
+        let before = generation(&agent.status()?);
+        shop.allow(false)?;
+        eventually("the narrower rules", Duration::from_secs(10), || {
+            Ok(generation(&agent.status()?) > before)
+        })?;
+        eventually(&format!("no connection to be left in round {round}"), Duration::from_secs(10), || {
+            Ok(live()? == 0)
+        })?;
+        // Nothing that was under way meanwhile comes to life afterwards.
+        for _ in 0..10 {
+            let left = live()?;
+            assert_eq!(left, 0, "round {round}: {left} connections live under rules that forbid them");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    press.close_input();
+    press.wait_for("succeeded", Duration::from_secs(40))?;
+    let told = press.stdout();
+    let told: Burst = serde_json::from_str(told.lines().last().context("nothing told")?)?;
+    eprintln!("{told:?}, at most {most} at a time");
+    assert!(told.succeeded > 500 && told.failed > 500, "both happened often: {told:?}");
+    shop.close()
+}
+
+fn generation(status: &Value) -> u64 {
+    let of = |name: &str| status.pointer(&format!("/rules/{name}")).and_then(Value::as_u64).unwrap_or(0);
+    of("kernelGeneration").min(of("proxyGeneration"))
+}
+
+/// Text that makes one table, and only that one, longer than its map.
+fn overflow(table: &str, near: &Pod) -> Result<String> {
+    let mut yaml = String::new();
+    let pod = |number: u32, account: &str, mesh: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: more{number}, namespace: shop, uid: more{number}, labels: {{app: more}}, \
+             annotations: {{heddle.io/mesh: {mesh}}}}}, spec: {{nodeName: node-z, serviceAccountName: {account}, containers: \
+             [{{name: c, image: i}}]}}, status: {{phase: Running, podIPs: [{{ip: 10.77.200.{number}}}], conditions: \
+             [{{type: Ready, status: \"True\"}}]}}}}\n"
+        )
+    };
+    let server = |number: u32, app: &str| {
+        format!(
+            "---\n{{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {{name: more{number}, namespace: shop}}, spec: \
+             {{podSelector: {{matchLabels: {{app: {app}}}}}, port: {}, proxyProtocol: opaque}}}}\n",
+            20_000 + number
+        )
+    };
+    let policy = |number: u32, target: &str, kind: &str, name: &str| {
+        format!(
+            "---\n{{apiVersion: policy.linkerd.io/v1alpha1, kind: AuthorizationPolicy, metadata: {{name: more{number}, namespace: shop}}, \
+             spec: {{targetRef: {{group: policy.linkerd.io, kind: Server, name: {target}}}, requiredAuthenticationRefs: \
+             [{{group: policy.linkerd.io, kind: {kind}, name: {name}}}]}}}}\n"
+        )
+    };
+    match table {
+        "workloads" => (1..70).try_for_each(|n| write!(yaml, "{}", pod(n, "more", "disabled")))?,
+        "identities" => (1..20).try_for_each(|n| write!(yaml, "{}", pod(n, &format!("more{n}"), "enabled")))?,
+        "ports" => (1..70).try_for_each(|n| write!(yaml, "{}", server(n, &near.name)))?,
+        "rules" => (1..300)
+            .try_for_each(|n| write!(yaml, "{}", policy(n, "near", "MeshTLSAuthentication", "clients")))?,
+        "allows" => (1..20).try_for_each(|n| {
+            let policy = policy(n, &format!("more{n}"), "MeshTLSAuthentication", "clients");
+            write!(yaml, "{}{policy}", server(n, &near.name))
+        })?,
+        "networks" => {
+            let nets: Vec<_> = (0..100).map(|n| format!("{{cidr: 192.0.2.{}}}", 2 * n)).collect();
+            write!(
+                yaml,
+                "---\n{{apiVersion: policy.linkerd.io/v1alpha1, kind: NetworkAuthentication, metadata: {{name: more, namespace: shop}}, \
+                 spec: {{networks: [{}]}}}}\n{}",
+                nets.join(", "),
+                policy(1, "near", "NetworkAuthentication", "more")
+            )?;
+        }
+        "services" => (1..20).try_for_each(|n| {
+            write!(
+                yaml,
+                "---\n{{apiVersion: v1, kind: Service, metadata: {{name: more{n}, namespace: shop}}, spec: {{clusterIP: 10.78.9.{n}, \
+                 selector: {{app: nobody}}, ports: [{{name: x, port: 80, targetPort: 80}}]}}}}\n"
+            )
+        })?,
+        "backends" => {
+            (1..20).try_for_each(|n| write!(yaml, "{}", pod(n, "more", "disabled")))?;
+            write!(
+                yaml,
+                "---\n{{apiVersion: v1, kind: Service, metadata: {{name: more, namespace: shop}}, spec: {{clusterIP: 10.78.9.1, \
+                 selector: {{app: more}}, ports: [{{name: x, port: 80, targetPort: 80}}]}}}}\n"
+            )?;
+        }
+        other => anyhow::bail!("no table {other}"),
+    }
+    Ok(yaml)
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_table_without_room_closes_everything_and_says_which_one_to_raise() -> Result<()> {
+    let mut shop = Shop::bare("full")?;
+    shop.lab.settings().set(
+        "capacity",
+        json!({"workloads": 64, "identities": 8, "ports": 64, "rules": 256, "allows": 8, "networks": 96, "services": 8, "backends": 8}),
+    );
+    shop.lab.service(&ServiceSpec::new("shop", "near", "near").port("echo", 7, "7000"))?;
+    shop.start()?;
+    let _servers = [shop.near.app(&["echo", "[::]:7000"])?, shop.far.app(&["echo", "[::]:7000"])?];
+    let agent = shop.lab.agent("node-a")?;
+    let works = |to: &Pod| -> Result<bool> {
+        Ok(shop.client.connect(&Attempt::new((to.v4, 7000), "hello"))?.received == "hello")
+    };
+    for table in ["workloads", "identities", "ports", "rules", "allows", "networks", "services", "backends"] {
+        for to in [&shop.near, &shop.far] {
+            eventually(&format!("{} before {table} is full", to.name), Duration::from_secs(10), || {
+                works(to)
+            })?;
+        }
+        let events = agent.events()?;
+        shop.lab.apply("more.yaml", &overflow(table, &shop.near)?)?;
+        let mut told = String::new();
+        eventually(&format!("the status to tell that {table} is full"), Duration::from_secs(10), || {
+            let status = agent.status()?;
+            told = ["kernelError", "remedy"]
+                .map(|name| {
+                    status.pointer(&format!("/rules/{name}")).and_then(Value::as_str).unwrap_or("").to_owned()
+                })
+                .join(" ");
+            Ok(told.contains(table))
+        })
+        .with_context(|| format!("it tells {told:?}"))?;
+        assert!(told.contains(&format!("capacity: {{{table}: ")), "{table}: {told}");
+        for to in [&shop.near, &shop.far] {
+            let outcome = shop.client.connect(&Attempt::new((to.v4, 7000), "hello"))?;
+            assert!(outcome.refused(), "{table} is full, to {}: {}", to.name, outcome.summary());
+            let event = events.next(Duration::from_secs(5), |event| reason_of(event) == "tables_closed");
+            assert!(event.is_some(), "{table}, to {}: no event gives tables_closed", to.name);
+        }
+        // Nor does anybody get in, neither from the other node nor from no mesh.
+        for from in [&shop.far, &shop.plain] {
+            let outcome =
+                from.connect(&Attempt { milliseconds: 1000, ..Attempt::new((shop.near.v4, 7000), "in") })?;
+            assert!(!outcome.answered(), "{table} is full, from {}: {}", from.name, outcome.summary());
+        }
+        shop.lab.manifests().remove("more.yaml")?;
+    }
+    for to in [&shop.near, &shop.far] {
+        eventually("everything to be as before", Duration::from_secs(10), || works(to))?;
+    }
+    shop.close()
+}
+
+/// `capacity` of one map at a time, and what meets it.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn connections_for_which_a_map_has_no_room_are_refused_until_there_is_room() -> Result<()> {
+    let mut shop = Shop::bare("no-room")?;
+    shop.lab.settings().set("capacity", json!({"direct_flows": 8, "proxied": 4, "direct_opening": 4}));
+    shop.start()?;
+    let _servers = [shop.near.app(&["echo", "[::]:7000"])?, shop.far.app(&["echo", "[::]:7000"])?];
+    for (what, to, fits) in [("direct", &shop.near, 4), ("proxied", &shop.far, 4)] {
+        let target = format!("{}:7000", to.v4);
+        let events = shop.lab.agent("node-a")?.events()?;
+        let mut held = Vec::new();
+        let mut refused = None;
+        // `proxied` rows are taken at accept: they are held as long as their connection by the program that watches it.
+        for _ in 0..fits {
+            held.push(shop.client.app(&["hold", &target, "1"])?);
+        }
+        for _ in 0..3 {
+            let outcome = shop.client.connect(&Attempt::new((to.v4, 7000), "one too many"))?;
+            if !outcome.answered() {
+                refused = Some(outcome);
+                break;
+            }
+        }
+        if what == "direct" {
+            let outcome = refused.context("the map is full and a connection passed")?;
+            assert!(outcome.refused(), "{what}: {}", outcome.summary());
+            let event = events.next(Duration::from_secs(5), |event| reason_of(event) == "map_full");
+            assert!(event.is_some(), "{what}: no event gives map_full");
+        }
+        held.clear();
+        eventually(&format!("{what}: room again"), Duration::from_secs(10), || {
+            Ok(shop.client.connect(&Attempt::new((to.v4, 7000), "room"))?.received == "room")
+        })?;
+    }
+    shop.close()
+}
