@@ -35,7 +35,7 @@ pub use self::{
     listeners::PodListener,
     namespace::Namespace,
     pod::CapturedPod,
-    pods::{AttachRefusal, AttachRequest, Attachment, Capture, Repair, release_guards},
+    pods::{AttachRefusal, AttachRequest, Attachment, Capture, release_guards, upkeep::Repair},
     sockets::{OriginalDestination, PodSockets},
     tables::{Publication, TableRows},
 };

@@ -1,6 +1,6 @@
 //! Which pods are captured: the way in, the way out, and the way back after a restart.
 
-mod upkeep;
+pub(super) mod upkeep;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -20,7 +20,6 @@ use heddle_ebpf::{
 };
 use heddle_policy::tables::TableSet;
 
-pub use self::upkeep::Repair;
 use super::{
     counters::Counters,
     error::CaptureError,

@@ -22,6 +22,7 @@ mod pool;
 mod probe;
 mod registry;
 mod relay;
+mod run;
 mod secure;
 mod settings;
 mod sockets;

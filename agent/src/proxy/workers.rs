@@ -18,8 +18,9 @@ use tokio::{
 
 use super::{
     environment::{Environment, PodId},
+    run::{self, Command},
     settings::Settings,
-    worker::{self, Command, Worker},
+    worker::Worker,
 };
 
 /// One worker's listeners in a pod, of both families.
@@ -93,7 +94,7 @@ impl Workers {
                 std::thread::Builder::new().name(format!("heddle-proxy-{index}")).spawn(move || {
                     let tasks = LocalSet::new();
                     let worker = Worker::new(environment, settings);
-                    tasks.block_on(&runtime, worker::run(worker, receiver, beating));
+                    tasks.block_on(&runtime, run::run(worker, receiver, beating));
                 })?;
             running.push(Running { commands, beats, thread });
         }

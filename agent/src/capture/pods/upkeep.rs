@@ -8,8 +8,12 @@ use heddle_ebpf::{
     flows::Tuple,
 };
 
+use super::super::error::CaptureError;
+use super::super::pod::CapturedPod;
+use super::super::programs;
+use super::super::sock_diag;
+use super::super::syscalls;
 use super::{Capture, Inner, Maps, guarded};
-use crate::capture::{error::CaptureError, pod::CapturedPod, programs, sock_diag, syscalls};
 
 /// A pod whose capture or guard somebody took away.
 #[derive(Clone, Debug)]

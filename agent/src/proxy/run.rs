@@ -1,0 +1,189 @@
+//! A worker at work: what it is told, its listeners, its clock.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use heddle_ebpf::codes::Hook;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, spawn_local},
+};
+
+use super::{
+    environment::{Flow, PodId},
+    inbound, outbound,
+    registry::TICK,
+    sockets::{abort, canonical},
+    worker::{Pod, Worker},
+};
+
+/// Ticks between two looks at what is idle.
+const SWEEP: u64 = 20;
+/// After an accept that failed (no descriptors left, no memory): the first and the longest pause.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// What a worker is told to do.
+pub enum Command {
+    /// Listen for a pod.
+    Attach {
+        pod: PodId,
+        outbound: Vec<std::net::TcpListener>,
+        inbound: Vec<std::net::TcpListener>,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    /// Stop listening for it and end its connections.
+    Detach { pod: PodId, done: oneshot::Sender<()> },
+    /// Stop listening; end when the last stream does, or at the deadline.
+    Drain { deadline: Duration },
+}
+
+/// Runs until it was told to drain and the last connection ended.
+pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>, beats: Arc<AtomicU64>) {
+    let clock = spawn_local(tick(Rc::clone(&worker), beats));
+    let judge = spawn_local(judge(Rc::clone(&worker)));
+    let mut listeners: HashMap<PodId, Vec<JoinHandle<()>>> = HashMap::new();
+    let mut deadline = Duration::ZERO;
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Attach { pod, outbound, inbound, done } => {
+                let started = start(&worker, pod, outbound, inbound);
+                let result = started.map(|new| {
+                    for old in listeners.insert(pod, new).unwrap_or_default() {
+                        old.abort();
+                    }
+                });
+                drop(done.send(result));
+            }
+            Command::Detach { pod, done } => {
+                for listener in listeners.remove(&pod).unwrap_or_default() {
+                    listener.abort();
+                }
+                worker.pool.forget(pod);
+                worker.registry.end(Some(pod));
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
+            Command::Drain { deadline: given } => {
+                deadline = given;
+                break;
+            }
+        }
+    }
+    for listener in listeners.into_values().flatten() {
+        listener.abort();
+    }
+    worker.pool.close();
+    worker.registry.drain();
+    let started = Instant::now();
+    while worker.registry.len() > 0 && started.elapsed() < deadline {
+        tokio::time::sleep(TICK).await;
+    }
+    worker.registry.end(None);
+    // They only have to notice.
+    for _ in 0..20 {
+        if worker.registry.len() == 0 {
+            break;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+    clock.abort();
+    judge.abort();
+}
+
+/// The worker's clock, and its sign of life.
+async fn tick(worker: Rc<Worker>, beats: Arc<AtomicU64>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let beat = beats.fetch_add(1, Ordering::Relaxed);
+        worker.registry.tick(Instant::now());
+        if beat.is_multiple_of(SWEEP) {
+            worker.pool.sweep();
+            worker.trim();
+        }
+    }
+}
+
+/// Has every connection judged again when the rules change.
+async fn judge(worker: Rc<Worker>) {
+    let mut changes = worker.environment.policy.changes();
+    while changes.changed().await.is_ok() {
+        worker.registry.judge_again();
+    }
+}
+
+fn start(
+    worker: &Rc<Worker>,
+    pod: PodId,
+    outbound: Vec<std::net::TcpListener>,
+    inbound: Vec<std::net::TcpListener>,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let with = |hook| move |listener| (hook, listener);
+    let all =
+        outbound.into_iter().map(with(Hook::Outbound)).chain(inbound.into_iter().map(with(Hook::Inbound)));
+    let mut ready = Vec::new();
+    for (hook, listener) in all {
+        listener.set_nonblocking(true)?;
+        ready.push((hook, TcpListener::from_std(listener)?));
+    }
+    let pod = worker.pod(pod);
+    let listen = |(hook, listener)| spawn_local(listen(Rc::clone(worker), Rc::clone(&pod), hook, listener));
+    Ok(ready.into_iter().map(listen).collect())
+}
+
+/// Accepts for ever: whatever fails is waited out.
+async fn listen(worker: Rc<Worker>, pod: Rc<Pod>, hook: Hook, listener: TcpListener) {
+    let mut pause = BACK_OFF.0;
+    let told = RefCell::new(Instant::now().checked_sub(BACK_OFF.1));
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                pause = BACK_OFF.0;
+                carry(&worker, &pod, hook, stream, peer);
+            }
+            Err(error) => {
+                let last = told.replace(Some(Instant::now()));
+                if last.is_none_or(|last| last.elapsed() >= BACK_OFF.1) {
+                    tracing::warn!(pod = pod.id.0, hook = hook.as_str(), %error, "accept failed; trying again");
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(BACK_OFF.1);
+            }
+        }
+    }
+}
+
+fn carry(worker: &Rc<Worker>, pod: &Rc<Pod>, hook: Hook, stream: TcpStream, peer: SocketAddr) {
+    let Ok(local) = stream.local_addr() else { return abort(stream) };
+    let (peer, local) = (canonical(peer), canonical(local));
+    let flow = Flow { hook, pod: pod.id, client: peer, destination: local, peer: None, rule: Arc::from("") };
+    let held = match worker.connection(pod) {
+        Ok(held) => held,
+        Err(refusal) => return worker.refuse(&flow, &refusal, stream),
+    };
+    // A relay writes what it has: waiting for more would only delay it.
+    drop(stream.set_nodelay(true));
+    let (worker, pod) = (Rc::clone(worker), Rc::clone(pod));
+    match hook {
+        Hook::Outbound => drop(spawn_local(async move {
+            let _held = held;
+            outbound::serve(&worker, &pod, stream, flow).await;
+        })),
+        _ => drop(spawn_local(async move {
+            let _held = held;
+            inbound::serve(&worker, &pod, stream, flow).await;
+        })),
+    }
+}
