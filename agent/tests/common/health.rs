@@ -57,19 +57,27 @@ async fn server(address: SocketAddr) -> Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         tokio::spawn(async move {
-            let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                println!("called {}", request.uri().path());
-                let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
-                let mut body = respond.send_response(head, false).unwrap();
-                // HealthCheckResponse { status: SERVING }
-                body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 0x08, 0x01]), false).unwrap();
-                let mut trailers = HeaderMap::new();
-                trailers.insert("grpc-status", "0".parse().unwrap());
-                body.send_trailers(trailers).unwrap();
+            if let Err(error) = answer(stream).await {
+                println!("connection: {error:#}");
             }
         });
     }
+}
+
+async fn answer(stream: TcpStream) -> Result<()> {
+    let mut connection = h2::server::handshake(stream).await?;
+    while let Some(call) = connection.accept().await {
+        let (request, mut respond) = call?;
+        println!("called {}", request.uri().path());
+        let head = Response::builder().header("content-type", "application/grpc").body(())?;
+        let mut body = respond.send_response(head, false)?;
+        // HealthCheckResponse { status: SERVING }
+        body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 0x08, 0x01]), false)?;
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse()?);
+        body.send_trailers(trailers)?;
+    }
+    Ok(())
 }
 
 async fn client(address: SocketAddr, path: &str, service: &str) -> Result<String> {

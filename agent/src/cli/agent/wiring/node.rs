@@ -223,7 +223,7 @@ fn descriptors() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     let before = limit.current;
     limit.current = limit.maximum;
-    match setrlimit(Resource::Nofile, limit.clone()) {
+    match setrlimit(Resource::Nofile, limit) {
         Ok(()) => limit.maximum.unwrap_or(u64::MAX),
         Err(error) => {
             tracing::warn!(%error, "cannot raise the limit of open files");
