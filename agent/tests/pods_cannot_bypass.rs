@@ -16,7 +16,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use loom::{A, Loom, PORT, SOON, echoed};
-use packets::{ACK, FIN, PSH_ACK, SYN, TCP, UDP, datagram, frame, packet, packet_v4, segment, send_frame, send_packets};
+use packets::{
+    ACK, FIN, PSH_ACK, SYN, TCP, UDP, datagram, frame, packet, packet_v4, segment, send_frame, send_packets,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use xtask::lab::{
     Place,
@@ -73,9 +75,10 @@ fn ways(loom: &Loom) -> Result<Vec<Way>> {
         let ip = move |protocol, body: &[u8]| packet(from.ip(), to.ip(), protocol, body);
 
         let here = place();
-        way(name("raw tcp", "raw tcp v6"), Box::new(move |text| {
-            send_raw(&here, to.ip(), 6, &segment(from, to, PSH_ACK, text.as_bytes()))
-        }));
+        way(
+            name("raw tcp", "raw tcp v6"),
+            Box::new(move |text| send_raw(&here, to.ip(), 6, &segment(from, to, PSH_ACK, text.as_bytes()))),
+        );
         for (label, flags) in [
             (name("raw ip", "raw ip v6"), PSH_ACK),
             (name("syn with payload", "syn with payload v6"), SYN),
@@ -84,24 +87,37 @@ fn ways(loom: &Loom) -> Result<Vec<Way>> {
             (name("syn-ack with payload", "syn-ack with payload v6"), SYN | ACK),
         ] {
             let here = place();
-            way(label, Box::new(move |text| {
-                send_packets(&here, to.ip(), &[ip(TCP, &segment(from, to, flags, text.as_bytes()))])
-            }));
+            way(
+                label,
+                Box::new(move |text| {
+                    send_packets(&here, to.ip(), &[ip(TCP, &segment(from, to, flags, text.as_bytes()))])
+                }),
+            );
         }
         let here = place();
-        way(name("packet socket", "packet socket v6"), Box::new(move |text| {
-            let segment = segment(from, to, PSH_ACK, text.as_bytes());
-            send_frame(&here, "eth0", &frame(mac, gateway, &ip(TCP, &segment)))
-        }));
+        way(
+            name("packet socket", "packet socket v6"),
+            Box::new(move |text| {
+                let segment = segment(from, to, PSH_ACK, text.as_bytes());
+                send_frame(&here, "eth0", &frame(mac, gateway, &ip(TCP, &segment)))
+            }),
+        );
         let here = place();
-        way(name("udp", "udp v6"), Box::new(move |text| {
-            send_packets(&here, to.ip(), &[ip(UDP, &datagram(from, to, text.as_bytes()))])
-        }));
-        for (label, protocol) in [(name("sctp", "sctp v6"), 132), (name("unknown protocol", "unknown protocol v6"), 253)] {
+        way(
+            name("udp", "udp v6"),
+            Box::new(move |text| {
+                send_packets(&here, to.ip(), &[ip(UDP, &datagram(from, to, text.as_bytes()))])
+            }),
+        );
+        for (label, protocol) in
+            [(name("sctp", "sctp v6"), 132), (name("unknown protocol", "unknown protocol v6"), 253)]
+        {
             let here = place();
             way(label, Box::new(move |text| send_packets(&here, to.ip(), &[ip(protocol, text.as_bytes())])));
         }
-        for (label, mark) in [(name("unseen", "unseen v6"), 0), (name("spoofed mark", "spoofed mark v6"), 0x6865)] {
+        for (label, mark) in
+            [(name("unseen", "unseen v6"), 0), (name("spoofed mark", "spoofed mark v6"), 0x6865)]
+        {
             let here = place();
             way(label, Box::new(move |text| connect_unseen(&here, to, mark, text)));
         }
@@ -115,22 +131,28 @@ fn ways(loom: &Loom) -> Result<Vec<Way>> {
     let (own, far) = (loom.client.v4, loom.far.v4);
     for (name, field) in [("first fragment", 0x2000), ("later fragment", 0x0003), ("tiny fragment", 0x2001)] {
         let here = loom.client.place().clone();
-        way(name, Box::new(move |text| {
-            let segment = segment(from, to, PSH_ACK, format!("{text}........").as_bytes());
-            let whole = segment.len() / 8 * 8;
-            send_packets(&here, far.into(), &[packet_v4(own, far, TCP, field, &segment[..whole])])
-        }));
+        way(
+            name,
+            Box::new(move |text| {
+                let segment = segment(from, to, PSH_ACK, format!("{text}........").as_bytes());
+                let whole = segment.len() / 8 * 8;
+                send_packets(&here, far.into(), &[packet_v4(own, far, TCP, field, &segment[..whole])])
+            }),
+        );
     }
     for (name, offset) in [("v6 fragment", 0x0001u16), ("later v6 fragment", 0x0018)] {
         let (here, (from, to)) = (loom.client.place().clone(), pair(loom, true));
-        way(name, Box::new(move |text| {
-            let segment = segment(from, to, PSH_ACK, format!("{text}........").as_bytes());
-            let mut body = vec![TCP, 0];
-            body.extend(offset.to_be_bytes());
-            body.extend([0, 0, 0, 5]);
-            body.extend(&segment[..segment.len() / 8 * 8]);
-            send_packets(&here, to.ip(), &[packet(from.ip(), to.ip(), 44, &body)])
-        }));
+        way(
+            name,
+            Box::new(move |text| {
+                let segment = segment(from, to, PSH_ACK, format!("{text}........").as_bytes());
+                let mut body = vec![TCP, 0];
+                body.extend(offset.to_be_bytes());
+                body.extend([0, 0, 0, 5]);
+                body.extend(&segment[..segment.len() / 8 * 8]);
+                send_packets(&here, to.ip(), &[packet(from.ip(), to.ip(), 44, &body)])
+            }),
+        );
     }
     Ok(ways)
 }
@@ -156,7 +178,11 @@ fn nest(loom: &Loom, name: &str) -> Result<Place> {
 
 fn forward(loom: &Loom, nested: &Place, text: &str) -> Result<()> {
     let (from, to) = pair(loom, false);
-    send_packets(nested, to.ip(), &[packet(from.ip(), to.ip(), TCP, &segment(from, to, PSH_ACK, text.as_bytes()))])?;
+    send_packets(
+        nested,
+        to.ip(),
+        &[packet(from.ip(), to.ip(), TCP, &segment(from, to, PSH_ACK, text.as_bytes()))],
+    )?;
     connect_unseen(nested, to, 0, text)
 }
 
@@ -173,7 +199,8 @@ fn nothing_leaves_past_the_guard() -> Result<()> {
     let ways = ways(&loom)?;
     let to = SocketAddr::from((loom.far.v4, PORT));
     // Made before there is any capture: in the pod's cgroup and outside of it, connected and not.
-    let mut old_line = loom.client.spawn(&["ncat", "--no-shutdown", &to.ip().to_string(), &to.port().to_string()])?;
+    let mut old_line =
+        loom.client.spawn(&["ncat", "--no-shutdown", &to.ip().to_string(), &to.port().to_string()])?;
     let mut old_unseen = loom.client.place().enter(|| Ok(TcpStream::connect(to)?))?;
     let young_unseen = loom.client.place().enter(|| Ok(Socket::new(Domain::IPV4, Type::STREAM, None)?))?;
     let late_text = marker("on", "socket made before");
@@ -198,7 +225,8 @@ fn nothing_leaves_past_the_guard() -> Result<()> {
     loom.client.place().shell("ip link del inner")?;
     loom.lab.start_agents()?;
     let reasons = ["unmarked_socket", "fragment", "protocol", "plain_to_meshed"];
-    let count = || reasons.iter().map(|reason| loom.refused(A, "guard_from_pod", reason)).collect::<Result<Vec<_>>>();
+    let count =
+        || reasons.iter().map(|reason| loom.refused(A, "guard_from_pod", reason)).collect::<Result<Vec<_>>>();
     let before = count()?;
     let capture = loom.lab.capture(A)?;
     for way in &ways {
@@ -254,7 +282,8 @@ fn bare_segments_pass_in_bounded_numbers() -> Result<()> {
     // Counted where they leave the node; a capture of so many loses some.
     let left = || -> Result<[f64; 2]> {
         let link = link(loom.lab.router(), loom.lab.at(A)?.router_interface())?;
-        let count = |name: &str| link.pointer(&format!("/stats64/rx/{name}")).and_then(serde_json::Value::as_f64);
+        let count =
+            |name: &str| link.pointer(&format!("/stats64/rx/{name}")).and_then(serde_json::Value::as_f64);
         Ok([count("packets").context("no count")?, count("bytes").context("no count")?])
     };
     let before = left()?;
@@ -264,7 +293,9 @@ fn bare_segments_pass_in_bounded_numbers() -> Result<()> {
     let after = left()?;
     let (crossed, bytes) = (after[0] - before[0], after[1] - before[1]);
     let limited = loom.refused(A, "guard_from_pod", "rate_limited")?;
-    println!("{crossed} of {SENT} segments without payload crossed in {took:.2} s; {limited} were over the limit");
+    println!(
+        "{crossed} of {SENT} segments without payload crossed in {took:.2} s; {limited} were over the limit"
+    );
     assert!(crossed > 0.0, "control: the first of them cross");
     assert!(crossed <= A_SECOND * (took + 2.0), "{crossed} crossed in {took} s");
     // Neighbors look for each other in between.
@@ -284,7 +315,8 @@ fn unusual_handshakes_go_by_the_mesh() -> Result<()> {
         // Cookies for every connection; Fast Open both ways, without a cookie and for every listener.
         pod.place().shell("cd /proc/sys/net/ipv4; echo 2 >tcp_syncookies; echo 1543 >tcp_fastopen")?;
     }
-    let targets: [IpAddr; 4] = [loom.far.v4.into(), loom.far.v6.into(), loom.near.v4.into(), loom.near.v6.into()];
+    let targets: [IpAddr; 4] =
+        [loom.far.v4.into(), loom.far.v6.into(), loom.near.v4.into(), loom.near.v6.into()];
     let round = |round: &str| -> Result<usize> {
         let capture = loom.lab.capture(A)?;
         for target in targets {
@@ -314,7 +346,11 @@ fn unusual_handshakes_go_by_the_mesh() -> Result<()> {
 fn a_simultaneous_open_needs_both_ends_to_be_allowed() -> Result<()> {
     let loom = Loom::new("simultaneous")?;
     // Whoever calls the client is refused; the client may call near.
-    loom.lab.manifests().edit("pod-shop-client.yaml", "annotations:", "annotations:\n    config.linkerd.io/default-inbound-policy: deny")?;
+    loom.lab.manifests().edit(
+        "pod-shop-client.yaml",
+        "annotations:",
+        "annotations:\n    config.linkerd.io/default-inbound-policy: deny",
+    )?;
     // A reset would end an attempt before the other side has begun its own.
     for pod in [&loom.client, &loom.near] {
         pod.place().shell(
@@ -323,7 +359,8 @@ fn a_simultaneous_open_needs_both_ends_to_be_allowed() -> Result<()> {
         )?;
     }
     let (a, b) = (SocketAddr::from((loom.client.v4, 6001)), SocketAddr::from((loom.near.v4, 6002)));
-    let attempt = |from, to| Attempt { from: Some(from), enough: 4, milliseconds: 2500, ..Attempt::new(to, "ping") };
+    let attempt =
+        |from, to| Attempt { from: Some(from), enough: 4, milliseconds: 2500, ..Attempt::new(to, "ping") };
     let meet = || -> Result<_> {
         std::thread::scope(|scope| {
             let one = scope.spawn(|| loom.client.connect(&attempt(a, b)));
@@ -332,7 +369,10 @@ fn a_simultaneous_open_needs_both_ends_to_be_allowed() -> Result<()> {
         })
     };
     let (one, other) = meet()?;
-    assert!(one.received == "ping" && other.received == "ping", "without the mesh they meet: {one:?} {other:?}");
+    assert!(
+        one.received == "ping" && other.received == "ping",
+        "without the mesh they meet: {one:?} {other:?}"
+    );
     loom.lab.start_agents()?;
     let (one, other) = meet()?;
     assert!(one.received.is_empty() && other.received.is_empty(), "{one:?} {other:?}");
@@ -356,7 +396,11 @@ fn another_interface_leads_nowhere() -> Result<()> {
         let to = SocketAddr::from((loom.far.v4, PORT));
         for (name, from) in [("second", v4), ("own", client.v4)] {
             let segment = segment((from, 4000).into(), to, PSH_ACK, marker(round, name).as_bytes());
-            send_frame(client.place(), "eth1", &frame(mac, gateway, &packet(from.into(), to.ip(), TCP, &segment)))?;
+            send_frame(
+                client.place(),
+                "eth1",
+                &frame(mac, gateway, &packet(from.into(), to.ip(), TCP, &segment)),
+            )?;
         }
         let traffic = capture.stop()?;
         Ok(["second", "own"].map(|name| traffic.hits(marker(round, name).as_bytes())))
@@ -379,7 +423,9 @@ fn another_interface_leads_nowhere() -> Result<()> {
     };
     assert_eq!(problems()?, "[]");
     let (v4, _, host) = client.second_interface()?;
-    eventually("the second interface to be guarded", SOON, || Ok(loom.lab.agent(A)?.log().contains("another interface")))?;
+    eventually("the second interface to be guarded", SOON, || {
+        Ok(loom.lab.agent(A)?.log().contains("another interface"))
+    })?;
     assert_eq!(cross("on", v4, &host)?, [0, 0], "crossed by the second interface");
     assert_eq!(problems()?, "[]", "it is guarded");
     let _echo = loom.far.app(&["echo", &format!("[::]:{PORT}")])?;
