@@ -47,6 +47,10 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
         return assign(&ctx, pod, &key, Direction::Outbound, 0, &Verdict::proxy(Reason::Meshed, 0));
     }
     if maps::DIRECT_HALF_OPEN.get_ptr(&key.tuple).is_some() || maps::HOPS.get_ptr(&key).is_some() {
+        // Nobody dials the agent: on a port of its own the listener that would be found is the agent's.
+        if of_agent(&key) && !listened(&key) {
+            return refuse(&key, Reason::NoListener);
+        }
         return SK_PASS;
     }
     if key.tuple.source == key.tuple.destination || key.tuple.source.is_loopback() {
@@ -100,6 +104,13 @@ fn listened(key: &FlowKey) -> bool {
     let key = ListeningKey { netns: key.netns, port: u32::from(key.tuple.destination_port), pad: 0 };
     // SAFETY: a word of a live entry.
     matches!(unsafe { maps::LISTENING.get(&key) }, Some(count) if *count > 0)
+}
+
+/// Whether one of the agent's listeners has the port.
+#[inline(never)]
+fn of_agent(key: &FlowKey) -> bool {
+    let key = ListeningKey { netns: key.netns, port: u32::from(key.tuple.destination_port), pad: 0 };
+    maps::LISTENER_PORTS.get_ptr(&key).is_some()
 }
 
 /// Hands the connection to the agent's listener of this CPU's worker.
