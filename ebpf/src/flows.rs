@@ -25,6 +25,8 @@ pub mod maps {
     pub const PENDING: &str = "pending";
     /// [`super::UdpFlow`] → time: UDP that left a pod, so that answers pass. Least recently used goes first.
     pub const UDP_FLOWS: &str = "udp_flows";
+    /// Host-side interface index → [`super::BareSegments`]. Written by the guard, removed by the agent with the pod.
+    pub const BARE_SEGMENTS: &str = "bare_segments";
     /// [`super::CounterKey`] → [`super::Count`] a CPU. Written by the programs.
     pub const COUNTERS: &str = "counters";
     /// Ring buffer of [`super::Event`]. Written by the programs, read by the agent.
@@ -215,6 +217,16 @@ pub struct UdpFlow {
     pub protocol: u32,
 }
 
+/// How many payload-free segments of unmarked sockets a pod sent in the current second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct BareSegments {
+    /// `bpf_ktime_get_ns()` of the second's beginning.
+    pub since_ns: u64,
+    /// Segments since then.
+    pub count: u64,
+}
+
 /// What is counted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(C)]
@@ -314,6 +326,19 @@ impl Event {
 }
 
 crate::plain!(
-    Tuple, FlowKey, Origin, HalfOpen, DirectFlow, AgentMark, DirectMark, Asked, PendingKey, Pending, UdpFlow,
-    CounterKey, Count, Event,
+    BareSegments,
+    Tuple,
+    FlowKey,
+    Origin,
+    HalfOpen,
+    DirectFlow,
+    AgentMark,
+    DirectMark,
+    Asked,
+    PendingKey,
+    Pending,
+    UdpFlow,
+    CounterKey,
+    Count,
+    Event,
 );

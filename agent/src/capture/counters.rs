@@ -13,6 +13,14 @@ impl Counters {
         Ok(Self(pins.per_cpu(maps::COUNTERS)?))
     }
 
+    /// Takes away what was counted for a pod.
+    pub(super) fn forget(&mut self, netns: u64) {
+        let keys: Vec<CounterKey> = self.0.keys().flatten().filter(|key| key.netns == netns).collect();
+        for key in keys {
+            let _ = self.0.remove(&key);
+        }
+    }
+
     /// Every counter.
     pub fn read(&self) -> Vec<(CounterKey, Count)> {
         self.0

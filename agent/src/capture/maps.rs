@@ -158,6 +158,7 @@ pub(super) fn layout(name: &str) -> Option<(u32, u32)> {
         "agent_marks" => of::<i32, AgentMark>(),
         "direct_marks" => of::<i32, DirectMark>(),
         "asked" => of::<i32, Asked>(),
+        "bare_segments" => of::<u32, BareSegments>(),
         "counters" => of::<CounterKey, Count>(),
         _ => None,
     }

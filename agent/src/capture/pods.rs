@@ -16,6 +16,7 @@ use aya::{
 use heddle_ebpf::{
     Address,
     attach::{ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth, WORKERS, maps, slot},
+    flows::{BareSegments, maps as flow_maps},
     text,
 };
 use heddle_policy::tables::TableSet;
@@ -95,6 +96,7 @@ struct Maps {
     listener_ports: HashMap<MapData, ListeningKey, u32>,
     listening: HashMap<MapData, ListeningKey, u64>,
     listening_sockets: HashMap<MapData, u64, ListeningKey>,
+    bare_segments: HashMap<MapData, u32, BareSegments>,
 }
 
 struct Inner {
@@ -132,6 +134,7 @@ impl Capture {
                 listener_ports: pins.hash(maps::LISTENER_PORTS)?,
                 listening: pins.hash(maps::LISTENING)?,
                 listening_sockets: pins.hash(maps::LISTENING_SOCKETS)?,
+                bare_segments: pins.hash(flow_maps::BARE_SEGMENTS)?,
             },
             pods: BTreeMap::new(),
             watches: BTreeMap::new(),
@@ -585,8 +588,13 @@ impl Capture {
         for (index, name) in &pod.interfaces {
             programs::detach_guard(name);
             let _ = inner.maps.veths.remove(index);
+            let _ = inner.maps.bare_segments.remove(index);
         }
         remove_rows(&mut inner.maps, cookie, &addresses);
+        // Its counters go with it, or pods that come and go would leave no room for the next one's.
+        if let Ok(mut counters) = Counters::open(&self.kernel.pins) {
+            counters.forget(cookie);
+        }
     }
 
     fn unpin(&self, cookie: u64, indexes: &[u32]) {

@@ -10,8 +10,8 @@ use heddle_ebpf::{
     Address,
     attach::{Limits, ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth},
     flows::{
-        AgentMark, Asked, Count, CounterKey, DirectFlow, DirectMark, Event, FlowKey, HalfOpen, Origin,
-        Pending, PendingKey, Tuple, UdpFlow,
+        AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, Event, FlowKey, HalfOpen,
+        Origin, Pending, PendingKey, Tuple, UdpFlow,
     },
     policy::{
         Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
@@ -73,12 +73,4 @@ maps! {
 
     "counters" COUNTERS: PerCpuHashMap<CounterKey, Count, 16384, LAZY>;
     "events" EVENTS: RingBuf<Event, 262144>;
-}
-
-/// How many payload-free segments of unmarked sockets a pod sent in the current second.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct BareSegments {
-    pub since_ns: u64,
-    pub count: u64,
 }

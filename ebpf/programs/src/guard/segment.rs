@@ -8,17 +8,17 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use heddle_ebpf::codes::{Outcome, Reason};
+use heddle_ebpf::{
+    codes::{Outcome, Reason},
+    flows::BareSegments,
+};
 
 use super::{
     Judgement,
     packet::{ACK, Packet, RST, SYN},
     rejudge, same,
 };
-use crate::{
-    maps::{self, BareSegments},
-    tables::KernelTables,
-};
+use crate::{maps, tables::KernelTables};
 
 const SOCK_STREAM: u32 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -94,13 +94,14 @@ fn bare(ctx: &TcContext, packet: &Packet) -> Judgement {
                 return Judgement::Drop(Reason::RateLimited, 0);
             }
         }
-        None => {
-            let _ = maps::BARE_SEGMENTS.insert(
-                &ifindex,
-                &BareSegments { since_ns: now, count: 1 },
-                BPF_ANY.into(),
-            );
+        // Without a row nothing would be counted.
+        None if maps::BARE_SEGMENTS
+            .insert(&ifindex, &BareSegments { since_ns: now, count: 1 }, BPF_ANY.into())
+            .is_err() =>
+        {
+            return Judgement::Drop(Reason::MapFull, 0);
         }
+        None => {}
     }
     Judgement::Pass
 }

@@ -263,7 +263,7 @@ async fn tell(events: Arc<Events>, lines: broadcast::Sender<Arc<str>>) {
     while let Some(heard) = listener.next().await {
         let line = match heard {
             Heard::Event(record) => serde_json::to_string(&*record),
-            Heard::Missed(count) => serde_json::to_string(&serde_json::json!({ "missed": count })),
+            Heard::Missed(count) => serde_json::to_string(&serde_json::json!({ "lost": count })),
         };
         match line {
             // Nobody listening is no error.
