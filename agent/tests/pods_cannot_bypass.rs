@@ -26,10 +26,13 @@ use xtask::lab::{
     eventually,
 };
 
+/// Sends bytes that begin with the marker.
+type Go = Box<dyn Fn(&str) -> Result<()>>;
+
 /// A way to get bytes out of the client's pod to the meshed pod on the other node.
 struct Way {
     name: &'static str,
-    go: Box<dyn Fn(&str) -> Result<()>>,
+    go: Go,
 }
 
 fn pair(loom: &Loom, v6: bool) -> (SocketAddr, SocketAddr) {
@@ -66,7 +69,7 @@ fn connect_unseen(place: &Place, to: SocketAddr, mark: u32, text: &str) -> Resul
 
 fn ways(loom: &Loom) -> Result<Vec<Way>> {
     let mut ways: Vec<Way> = Vec::new();
-    let mut way = |name, go: Box<dyn Fn(&str) -> Result<()>>| ways.push(Way { name, go });
+    let mut way = |name, go: Go| ways.push(Way { name, go });
     let (mac, gateway) = (loom.client.mac("eth0")?, loom.client.gateway_mac()?);
     for v6 in [false, true] {
         let (from, to) = pair(loom, v6);
