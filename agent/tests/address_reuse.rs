@@ -1,7 +1,7 @@
 //! An address is nobody's identity: a pod that took over another's address is neither reached as that other nor lets in
 //! as it, however long the manifests lag; and what belonged to a pod that is gone goes with it.
 
-#[path = "common/shop.rs"]
+#[path = "common/tables_shop.rs"]
 mod shop;
 
 use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, time::Duration};
@@ -199,5 +199,9 @@ fn a_pod_that_dies_without_a_word_leaves_nothing_and_disturbs_nobody() -> Result
         let outcome = attempt(&shop.client, to)?;
         assert!(outcome.answered(), "to {}: {}", to.name, outcome.summary());
     }
+    // What went on without an agent is known to the next one, and ends when the rules no longer allow it.
+    carries(&mut lines[0], "still there")?;
+    shop.allow(false)?;
+    assert!(lines[0].ended_within(SOON).is_some(), "a flow older than the agent outlives its rule");
     shop.close()
 }

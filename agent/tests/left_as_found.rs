@@ -1,7 +1,7 @@
 //! A machine is left as it was found: whatever an agent put into the kernel goes by `heddle release`, and whatever a lab
 //! or a demo made goes with it, however they end.
 
-#[path = "common/shop.rs"]
+#[path = "common/tables_shop.rs"]
 mod shop;
 
 use std::{

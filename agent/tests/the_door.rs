@@ -1,7 +1,7 @@
 //! The door hands out identities: who may not ask is refused and recorded, what is not as it should be is refused with
 //! its reason, and no nonsense, at the door or in the folder, takes anything away.
 
-#[path = "common/shop.rs"]
+#[path = "common/tables_shop.rs"]
 mod shop;
 
 use std::{

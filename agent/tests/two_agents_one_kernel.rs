@@ -1,7 +1,7 @@
 //! Two nodes' agents on one kernel: the same numbers mean different things to each, and what befalls one is no concern
 //! of the other's.
 
-#[path = "common/shop.rs"]
+#[path = "common/tables_shop.rs"]
 mod shop;
 
 use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
