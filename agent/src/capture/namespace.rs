@@ -43,15 +43,15 @@ impl Namespace {
         if magic != NSFS_MAGIC || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(fail("not a namespace:")(io::ErrorKind::InvalidInput.into()));
         }
-        let file = Arc::new(File::from(file));
-        let cookie = within(file.as_fd(), || {
+        let (cookie, held) = within(file.as_fd(), || -> io::Result<_> {
             let socket =
                 rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-            syscalls::netns_cookie(&socket)
+            // Not the path's own file: as long as that is open, whoever mounted the namespace there cannot unmount it.
+            Ok((syscalls::netns_cookie(&socket)?, File::open("/proc/thread-self/ns/net")?))
         })
         .map_err(fail("entering"))?
         .map_err(fail("reading the cookie of"))?;
-        Ok(Self { file, path: path.to_owned(), cookie, inode: (stat.st_dev, stat.st_ino) })
+        Ok(Self { file: Arc::new(held), path: path.to_owned(), cookie, inode: (stat.st_dev, stat.st_ino) })
     }
 
     /// The calling process's own namespace.

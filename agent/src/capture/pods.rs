@@ -299,6 +299,7 @@ impl Capture {
             return false;
         };
         self.forget(inner, cookie);
+        self.end_flows_to_the_gone(inner);
         true
     }
 
@@ -310,6 +311,9 @@ impl Capture {
             inner.pods.values().filter(|pod| !pod.namespace.still_there()).cloned().collect();
         for pod in &gone {
             self.forget(inner, pod.namespace.cookie());
+        }
+        if !gone.is_empty() {
+            self.end_flows_to_the_gone(inner);
         }
         let changed: Vec<u64> = inner
             .watches
@@ -392,6 +396,15 @@ impl Capture {
         maps.veths.insert(host.index, veth, 0).map_err(CaptureError::map(maps::VETHS))?;
         let [from, to] = self.guard_pins(host.index);
         programs::attach_guard(ebpf, &host.name, &from, &to)
+    }
+
+    /// A connect to a pod that is gone would reach whoever has its address next: the permission is on its socket, and
+    /// the tables have not changed.
+    fn end_flows_to_the_gone(&self, inner: &mut Inner) {
+        let pods = &inner.pods;
+        if let Err(error) = inner.flows.end_revoked(&self.kernel, |cookie| pods.get(&cookie)) {
+            tracing::error!(%error, "connections to a pod that is gone could not be ended");
+        }
     }
 
     /// Opens a captured pod's listeners anew, on other ports: an application wants one of those that they occupy.

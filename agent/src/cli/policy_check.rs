@@ -32,8 +32,7 @@ pub(super) fn run(folder: &Path, json: bool) -> Result<ExitCode, Failure> {
     } else {
         let mut texts: BTreeMap<&str, Option<String>> = BTreeMap::new();
         for problem in &found.problems {
-            let text =
-                texts.entry(&problem.file).or_insert_with(|| std::fs::read_to_string(&problem.file).ok());
+            let text = texts.entry(&problem.file).or_insert_with(|| quotable(&problem.file));
             print(&format!("{:?}", render::problem(problem, text.as_deref())))?;
         }
         print(&format!(
@@ -42,6 +41,13 @@ pub(super) fn run(folder: &Path, json: bool) -> Result<ExitCode, Failure> {
         ))?;
     }
     Ok(ExitCode::from(if found.unreadable { 2 } else { u8::from(errors > 0) }))
+}
+
+/// The text to quote from. A FIFO would be waited for, and of what is too long nothing was read.
+fn quotable(file: &str) -> Option<String> {
+    let meta = std::fs::metadata(file).ok()?;
+    let short = meta.is_file() && meta.len() <= Limits::default().file_bytes;
+    short.then(|| std::fs::read_to_string(file).ok()).flatten()
 }
 
 fn look(path: &Path) -> Result<Findings, Failure> {

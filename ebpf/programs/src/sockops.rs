@@ -165,10 +165,11 @@ fn direct(ops: *mut bpf_sock_ops, netns: u64) {
         tell(netns, tuple, asked.generation, &Verdict::refuse(Reason::MapFull, asked.rule));
         return;
     }
-    // From here on the flow is in the map that the agent walks after a change. Whatever was published before is seen
-    // here; whatever is published later finds it there.
+    // From here on the flow is in the map that the agent walks after a change. Whatever was published, or taken away,
+    // before is seen here; whatever is later finds it there. What a rule allowed leads to a captured pod.
     let now = KernelTables::current();
-    if now.generation() != asked.generation {
+    let gone = asked.rule != 0 && maps::POD_ADDRESSES.get_ptr(&tuple.destination).is_none();
+    if gone || now.generation() != asked.generation {
         let verdict = judged(&now, tuple, 6);
         if verdict.outcome != Outcome::Direct {
             let _ = maps::DIRECT_FLOWS.remove(&id);

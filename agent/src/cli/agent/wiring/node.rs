@@ -106,7 +106,6 @@ impl Running {
         tasks.spawn(keep_renewed(Arc::clone(&store), authority, SystemTime::now));
         let lines = broadcast::Sender::new(EVENTS);
         tasks.spawn(tell(Arc::clone(&events), lines.clone()));
-        tasks.spawn(judge_again(Arc::clone(&capture), rules.clone(), changed, told));
 
         let running = Self {
             pods: Arc::clone(&pods),
@@ -122,6 +121,8 @@ impl Running {
         };
         running.follow_events(events).map_err(|error| failed(&error))?;
         running.adopt().await?;
+        // Not before: the flows of a pod that is not known yet would be taken for those of one that is gone.
+        tasks.spawn(judge_again(Arc::clone(&capture), running.rules.clone(), changed, told));
         tasks.spawn(look_after(Arc::clone(&capture), Arc::clone(&running.repairs), running.lines.clone()));
         tasks.spawn(sweep(Arc::clone(&capture), pods, metrics, Arc::clone(&workers)));
         let beating = Heartbeat::start(capture.kernel(), heartbeat / 5, liveness(workers))
