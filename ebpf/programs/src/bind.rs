@@ -22,7 +22,7 @@ use crate::{
 
 const ALLOW: i32 = 1;
 /// Looks at the map this often before it lets the call fail as it would: a few tens of milliseconds.
-const LOOKS: u32 = 1 << 20;
+const LOOKS: u32 = 1 << 23;
 
 #[cgroup_sock_addr(bind4)]
 pub fn heddle_bind4(ctx: SockAddrContext) -> i32 {
