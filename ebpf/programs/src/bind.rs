@@ -42,7 +42,7 @@ fn give_way(ctx: &SockAddrContext, address: &Address) -> i32 {
         return ALLOW;
     }
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let key = ListeningKey { netns, port, pad: 0 };
+    let key = ListeningKey { netns, port, early: 0 };
     if maps::LISTENER_PORTS.get_ptr(&key).is_none() {
         return ALLOW;
     }
