@@ -95,8 +95,8 @@ pub struct ListeningKey {
     pub netns: u64,
     /// In host byte order.
     pub port: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1: sockets from before the capture, counted by the agent; 0: those that the programs counted.
+    pub early: u32,
 }
 
 /// Bounds that the programs obey.

@@ -5,6 +5,7 @@
 
 mod clock;
 mod counters;
+mod early;
 mod error;
 mod events;
 mod flows;

@@ -23,6 +23,7 @@ use heddle_policy::tables::TableSet;
 
 use super::{
     counters::Counters,
+    early::EarlyListeners,
     error::CaptureError,
     events,
     flows::{DirectFlows, EndedFlow},
@@ -32,11 +33,14 @@ use super::{
     maps::Pins,
     namespace::Namespace,
     pod::{CapturedPod, string},
-    programs, sock_diag,
+    programs,
     sockets::{Marks, PodSockets},
     tables::{Publication, TableRows},
     ways::{Watch, ways_out},
 };
+
+/// Every so many sweeps it is looked which listeners from before a capture are left.
+const SWEEPS_A_LOOK: u64 = 8;
 
 /// A pod that asks to be captured, as the cluster knows it.
 #[derive(Clone, Debug)]
@@ -103,6 +107,8 @@ struct Inner {
     maps: Maps,
     pods: BTreeMap<u64, CapturedPod>,
     watches: BTreeMap<u64, Watch>,
+    early: EarlyListeners,
+    sweeps: u64,
     publication: Publication,
     flows: DirectFlows,
     /// Ports on which nobody listened when it was looked last.
@@ -138,6 +144,8 @@ impl Capture {
             },
             pods: BTreeMap::new(),
             watches: BTreeMap::new(),
+            early: EarlyListeners::open(pins)?,
+            sweeps: 0,
             publication: Publication::open(&kernel)?,
             flows: DirectFlows::open(&kernel)?,
             closed_ports: HashSet::new(),
@@ -323,6 +331,18 @@ impl Capture {
         for cookie in changed {
             self.guard_new_ways(inner, cookie);
         }
+        inner.sweeps += 1;
+        if inner.sweeps.is_multiple_of(SWEEPS_A_LOOK) {
+            let Inner { pods, early, .. } = inner;
+            for pod in pods.values() {
+                if !early.any(pod.namespace.cookie()) {
+                    continue;
+                }
+                if let Err(error) = early.look_again(&pod.namespace) {
+                    tracing::warn!(pod = pod.name(), %error, "it is not known which ports are still listened on");
+                }
+            }
+        }
         gone
     }
 
@@ -432,7 +452,7 @@ impl Capture {
                 let _ = inner.maps.listener_ports.remove(&ListeningKey {
                     netns: cookie,
                     port: port.into(),
-                    pad: 0,
+                    early: 0,
                 });
             }
         }
@@ -523,7 +543,8 @@ impl Capture {
                 .insert(address, cookie, 0)
                 .map_err(CaptureError::map(maps::POD_ADDRESSES))?;
         }
-        self.count_listening(inner, namespace)?;
+        // The agent listens there already where it was started anew.
+        inner.early.count(namespace, &occupied(&inner.maps, cookie))?;
         let pod = CapturedPod {
             row: *row,
             namespace: namespace.clone(),
@@ -555,7 +576,7 @@ impl Capture {
                 .listeners
                 .set(slot, &listener.socket, 0)
                 .map_err(CaptureError::map(maps::LISTENERS))?;
-            let key = ListeningKey { netns, port: local.port().into(), pad: 0 };
+            let key = ListeningKey { netns, port: local.port().into(), early: 0 };
             inner
                 .maps
                 .listener_ports
@@ -565,30 +586,10 @@ impl Capture {
         Ok(listeners)
     }
 
-    /// Counts the sockets that listened before the programs could see them. Those that the programs counted
-    /// themselves are in the map already.
-    fn count_listening(&self, inner: &mut Inner, namespace: &Namespace) -> Result<(), CaptureError> {
-        let netns = namespace.cookie();
-        let found =
-            sock_diag::listening(namespace).map_err(CaptureError::system("listing listening sockets"))?;
-        for socket in found {
-            let key = ListeningKey { netns, port: socket.port.into(), pad: 0 };
-            if inner.maps.listener_ports.get(&key, 0).is_ok() {
-                continue;
-            }
-            // BPF_NOEXIST
-            if inner.maps.listening_sockets.insert(socket.cookie, key, 1).is_err() {
-                continue;
-            }
-            let before = inner.maps.listening.get(&key, 0).unwrap_or(0);
-            inner.maps.listening.insert(key, before + 1, 0).map_err(CaptureError::map(maps::LISTENING))?;
-        }
-        Ok(())
-    }
-
     /// Look-up first, then the rows, the guard last: a pod that is being let go is not let out on the way.
     fn forget(&self, inner: &mut Inner, cookie: u64) {
         inner.watches.remove(&cookie);
+        inner.early.forget(cookie);
         let Some(pod) = inner.pods.remove(&cookie) else {
             return;
         };
@@ -650,7 +651,7 @@ fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
         let _ = maps.veths.remove(&index);
     }
     for port in occupied(maps, cookie) {
-        let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), pad: 0 });
+        let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), early: 0 });
     }
     let counted: Vec<ListeningKey> =
         maps.listening.keys().flatten().filter(|key| key.netns == cookie).collect();

@@ -22,7 +22,7 @@ use crate::{
 
 const ALLOW: i32 = 1;
 /// Looks at the map this often before it lets the call fail as it would: a few tens of milliseconds.
-const LOOKS: u32 = 1 << 20;
+const LOOKS: u32 = 1 << 23;
 
 #[cgroup_sock_addr(bind4)]
 pub fn heddle_bind4(ctx: SockAddrContext) -> i32 {
@@ -42,7 +42,7 @@ fn give_way(ctx: &SockAddrContext, address: &Address) -> i32 {
         return ALLOW;
     }
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let key = ListeningKey { netns, port, pad: 0 };
+    let key = ListeningKey { netns, port, early: 0 };
     if maps::LISTENER_PORTS.get_ptr(&key).is_none() {
         return ALLOW;
     }

@@ -101,15 +101,20 @@ fn asked(lookup: *mut bpf_sk_lookup, tuple: &mut Tuple) {
 /// Whether an application listens on the port.
 #[inline(never)]
 fn listened(key: &FlowKey) -> bool {
-    let key = ListeningKey { netns: key.netns, port: u32::from(key.tuple.destination_port), pad: 0 };
-    // SAFETY: a word of a live entry.
+    let mut key =
+        ListeningKey { netns: key.netns, port: u32::from(key.tuple.destination_port), early: 0 };
+    // SAFETY: a word of a live entry, here and below.
+    if matches!(unsafe { maps::LISTENING.get(&key) }, Some(count) if *count > 0) {
+        return true;
+    }
+    key.early = 1;
     matches!(unsafe { maps::LISTENING.get(&key) }, Some(count) if *count > 0)
 }
 
 /// Whether one of the agent's listeners has the port.
 #[inline(never)]
 fn of_agent(key: &FlowKey) -> bool {
-    let key = ListeningKey { netns: key.netns, port: u32::from(key.tuple.destination_port), pad: 0 };
+    let key = ListeningKey { netns: key.netns, port: u32::from(key.tuple.destination_port), early: 0 };
     maps::LISTENER_PORTS.get_ptr(&key).is_some()
 }
 

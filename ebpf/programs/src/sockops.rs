@@ -267,7 +267,7 @@ fn listening(ops: *mut bpf_sock_ops, netns: u64) {
     if socket.is_null() || maps::AGENT_MARKS.get(socket.cast()).is_some() {
         return;
     }
-    let key = ListeningKey { netns, port: local_port(ctx), pad: 0 };
+    let key = ListeningKey { netns, port: local_port(ctx), early: 0 };
     if maps::LISTENING_SOCKETS.insert(&cookie(ctx), &key, BPF_NOEXIST.into()).is_err() {
         return;
     }
@@ -293,7 +293,7 @@ fn changed(ops: *mut bpf_sock_ops, netns: u64) {
     let (old, new) = (ctx.arg(0), ctx.arg(1));
     if old == BPF_TCP_LISTEN {
         let id = cookie(ctx);
-        let key = ListeningKey { netns, port: local_port(ctx), pad: 0 };
+        let key = ListeningKey { netns, port: local_port(ctx), early: 0 };
         if maps::LISTENING_SOCKETS.remove(&id).is_err() {
             return;
         }
