@@ -68,7 +68,7 @@ impl Default for Settings {
             handshakes: 1_024,
             pod_handshakes: 256,
             buffers: 1_024,
-            pod_buffers: 256,
+            pod_buffers: 64,
             pooled: 4_096,
             pooled_per_destination: 64,
         }

@@ -30,6 +30,8 @@ impl Capture {
     /// Looks in the kernel whether a pod's capture and guard are in force; says what is missing.
     pub fn verify(&self, pod: &CapturedPod) -> Vec<String> {
         let inner = self.lock();
+        // As it is now: since it was handed out it may have been given interfaces, or lost some.
+        let pod = inner.pods.get(&pod.namespace.cookie()).unwrap_or(pod);
         let mut missing = self.missing(&inner, pod);
         // A way out that was added later and cannot be guarded: nothing here could put it right.
         if let Some(watch) = inner.watches.get(&pod.namespace.cookie()) {
@@ -47,6 +49,12 @@ impl Capture {
         let broken: Vec<_> = pods.filter(|(_, missing)| !missing.is_empty()).collect();
         let mut repairs = Vec::new();
         for (pod, missing) in broken {
+            // An interface that went just now is missing nothing.
+            self.guard_new_ways(inner, pod.namespace.cookie());
+            let Some(pod) = inner.pods.get(&pod.namespace.cookie()).cloned() else { continue };
+            if self.missing(inner, &pod).is_empty() {
+                continue;
+            }
             let failed = match self.put_back(inner, &pod) {
                 Err(error) => Some(error),
                 Ok(()) => {
