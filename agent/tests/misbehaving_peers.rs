@@ -231,6 +231,8 @@ fn garbage_slowness_and_size_end_their_own_connection_alone() -> Result<()> {
     ensure!(began.elapsed() < BOUND, "a slow ClientHello: {:?}", began.elapsed());
     ensure!(scene.accepted() == accepted, "the application was reached: a weaker class of policy");
     ensure!(!scene.heard_of(MARKER));
+    // A panic ends one connection only, but none should come of what a peer sends.
+    ensure!(!agent.log().contains("panicked"), "{}", agent.log_tail(60));
     let grown = agent.resident_bytes()?.saturating_sub(before);
     ensure!(grown < 64 << 20, "the agent has grown by {grown} bytes");
     scene.a_proper_peer_is_served()?;

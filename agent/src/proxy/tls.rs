@@ -121,8 +121,12 @@ impl Tls {
     /// done with.
     pub fn alert(&mut self, input: &mut [u8], output: &mut Vec<u8>) {
         let mut at = 0;
-        // One alert, and what stands before it.
+        // One alert, and what stands before it; not a byte more of what failed is looked at, which rustls takes for a
+        // mistake of ours.
         for _ in 0..4 {
+            if !self.state().wants_write() {
+                break;
+            }
             let (done, result) = self.advance(&mut input[at..], output, &mut |_| {});
             at = (at + done).min(input.len());
             if !matches!(result, Ok(Progress::More)) {
