@@ -343,6 +343,38 @@ fn unusual_handshakes_go_by_the_mesh() -> Result<()> {
     loom.lab.close()
 }
 
+/// io_uring makes connections without `connect(2)`: they are seen and judged all the same.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn io_uring_goes_by_the_mesh() -> Result<()> {
+    let loom = Loom::new("io-uring")?;
+    let program = loom.lab.directory().join("io-uring").display().to_string();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/io_uring.c");
+    loom.lab.router().check(&["cc", "-O1", "-o", &program, source])?;
+    let _echo = loom.far.app(&["echo", &format!("[::]:{PORT}")])?;
+    let ask =
+        |to: Ipv4Addr, text: &str| loom.client.run(&[&program, &to.to_string(), &PORT.to_string(), text]);
+    let capture = loom.lab.capture(A)?;
+    let text = marker("off", "io_uring");
+    let output = ask(loom.far.v4, &text)?;
+    if output.stdout.contains("no io_uring") {
+        println!("this kernel gives out no io_uring: nothing to show");
+        return loom.lab.close();
+    }
+    assert!(output.stdout.contains(&text), "{output:?}");
+    assert!(capture.stop()?.hits(text.as_bytes()) > 0, "without the mesh it crosses");
+    loom.lab.start_agents()?;
+    let capture = loom.lab.capture(A)?;
+    let text = marker("on", "io_uring");
+    let output = ask(loom.far.v4, &text)?;
+    assert!(output.stdout.contains(&text), "{output:?}");
+    assert_eq!(capture.stop()?.hits(text.as_bytes()), 0, "crossed in the clear");
+    // Nobody is known at this address of the pods' network.
+    let output = ask(Ipv4Addr::new(10, 77, 2, 200), &text)?;
+    assert!(output.stdout.contains("Connection refused"), "{output:?}");
+    loom.lab.close()
+}
+
 /// Two ends that connect to each other pass by the look-up: what one side may not open, the other does not open for it.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
@@ -361,23 +393,25 @@ fn a_simultaneous_open_needs_both_ends_to_be_allowed() -> Result<()> {
             nft add rule inet t out 'tcp flags & rst == rst drop'",
         )?;
     }
-    let (a, b) = (SocketAddr::from((loom.client.v4, 6001)), SocketAddr::from((loom.near.v4, 6002)));
     let attempt =
         |from, to| Attempt { from: Some(from), enough: 4, milliseconds: 2500, ..Attempt::new(to, "ping") };
-    let meet = || -> Result<_> {
+    // Ports of its own for each round: what is left of the first one's connection keeps its ports.
+    let meet = |one: u16, other: u16| -> Result<_> {
+        let a = SocketAddr::from((loom.client.v4, one));
+        let b = SocketAddr::from((loom.near.v4, other));
         std::thread::scope(|scope| {
             let one = scope.spawn(|| loom.client.connect(&attempt(a, b)));
             let other = loom.near.connect(&attempt(b, a))?;
             Ok((one.join().expect("no panic")?, other))
         })
     };
-    let (one, other) = meet()?;
+    let (one, other) = meet(6001, 6002)?;
     assert!(
         one.received == "ping" && other.received == "ping",
         "without the mesh they meet: {one:?} {other:?}"
     );
     loom.lab.start_agents()?;
-    let (one, other) = meet()?;
+    let (one, other) = meet(6003, 6004)?;
     assert!(one.received.is_empty() && other.received.is_empty(), "{one:?} {other:?}");
     assert!(other.refused(), "near may not call the client: {other:?}");
     loom.lab.close()
