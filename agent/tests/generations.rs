@@ -17,12 +17,21 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
+use aya::{
+    Pod as Plain,
+    maps::{HashMap, Map, MapData},
+};
 use heddle::capture::Kernel;
 use heddle_ebpf::{
     Address,
     codes::{Outcome, Reason},
+    flows::{FlowKey, HalfOpen, Origin, Tuple, maps},
     judge::{INBOUND, OUTBOUND, Question},
-    policy::*,
+    policy::{
+        Allow, AllowKey, Backend, BackendKey, NETWORKS_FIRST_FREE, Network, NetworkKey, OUTBOUND_ALLOW,
+        PORT_L4_ONLY, PORT_MESH_CLIENTS, PortKey, PortPolicy, Service, ServiceKey, Settings, WORKLOAD_LOCAL,
+        WORKLOAD_MESHED, Workload,
+    },
 };
 use heddle_policy::TableSet;
 use serde_json::{Value, json};
@@ -370,40 +379,73 @@ fn a_table_without_room_closes_everything_and_says_which_one_to_raise() -> Resul
     shop.close()
 }
 
-/// `capacity` of one map at a time, and what meets it.
+/// A map of node-a's, filled up with rows that stand for nobody's connections.
+struct Filled<K: Plain, V: Plain>(HashMap<MapData, K, V>, Vec<K>);
+
+impl<K: Plain, V: Plain> Filled<K, V> {
+    fn new(shop: &Shop, name: &str, rows: impl Iterator<Item = K>, value: V) -> Result<Self> {
+        let pin = format!("root/sys/fs/bpf/heddle/v{}/maps/{name}", heddle_ebpf::SCHEMA);
+        let host = shop.lab.at("node-a")?.host();
+        let pin = host.netns().ancestors().nth(2).context("no holder")?.join(pin);
+        let mut map: HashMap<MapData, K, V> = Map::HashMap(MapData::from_pin(pin)?).try_into()?;
+        let mut keys = Vec::new();
+        for key in rows {
+            if map.insert(key, value, 0).is_err() {
+                break;
+            }
+            keys.push(key);
+        }
+        ensure!(!keys.is_empty(), "{name} had no room at all");
+        Ok(Self(map, keys))
+    }
+
+    fn empty(mut self) -> Result<()> {
+        Ok(self.1.iter().try_for_each(|key| self.0.remove(key))?)
+    }
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn connections_for_which_a_map_has_no_room_are_refused_until_there_is_room() -> Result<()> {
     let mut shop = Shop::bare("no-room")?;
-    shop.lab.settings().set("capacity", json!({"direct_flows": 8, "proxied": 4, "direct_opening": 4}));
+    shop.lab.settings().set("capacity", json!({"direct_flows": 8, "proxied": 8, "direct_opening": 8}));
     shop.start()?;
-    let _servers = [shop.near.app(&["echo", "[::]:7000"])?, shop.far.app(&["echo", "[::]:7000"])?];
-    for (what, to, fits) in [("direct", &shop.near, 4), ("proxied", &shop.far, 4)] {
-        let target = format!("{}:7000", to.v4);
-        let events = shop.lab.agent("node-a")?.events()?;
-        let mut held = Vec::new();
-        let mut refused = None;
-        // `proxied` rows are taken at accept: they are held as long as their connection by the program that watches it.
-        for _ in 0..fits {
-            held.push(shop.client.app(&["hold", &target, "1"])?);
-        }
-        for _ in 0..3 {
-            let outcome = shop.client.connect(&Attempt::new((to.v4, 7000), "one too many"))?;
-            if !outcome.answered() {
-                refused = Some(outcome);
-                break;
-            }
-        }
-        if what == "direct" {
-            let outcome = refused.context("the map is full and a connection passed")?;
-            assert!(outcome.refused(), "{what}: {}", outcome.summary());
-            let event = events.next(Duration::from_secs(5), |event| reason_of(event) == "map_full");
-            assert!(event.is_some(), "{what}: no event gives map_full");
-        }
-        held.clear();
-        eventually(&format!("{what}: room again"), Duration::from_secs(10), || {
-            Ok(shop.client.connect(&Attempt::new((to.v4, 7000), "room"))?.received == "room")
-        })?;
-    }
+    let servers = [shop.near.app(&["echo", "[::]:7000"])?, shop.far.app(&["echo", "[::]:7000"])?];
+    let attempt = |to: &Pod| shop.client.connect(&Attempt::new((to.v4, 7000), "one more"));
+    let works = |to: &Pod| eventually("room", Duration::from_secs(10), || Ok(attempt(to)?.answered()));
+    let refused = |what: &str, to: &Pod| -> Result<()> {
+        let accepted = || servers.iter().map(|server| server.stdout().lines().count()).sum::<usize>();
+        let (events, before) = (shop.lab.agent("node-a")?.events()?, accepted());
+        let outcome = attempt(to)?;
+        assert!(outcome.refused(), "{what} is full: {}", outcome.summary());
+        let event = events.next(Duration::from_secs(5), |event| reason_of(event) == "map_full");
+        assert!(event.is_some(), "{what} is full: no event gives map_full");
+        assert_eq!(accepted(), before, "{what} is full: a server accepted somebody");
+        Ok(())
+    };
+    works(&shop.near)?;
+    works(&shop.far)?;
+
+    // Each connection has a row for each of its ends.
+    let target = format!("{}:7000", shop.near.v4);
+    let held = (0..4).map(|_| shop.client.app(&["hold", &target, "1"])).collect::<Result<Vec<_>>>()?;
+    refused("direct_flows", &shop.near)?;
+    assert!(attempt(&shop.far)?.answered(), "what needs no row there goes on");
+    drop(held);
+    works(&shop.near)?;
+
+    let nobody = |number: u16| Tuple { source_port: number, ..Tuple::default() };
+    let opening = Filled::new(&shop, maps::DIRECT_HALF_OPEN, (1..100).map(nobody), HalfOpen::default())?;
+    refused("direct_opening", &shop.near)?;
+    assert!(attempt(&shop.far)?.answered(), "what needs no row there goes on");
+    opening.empty()?;
+    works(&shop.near)?;
+
+    let flow = |number| FlowKey { tuple: nobody(number), ..FlowKey::default() };
+    let proxied = Filled::new(&shop, maps::PROXIED, (1..100).map(flow), Origin::default())?;
+    refused("proxied", &shop.far)?;
+    assert!(attempt(&shop.near)?.answered(), "what needs no row there goes on");
+    proxied.empty()?;
+    works(&shop.far)?;
     shop.close()
 }
