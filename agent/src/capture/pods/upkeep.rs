@@ -44,17 +44,18 @@ impl Capture {
     /// long as it fails, what is left of the guard drops whatever the pod sends and is sent.
     pub fn repair(&self) -> Vec<Repair> {
         let inner = &mut *self.lock();
-        // All are looked at before any is repaired: what was taken from the node was taken from each of its pods.
-        let pods = inner.pods.values().map(|pod| (pod.clone(), self.missing(inner, pod)));
-        let broken: Vec<_> = pods.filter(|(_, missing)| !missing.is_empty()).collect();
-        let mut repairs = Vec::new();
-        for (pod, missing) in broken {
+        let look = |inner: &Inner| -> Vec<(CapturedPod, Vec<String>)> {
+            let pods = inner.pods.values().map(|pod| (pod.clone(), self.missing(inner, pod)));
+            pods.filter(|(_, missing)| !missing.is_empty()).collect()
+        };
+        for (pod, _) in look(inner) {
             // An interface that went just now is missing nothing.
             self.guard_new_ways(inner, pod.namespace.cookie());
-            let Some(pod) = inner.pods.get(&pod.namespace.cookie()).cloned() else { continue };
-            if self.missing(inner, &pod).is_empty() {
-                continue;
-            }
+        }
+        // All are looked at before any is repaired: what was taken from the node was taken from each of its pods.
+        let broken = look(inner);
+        let mut repairs = Vec::new();
+        for (pod, missing) in broken {
             let failed = match self.put_back(inner, &pod) {
                 Err(error) => Some(error),
                 Ok(()) => {
