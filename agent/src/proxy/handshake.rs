@@ -15,6 +15,8 @@ use super::{
     wire,
 };
 
+/// A record of the handshake protocol (RFC 8446, 5.1): what TLS begins with, on either side.
+const HANDSHAKE_RECORD: u8 = 0x16;
 /// Bytes of a handshake that may wait for more of it: a ClientHello, or a client's certificates. A record's worth;
 /// a ClientHello with X25519MLKEM768 has about 1.5 KiB.
 pub const HANDSHAKE_LIMIT: usize = 16 * 1024;
@@ -124,15 +126,20 @@ async fn establish(
     let mut control = Vec::new();
     let mut record = Vec::new();
     let mut total = received.len();
+    let mut first = received.first().copied();
     loop {
+        first = first.or(received.first().copied());
         let (done, progress) =
             tls.advance(&mut received, &mut control, &mut |plain| record.extend_from_slice(plain));
         received.drain(..done.min(received.len()));
         let progress = match progress {
             Ok(progress) => progress,
             Err(error) => {
-                tls.alert(&mut received, &mut control);
-                drop(stream.try_write(&control));
+                // An alert is for who speaks TLS. Anybody else is refused without a byte.
+                if first == Some(HANDSHAKE_RECORD) {
+                    tls.alert(&mut received, &mut control);
+                    drop(stream.try_write(&control));
+                }
                 return Err(error.into());
             }
         };
