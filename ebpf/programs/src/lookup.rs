@@ -101,8 +101,7 @@ fn asked(lookup: *mut bpf_sk_lookup, tuple: &mut Tuple) {
 /// Whether an application listens on the port.
 #[inline(never)]
 fn listened(key: &FlowKey) -> bool {
-    let mut key =
-        ListeningKey { netns: key.netns, port: u32::from(key.tuple.destination_port), early: 0 };
+    let mut key = ListeningKey { netns: key.netns, port: u32::from(key.tuple.destination_port), early: 0 };
     // SAFETY: a word of a live entry, here and below.
     if matches!(unsafe { maps::LISTENING.get(&key) }, Some(count) if *count > 0) {
         return true;
