@@ -244,7 +244,7 @@ impl Capture {
             let cookie = known.namespace.cookie();
             self.forget(inner, cookie);
         }
-        let first_slot = free_slot(&inner.pods).ok_or(AttachRefusal::Full)?;
+        let first_slot = free_slot(inner).ok_or(AttachRefusal::Full)?;
         let row = Pod {
             uid: request.uid,
             v4: address(&request.addresses, IpAddr::is_ipv4),
@@ -496,6 +496,8 @@ impl Capture {
         let watch = Watch::new(&namespace).map_err(CaptureError::system("watching the pod's interfaces"))?;
         let interfaces = guarded(&namespace, &self.home, addresses, known)?;
         row.ifindex = interfaces[0].1.index;
+        // By this agent or, where it could not be adopted, by an earlier one.
+        let captured_before = known || inner.maps.pods.get(&cookie, 0).is_ok();
         let result = self.put_in_force(inner, &namespace, &row, &interfaces, addresses, ports);
         let pod = CapturedPod {
             row,
@@ -510,8 +512,8 @@ impl Capture {
                 Ok(Attachment { pod, listeners })
             }
             Err(error) => {
-                // An adopted pod keeps its guard: it stays refused rather than free.
-                if !self.kernel.adopted() {
+                // A pod that was captured keeps its guard: it stays refused rather than free. A new one leaves nothing.
+                if !captured_before {
                     inner.pods.insert(cookie, pod);
                     self.forget(inner, cookie);
                 }
@@ -706,8 +708,10 @@ fn guarded(
     if ways.own_first(&expected) { Ok(ways.pairs) } else { Err(AttachRefusal::NoVeth) }
 }
 
-fn free_slot(pods: &BTreeMap<u64, CapturedPod>) -> Option<u32> {
-    let used: HashSet<u32> = pods.values().map(|pod| pod.row.first_slot).collect();
+/// The first slots that no pod has, nor one of an earlier agent's that could not be adopted.
+fn free_slot(inner: &Inner) -> Option<u32> {
+    let pinned = inner.maps.pods.iter().flatten().map(|(_, row)| row.first_slot);
+    let used: HashSet<u32> = inner.pods.values().map(|pod| pod.row.first_slot).chain(pinned).collect();
     (0..MAX_PODS).map(|number| number * SLOTS_PER_POD).find(|first| !used.contains(first))
 }
 
