@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 pub struct TestBinary {
     /// Package and target, as in `heddle-door`.
     pub name: String,
-    executable: PathBuf,
+    /// The program.
+    pub executable: PathBuf,
     /// Where cargo would start it.
     package: PathBuf,
 }

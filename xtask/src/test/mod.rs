@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must hold before a change is taken.
 
-mod binaries;
+pub mod binaries;
 mod tally;
 
 use crate::toolchain::Choice;

@@ -23,6 +23,8 @@ pub struct Machine<'a> {
     pub kernel: &'a Path,
     /// Its first and only file system.
     pub initramfs: &'a Path,
+    /// More for the kernel's command line, which the machine's work reads in `/proc/cmdline`.
+    pub words: &'a str,
     /// The word before the result.
     pub marker: &'a str,
     /// In MiB.
@@ -80,18 +82,18 @@ pub fn emulator() -> Result<PathBuf> {
 }
 
 impl Machine<'_> {
-    /// Boots and waits, with KVM where the machine has it. What the machine prints is shown and kept.
-    pub fn run(&self) -> Result<End> {
+    /// Boots and waits, with KVM where the machine has it. What the machine prints is kept, and given to `each`.
+    pub fn run(&self, each: &mut dyn FnMut(&str)) -> Result<End> {
         if kvm_offered() {
-            match self.boot("kvm")? {
+            match self.boot("kvm", each)? {
                 End::Silent => eprintln!("KVM is offered but nothing boots with it: emulating"),
                 end => return Ok(end),
             }
         }
-        self.boot("tcg")
+        self.boot("tcg", each)
     }
 
-    fn boot(&self, accelerator: &str) -> Result<End> {
+    fn boot(&self, accelerator: &str, each: &mut dyn FnMut(&str)) -> Result<End> {
         let mut log =
             File::create(self.console).with_context(|| format!("cannot write {}", self.console.display()))?;
         let mut qemu = Command::new(self.emulator);
@@ -113,7 +115,8 @@ impl Machine<'_> {
         .arg("-initrd")
         .arg(self.initramfs)
         // A machine in doubt must end: QEMU then exits, and without a result that is a failure.
-        .args(["-append", "console=ttyS0 loglevel=4 panic=-1 oops=panic rdinit=/init"]);
+        .arg("-append")
+        .arg(format!("console=ttyS0 loglevel=4 panic=-1 oops=panic rdinit=/init {}", self.words));
         let mut child = qemu
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -141,7 +144,7 @@ impl Machine<'_> {
                     if let Some(code) = watch.line(&line) {
                         break End::Result(code, started.elapsed());
                     }
-                    println!("    {line}");
+                    each(&line);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     break if patience == self.limit { End::Hang(self.limit) } else { End::Silent };
@@ -161,7 +164,7 @@ impl Machine<'_> {
 }
 
 /// Whether this machine has KVM. Some have the device without the processor's feature, and machines hang there.
-fn kvm_offered() -> bool {
+pub fn kvm_offered() -> bool {
     File::options().read(true).write(true).open("/dev/kvm").is_ok()
         && std::fs::read_to_string("/proc/cpuinfo")
             .is_ok_and(|text| text.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
@@ -207,12 +210,13 @@ mod tests {
                 emulator: &emulator,
                 kernel: Path::new("k"),
                 initramfs: Path::new("i"),
+                words: "",
                 marker: "RESULT-1",
                 memory: 1,
                 limit: Duration::from_secs(1),
                 console: &folder.path().join("console"),
             };
-            machine.run().unwrap()
+            machine.run(&mut |_| ()).unwrap()
         };
         assert!(ended("echo; echo 'RESULT-1 0'").is_good());
         assert!(matches!(ended("echo 'RESULT-1 7'"), End::Result(7, _)));

@@ -18,7 +18,7 @@ const INIT: &str = include_str!("init.sh");
 const PROGRAMS: &[&str] = &[
     "ip", "tc", "ss", "bpftool", "curl", "tcpdump", "nginx", "socat", "ncat", "openssl", "ping", "nsenter",
     "unshare", "setpriv", "mount", "umount", "find", "timeout", "env", "rm", "cp", "mkdir", "sleep", "cat",
-    "kill", "ps", "pgrep", "grep", "sed",
+    "kill", "ps", "pgrep", "grep", "sed", "nft", "sysctl",
 ];
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/:/bin/false\ntcpdump:x:102:102::/:/bin/false\n\
     nobody:x:65534:65534::/:/bin/false\n";
@@ -28,11 +28,17 @@ const GROUPS: &str = "root:x:0:\nadm:x:4:\nwww-data:x:33:\ntcpdump:x:102:\nnogro
 pub struct Contents<'a> {
     /// Of this tree, each into /usr/local/bin.
     pub binaries: Vec<PathBuf>,
+    /// Others of this tree: from where, and at which place in the machine.
+    pub others: Vec<(PathBuf, PathBuf)>,
+    /// Names in the machine for what is elsewhere in it: name and target.
+    pub links: Vec<(PathBuf, PathBuf)>,
+    /// Text: at which place in the machine, and what stands there.
+    pub files: Vec<(PathBuf, String)>,
     /// The kernel programs, as /heddle.o.
     pub object: PathBuf,
     /// Where programs are looked for.
     pub search: OsString,
-    /// The shell script that is the machine's work.
+    /// The shell script that is the machine's work. `MARKER` in it becomes the image's marker.
     pub script: &'a str,
 }
 
@@ -54,10 +60,16 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
     stage.place(&found("busybox", &contents.search)?, "bin/busybox")?;
     for binary in &contents.binaries {
         let name = binary.file_name().context("a binary without a name")?;
-        let target = Path::new("usr/local/bin").join(name);
-        stage.with_libraries(binary, &target)?;
-        // Names of functions stay, for backtraces.
-        command::run(Command::new("strip").arg("--strip-debug").arg(stage.root.join(&target)))?;
+        stage.stripped(binary, &Path::new("usr/local/bin").join(name))?;
+    }
+    for (binary, inside) in &contents.others {
+        stage.stripped(binary, inside)?;
+    }
+    for (inside, text) in &contents.files {
+        stage.write(inside, text)?;
+    }
+    for (name, target) in &contents.links {
+        stage.link(name, target)?;
     }
     for program in PROGRAMS {
         stage.with_libraries(&found(program, &contents.search)?, &Path::new("usr/sbin").join(program))?;
@@ -69,7 +81,7 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
     let mut order = String::new();
     for file in modules::in_order(&kernel.modules)? {
         let name = modules::name_of(&file).context("a module without a name")? + ".ko";
-        stage.write(&format!("modules/{name}"), modules::read(&file)?)?;
+        stage.write(format!("modules/{name}"), modules::read(&file)?)?;
         order.push_str(&name);
         order.push('\n');
     }
@@ -86,7 +98,7 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
     let marker = format!("HEDDLE-RESULT-{now:x}");
     stage.write("init", INIT.replace("MARKER", &marker))?;
     fs::set_permissions(stage.root.join("init"), fs::Permissions::from_mode(0o755))?;
-    stage.write("work.sh", contents.script)?;
+    stage.write("work.sh", contents.script.replace("MARKER", &marker))?;
 
     let file = folder.join("initramfs.gz");
     stage.pack(&file)?;
@@ -111,8 +123,9 @@ impl Stage {
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))
     }
 
-    fn write(&self, inside: &str, content: impl AsRef<[u8]>) -> Result<()> {
-        if let Some(parent) = Path::new(inside).parent() {
+    fn write(&self, inside: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
+        let inside = inside.as_ref();
+        if let Some(parent) = inside.parent() {
             self.folder(parent)?;
         }
         let path = self.root.join(inside);
@@ -140,6 +153,21 @@ impl Stage {
             }
         }
         Ok(())
+    }
+
+    /// A binary of this tree. Names of functions stay, for backtraces.
+    fn stripped(&self, file: &Path, inside: &Path) -> Result<()> {
+        self.with_libraries(file, inside)?;
+        command::run(Command::new("strip").arg("--strip-debug").arg(self.root.join(inside)))
+    }
+
+    fn link(&self, name: &Path, target: &Path) -> Result<()> {
+        let path = self.root.join(name.strip_prefix("/").unwrap_or(name));
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        }
+        std::os::unix::fs::symlink(target, &path)
+            .with_context(|| format!("cannot make the link {}", path.display()))
     }
 
     fn pack(&self, file: &Path) -> Result<()> {

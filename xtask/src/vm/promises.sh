@@ -1,0 +1,25 @@
+# Runs inside the machine, as its whole work: the tests whose numbers stand on the kernel's command line.
+set -u
+export HEDDLE_XTASK=/usr/local/bin/xtask HEDDLE_BIN=/usr/local/bin/heddle
+word() {
+    sed -n "s/.*heddle.$1=\([^ ]*\).*/\1/p" /proc/cmdline
+}
+HEDDLE_SLOWNESS=$(word slowness)
+export HEDDLE_SLOWNESS
+limit=$(word limit)
+for number in $(word tests | tr ',' ' '); do
+    line=$(sed -n "$((number + 1))p" /tests/list)
+    binary=${line%% *}
+    name=${line#* }
+    echo "MARKER begins $number"
+    began=$(date +%s)
+    timeout --kill-after=30 "$limit" "/tests/$binary" --exact "$name" --include-ignored --test-threads=1 --show-output \
+        >/tmp/log 2>&1
+    code=$?
+    # A test that cannot show its promise on this kernel says why, and is not counted as held.
+    reason=$(sed -n 's/^not applicable: //p' /tmp/log | head -n 1)
+    if [ "$code" -ne 0 ]; then
+        tail -n 80 /tmp/log
+    fi
+    echo "MARKER ended $number $code $(($(date +%s) - began)) $reason"
+done

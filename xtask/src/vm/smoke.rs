@@ -1,0 +1,67 @@
+//! `cargo xtask vm smoke`: the demo, or a command of one's own, on Debian's kernels.
+
+use super::guest::Guest;
+use super::kernel::{self, Version};
+use super::{boot, initramfs};
+use crate::workspace::Workspace;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Boot Debian kernels with this tree's agent and programs, and run the smoke or a command of your own.
+///
+/// Fetches each kernel's Debian package into the cache (it is not installed), puts the agent, xtask and the programs of
+/// the demo into an initramfs and boots that; works without KVM. The console is kept in target/vm/.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Kernel series, as in 6.1 or 6.12; may be repeated.
+    #[arg(long, value_name = "VERSION", default_value = "6.1")]
+    kernel: Vec<Version>,
+    /// How many seconds each machine may take from power-on to its result.
+    #[arg(long, value_name = "SECONDS", default_value = "900")]
+    limit: u64,
+    /// Memory of the machine.
+    #[arg(long, value_name = "MIB", default_value = "2048")]
+    memory: u32,
+    /// What to run inside instead of the smoke, by a shell.
+    #[arg(last = true, value_name = "COMMAND")]
+    inside: Vec<String>,
+}
+
+/// What the smoke runs inside: the demo, on a kernel that has shown its BTF.
+const SMOKE: &str = include_str!("smoke.sh");
+
+/// Boots one kernel after the other.
+pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    let guest = Guest::prepare(workspace)?;
+    let script = if arguments.inside.is_empty() { SMOKE.to_owned() } else { arguments.inside.join(" ") };
+    let mut bad = Vec::new();
+    for version in &arguments.kernel {
+        let kernel = kernel::find(workspace, version)?;
+        let folder = workspace.target.join("vm").join(&kernel.release);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let image = initramfs::build(&kernel, &guest.contents(&script), &folder)?;
+        let console = folder.join("console.log");
+        eprintln!("booting {} (console: {})", kernel.release, console.display());
+        let machine = boot::Machine {
+            emulator: &guest.emulator,
+            kernel: &kernel.image,
+            initramfs: &image.file,
+            words: "",
+            marker: &image.marker,
+            memory: arguments.memory,
+            limit: Duration::from_secs(arguments.limit),
+            console: &console,
+        };
+        let end = machine.run(&mut |line| println!("    {line}"))?;
+        println!("{}: {end}", kernel.release);
+        if !end.is_good() {
+            bad.push(kernel.release);
+        }
+    }
+    if !bad.is_empty() {
+        bail!("not good on: {}", bad.join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
