@@ -23,6 +23,7 @@ mod sock_diag;
 mod sockets;
 mod syscalls;
 mod tables;
+pub mod trial;
 mod ways;
 
 pub use heddle_ebpf::attach::Direction as Listening;

@@ -106,13 +106,27 @@ impl Namespace {
     }
 }
 
+/// Runs `job` on a thread of its own inside a network namespace that is made for it and goes with it.
+///
+/// # Errors
+/// When none can be made.
+pub(super) fn within_a_new_one<T: Send>(job: impl FnOnce() -> T + Send) -> io::Result<T> {
+    on_its_own_thread(|| {
+        syscalls::unshare_network()?;
+        Ok(job())
+    })
+}
+
 fn within<T: Send>(namespace: BorrowedFd<'_>, job: impl FnOnce() -> T + Send) -> io::Result<T> {
+    on_its_own_thread(|| {
+        move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
+        Ok(job())
+    })
+}
+
+fn on_its_own_thread<T: Send>(job: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let thread =
-            std::thread::Builder::new().name("heddle-netns".into()).spawn_scoped(scope, move || {
-                move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
-                Ok(job())
-            })?;
+        let thread = std::thread::Builder::new().name("heddle-netns".into()).spawn_scoped(scope, job)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace died")))
     })
 }

@@ -133,6 +133,28 @@ pub(super) fn attach_guard(
     Ok(())
 }
 
+/// Attaches look-up and guard to the calling thread's network namespace and its loopback interface, and detaches them.
+/// The namespace must be one that goes.
+pub(super) fn rehearse(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
+    let own = Path::new("/proc/thread-self/ns/net");
+    let namespace = std::fs::File::open(own).map_err(CaptureError::path("opening", own))?;
+    let program = lookup(ebpf)?;
+    let id = program.attach(namespace).map_err(failed(LOOKUP, "attaching"))?;
+    drop(program.take_link(id).map_err(failed(LOOKUP, "keeping its link"))?);
+    for (name, direction) in [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)] {
+        let program = classifier(ebpf, name)?;
+        if tcx() {
+            let order = TcAttachOptions::TcxOrder(aya::programs::LinkOrder::first());
+            let id =
+                program.attach_with_options("lo", direction, order).map_err(failed(name, "attaching"))?;
+            drop(program.take_link(id).map_err(failed(name, "keeping its link"))?);
+        } else {
+            attach_filter(program, name, "lo", direction)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a pinned link is there and still leads to what it was attached to.
 pub(super) fn in_force(pin: &Path) -> bool {
     syscalls::open_pin(pin).is_ok_and(|link| syscalls::link_leads_somewhere(link.as_fd()))

@@ -114,6 +114,13 @@ pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
+/// Moves the calling thread into a new network namespace.
+pub(super) fn unshare_network() -> io::Result<()> {
+    // SAFETY: no pointers; no other thread's namespace, files or memory are touched.
+    let done = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Waits until every program that runs now has ended: the kernel answers after a grace period of RCU.
 pub(super) fn grace_period() -> io::Result<()> {
     // SAFETY: no pointers.

@@ -100,8 +100,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say whether this host can run an agent, and what no mesh can hold here
+    /// Say whether this host can run an agent, and what no mesh can hold here. Each thing that the kernel must offer is
+    /// tried: nothing is taken from its version, nothing is left behind
     Check {
+        /// What to look at
+        #[arg(value_enum, default_value = "node")]
+        what: Checked,
         /// Where bpffs is mounted
         #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
         bpffs: PathBuf,
@@ -120,6 +124,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Checked {
+    /// This host, its kernel first
+    Node,
 }
 
 #[derive(Subcommand)]
@@ -154,7 +164,7 @@ pub fn main() -> ExitCode {
         Command::Detach { pod, at } => pods::detach(&at.socket, &pod),
         Command::Status { at, json } => status::show(&at.socket, json),
         Command::Events { at, json } => events::follow(&at.socket, json),
-        Command::Check { bpffs, json } => check::run(&bpffs, json),
+        Command::Check { what: Checked::Node, bpffs, json } => check::run(&bpffs, json),
         Command::Policy { command: PolicyCommand::Check { folder, json } } => {
             policy_check::run(&folder, json)
         }

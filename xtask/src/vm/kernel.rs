@@ -12,6 +12,9 @@ use std::str::FromStr;
 /// Suites that are asked in turn when the machine's own lists lack a series: newer ones, then older ones.
 const SUITES: [&str; 5] = ["bookworm", "trixie", "forky", "sid", "bullseye"];
 
+/// Debian's own keys, from its package debian-archive-keyring.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// A kernel series: major and minor number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Version(u32, u32);
@@ -118,7 +121,9 @@ fn suite_options(workspace: &Workspace, suite: &str) -> Result<Vec<String>> {
     for part in ["lists/partial", "archives/partial"] {
         fs::create_dir_all(folder.join(part)).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    let signed = if key.is_empty() { String::new() } else { format!("[signed-by={key}] ") };
+    // apt of Debian 12 does not tell the key and repeats the question.
+    let key = if key.starts_with("$(") && Path::new(KEYRING).is_file() { KEYRING } else { key };
+    let signed = if key.starts_with('/') { format!("[signed-by={key}] ") } else { String::new() };
     let list = folder.join("sources.list");
     fs::write(&list, format!("deb {signed}{address} {suite} main\n"))
         .with_context(|| format!("cannot write {}", list.display()))?;

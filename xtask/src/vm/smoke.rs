@@ -24,6 +24,9 @@ pub struct Arguments {
     /// Memory of the machine.
     #[arg(long, value_name = "MIB", default_value = "2048")]
     memory: u32,
+    /// More words for the kernel's command line, as in lockdown=confidentiality.
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    append: String,
     /// What to run inside instead of the smoke, by a shell.
     #[arg(last = true, value_name = "COMMAND")]
     inside: Vec<String>,
@@ -48,7 +51,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
             emulator: &guest.emulator,
             kernel: &kernel.image,
             initramfs: &image.file,
-            words: "",
+            words: &arguments.append,
             marker: &image.marker,
             memory: arguments.memory,
             limit: Duration::from_secs(arguments.limit),

@@ -4,6 +4,7 @@ mod host;
 mod limits;
 mod mounts;
 mod privilege;
+mod trials;
 
 use super::{Failure, render::print};
 use limits::NOT_HELD;
@@ -59,7 +60,7 @@ impl Finding {
 
 /// Ends with 1 where an agent would not run.
 pub(super) fn run(bpffs: &Path, json: bool) -> Result<ExitCode, Failure> {
-    let findings = [
+    let mut findings = vec![
         host::kernel(),
         host::btf(),
         host::lockdown(),
@@ -70,7 +71,11 @@ pub(super) fn run(bpffs: &Path, json: bool) -> Result<ExitCode, Failure> {
         privilege::namespaces(),
         host::other_programs(),
     ];
-    let sound = findings.iter().all(|finding| finding.outcome != Outcome::Missing);
+    findings.extend(trials::features());
+    if sound(&findings) {
+        findings.extend(trials::rehearsal(bpffs));
+    }
+    let sound = sound(&findings);
     if json {
         let all = serde_json::json!({"canRun": sound, "findings": findings, "notHeld": NOT_HELD});
         print(&all.to_string())?;
@@ -88,6 +93,10 @@ pub(super) fn run(bpffs: &Path, json: bool) -> Result<ExitCode, Failure> {
         }
     }
     Ok(ExitCode::from(u8::from(!sound)))
+}
+
+fn sound(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.outcome != Outcome::Missing)
 }
 
 #[cfg(test)]

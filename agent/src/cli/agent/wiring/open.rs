@@ -15,7 +15,7 @@ use miette::miette;
 
 use super::super::Failure;
 use crate::{
-    capture::{Capture, Kernel, KernelOptions},
+    capture::{Capture, Kernel, KernelOptions, trial},
     cli::config::{Ca, Config, Place},
 };
 
@@ -72,6 +72,7 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
         },
         capacity: config.capacity.clone(),
     };
+    can_run_here()?;
     let kernel = Kernel::load(&options).map_err(|error| failed(&error))?;
     tracing::info!(pins = %kernel.pinned_at().display(), adopted = kernel.adopted(), "kernel programs are in force");
     let capture = Capture::new(kernel, config.workers).map_err(|error| failed(&error))?;
@@ -85,6 +86,22 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
         heartbeat,
         generation,
     })
+}
+
+/// Said before anything is loaded, in the kernel's own words: what came later would be a verifier's log.
+fn can_run_here() -> Result<(), Failure> {
+    let lacking: Vec<String> = trial::features()
+        .into_iter()
+        .filter_map(|trial| Some(format!("{} (for {}): {}", trial.what, trial.purpose, trial.lacking?)))
+        .collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(miette!(
+        help = "`heddle check` says what to do; 6.1 is the oldest kernel that has it all",
+        "this kernel lacks what enforcement needs, nothing was attached:\n  {}",
+        lacking.join("\n  ")
+    ))
 }
 
 /// Takes down what no pin holds: below 6.6 the guard is a filter of the interface. Says what was removed.
