@@ -7,7 +7,7 @@ mod modules;
 
 use crate::toolchain::Choice;
 use crate::workspace::Workspace;
-use crate::{apt, ebpf, preflight, tools};
+use crate::{apt, ebpf, tools};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use kernel::Version;
@@ -54,10 +54,8 @@ const SMOKE: &str = include_str!("smoke.sh");
 /// Runs the subcommand; the code says whether every kernel's result was good.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let Command::Smoke(smoke) = &arguments.command;
-    apt::install(
-        &[preflight::LAB_PACKAGES, &["qemu-system-x86", "cpio", "busybox-static", "xz-utils", "binutils"]]
-            .concat(),
-    )?;
+    let emulation = ["qemu-system-x86", "cpio", "busybox-static", "xz-utils", "binutils"];
+    apt::install(&[&xtask::lab::packages()[..], &emulation].concat())?;
     tools::fetch(workspace)?;
     let qemu = boot::emulator()?;
     let object = ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;
