@@ -31,13 +31,31 @@ pub fn offered(package: &str) -> bool {
     })
 }
 
-/// Fetches apt's lists where they are empty, as they are in a fresh image.
+/// Fetches apt's lists where there are none, as in a fresh image.
 pub fn update_if_empty() -> Result<()> {
-    if offered("libc6-dev") {
+    // What is installed is a candidate without any list: only the lists tell.
+    if holds_lists(Path::new("/var/lib/apt/lists")) {
         return Ok(());
     }
     eprintln!("apt has no package lists yet: fetching them");
+    update()
+}
+
+fn holds_lists(folder: &Path) -> bool {
+    let mut entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+}
+
+fn update() -> Result<()> {
     command::run(as_root("apt-get")?.args(["update", "--quiet"]))
+}
+
+/// Lists of last year name files that the archive no longer has: what fails with them is tried once with today's.
+fn with_today_s_lists(attempt: impl Fn() -> Result<()>) -> Result<()> {
+    let Err(error) = attempt() else { return Ok(()) };
+    eprintln!("{error:#}\nonce more, with apt's lists of today");
+    update()?;
+    attempt()
 }
 
 /// Installs those of `packages` that are missing, and says which.
@@ -54,11 +72,13 @@ pub fn install(packages: &[&str]) -> Result<()> {
     }
     update_if_empty()?;
     eprintln!("installing Debian packages: {}", missing.join(" "));
-    let mut install = as_root("env")?;
-    install.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "--quiet=2"]);
-    // dpkg's account of every step is for nobody; what goes wrong comes by stderr.
-    command::run(install.arg("--no-install-recommends").args(&missing).stdout(Stdio::null()))
-        .with_context(|| format!("these Debian packages could not be installed: {}", missing.join(" ")))
+    with_today_s_lists(|| {
+        let mut install = as_root("env")?;
+        install.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "--quiet=2"]);
+        // dpkg's account of every step is for nobody; what goes wrong comes by stderr.
+        command::run(install.arg("--no-install-recommends").args(&missing).stdout(Stdio::null()))
+    })
+    .with_context(|| format!("these Debian packages could not be installed: {}", missing.join(" ")))
 }
 
 /// The names that `package` depends on.
@@ -77,14 +97,22 @@ pub fn unpack(packages: &[String], folder: &Path, options: &[String]) -> Result<
     }
     let fetched = partial.join("packages");
     fs::create_dir_all(&fetched).with_context(|| format!("cannot make {}", fetched.display()))?;
-    command::run(
-        Command::new("apt-get")
-            .args(options)
-            // Root's downloads go through the user _apt, who cannot write into somebody's home.
-            .args(["-o", "APT::Sandbox::User=root", "--quiet", "download"])
-            .args(packages)
-            .current_dir(&fetched),
-    )?;
+    let download = || {
+        command::run(
+            Command::new("apt-get")
+                .args(options)
+                // Root's downloads go through the user _apt, who cannot write into somebody's home.
+                .args(["-o", "APT::Sandbox::User=root", "--quiet", "download"])
+                .args(packages)
+                .current_dir(&fetched),
+        )
+    };
+    // Another suite has lists of its own.
+    if options.is_empty() {
+        with_today_s_lists(download)?
+    } else {
+        download()?
+    }
     let unpacked = partial.join("unpacked");
     for file in fs::read_dir(&fetched)? {
         command::run(Command::new("dpkg").arg("-x").arg(file?.path()).arg(&unpacked))?;
@@ -93,4 +121,26 @@ pub fn unpack(packages: &[String], folder: &Path, options: &[String]) -> Result<
     fs::rename(&unpacked, folder).with_context(|| format!("cannot make {}", folder.display()))?;
     fs::remove_dir_all(&partial)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::holds_lists;
+
+    #[test]
+    fn a_fresh_image_has_folders_and_no_lists() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!holds_lists(&folder.path().join("nowhere")));
+        for name in ["partial", "auxfiles"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        std::fs::write(folder.path().join("lock"), "").unwrap();
+        assert!(!holds_lists(folder.path()));
+        std::fs::write(
+            folder.path().join("deb.debian.org_debian_dists_bookworm_main_binary-amd64_Packages.lz4"),
+            "",
+        )
+        .unwrap();
+        assert!(holds_lists(folder.path()));
+    }
 }

@@ -98,7 +98,7 @@ fn prepare(workspace: &Workspace, measured: bool) -> Result<()> {
     preflight::run(workspace)?;
     announce(workspace);
     progress(1, "Debian packages");
-    apt::install(preflight::LAB_PACKAGES)?;
+    apt::install(&xtask::lab::packages())?;
     tools::fetch(workspace)?;
     progress(2, "kernel programs");
     ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;

@@ -8,19 +8,6 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What the lab's programs and its agents are: real ones, from Debian.
-pub const LAB_PACKAGES: &[&str] = &[
-    "iproute2",
-    "util-linux",
-    "curl",
-    "socat",
-    "ncat",
-    "openssl",
-    "tcpdump",
-    "bpftool",
-    "iputils-ping",
-    "procps",
-];
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 const GIB: u64 = 1 << 30;
 /// With a margin over what a first run was seen to take.
@@ -288,7 +275,7 @@ fn memory(meminfo: &str) -> Line {
 }
 
 fn tools() -> Line {
-    let missing = apt::missing(LAB_PACKAGES);
+    let missing = apt::missing(&xtask::lab::packages());
     let found = if missing.is_empty() {
         "all here".to_owned()
     } else {

@@ -13,6 +13,8 @@ use std::process::Command;
 pub const TARGET: &str = "bpfel-unknown-none";
 /// The newest that Rust 1.95 compiles and that links with LLVM 22.
 const BPF_LINKER: &str = "0.13.0";
+/// The part of Debian's compiler that holds the standard library.
+const STANDARD: &str = "libstd-rust-web-dev";
 /// The part of Debian's compiler that holds `core` for BPF.
 const DEBIAN_CORE: &str = "libstd-rust-web-dev-bpf";
 
@@ -44,15 +46,19 @@ impl Compiler {
     pub fn find(workspace: &Workspace, choice: Choice) -> Result<Self> {
         let debian = workspace.cache.join("debian-rust");
         if choice != Choice::Nightly {
-            if debian.join("usr/bin/rustc").is_file() {
-                return Ok(Self::Debian(debian));
-            }
-            if apt::present() {
+            if !debian.join("usr/bin/rustc").is_file() && apt::present() {
                 apt::update_if_empty()?;
                 if apt::offered(DEBIAN_CORE) {
                     fetch_debian(&debian)?;
-                    return Ok(Self::Debian(debian));
                 }
+            }
+            if debian.join("usr/bin/rustc").is_file() {
+                let compiler = Self::Debian(debian);
+                if compiler.version().is_err() {
+                    // Its one library that not every machine has; what links with it needs it installed, too.
+                    apt::install(&[&llvm_package()?])?;
+                }
+                return Ok(compiler);
             }
         }
         if choice != Choice::Debian {
@@ -112,6 +118,12 @@ impl Compiler {
 
     /// The major version of LLVM whose bitcode this compiler writes: the linker must read it.
     fn llvm(&self) -> Result<u32> {
+        let said = self.version()?;
+        llvm_major(&said).with_context(|| format!("`rustc -vV` names no LLVM version: {said}"))
+    }
+
+    /// What `rustc -vV` says; an error where it does not run.
+    fn version(&self) -> Result<String> {
         let mut rustc = match self {
             Self::Debian(folder) => {
                 let mut rustc = Command::new(folder.join("usr/bin/rustc"));
@@ -120,8 +132,7 @@ impl Compiler {
             }
             Self::Nightly { rustup } => nightly(*rustup, "rustc"),
         };
-        let said = command::output(rustc.arg("-vV"))?;
-        llvm_major(&said).with_context(|| format!("`rustc -vV` names no LLVM version: {said}"))
+        command::output(rustc.arg("-vV"))
     }
 
     fn has_source(&self) -> bool {
@@ -167,15 +178,24 @@ fn libraries(folder: &Path) -> PathBuf {
 }
 
 fn fetch_debian(folder: &Path) -> Result<()> {
-    let standard = "libstd-rust-web-dev";
-    let library = named(&apt::depends(standard)?, "libstd-rust-web-")
-        .with_context(|| format!("apt knows no library package that {standard} depends on"))?;
-    let llvm = named(&apt::depends(&library)?, "libllvm")
-        .with_context(|| format!("apt knows no LLVM package that {library} depends on"))?;
-    let packages = ["rustc-web", standard, DEBIAN_CORE].map(str::to_owned).into_iter().chain([library, llvm]);
+    let packages =
+        ["rustc-web", STANDARD, DEBIAN_CORE].map(str::to_owned).into_iter().chain([library_package()?]);
     let packages: Vec<String> = packages.collect();
-    eprintln!("fetching Debian's compiler into {} (550 MB unpacked, not installed)", folder.display());
+    eprintln!("fetching Debian's compiler into {} (370 MB unpacked, not installed)", folder.display());
     apt::unpack(&packages, folder, &[])
+}
+
+/// The package of the compiler itself, as a library.
+fn library_package() -> Result<String> {
+    named(&apt::depends(STANDARD)?, "libstd-rust-web-")
+        .with_context(|| format!("apt knows no library package that {STANDARD} depends on"))
+}
+
+/// The package of the LLVM that the compiler is linked with.
+fn llvm_package() -> Result<String> {
+    let library = library_package()?;
+    named(&apt::depends(&library)?, "libllvm")
+        .with_context(|| format!("apt knows no LLVM package that {library} depends on"))
 }
 
 /// Clippy over the kernel programs, for their own target and with the compiler that builds them; warnings are errors.

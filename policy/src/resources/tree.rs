@@ -3,14 +3,17 @@
 //! Documents are read into this first and into their types afterwards, so that whatever is said about a field can
 //! say where the field is. The one module that knows the YAML library.
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value};
-use serde_saphyr::{Spanned, options::DuplicateKeyPolicy};
+use serde_saphyr::{
+    DefaultMessageFormatter, Error, Localizer, Location, MessageFormatter, Spanned,
+    options::DuplicateKeyPolicy,
+};
 
 /// Deeper documents are refused: no Kubernetes resource comes near, and an unoptimized build reads this deep on a
 /// thread's usual stack of 2 MiB.
@@ -52,9 +55,11 @@ pub fn read(text: &str, first_line: u32) -> Result<Option<(Value, Lines)>, NotYa
         with_snippet: false,
     };
     options.alias_limits.max_total_replayed_events = MAX_REPLAYED;
-    let node: Spanned<Node> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        NotYaml { line: error.location().map_or(0, |at| line(&at, first_line)), reason: error.to_string() }
-    })?;
+    let node: Spanned<Node> =
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| NotYaml {
+            line: error.location().map_or(0, |at| line(&at, first_line)),
+            reason: error.render_with_formatter(&Within { first_line }),
+        })?;
     if matches!(node.value, Node::Scalar(Value::Null)) {
         return Ok(None);
     }
@@ -63,7 +68,42 @@ pub fn read(text: &str, first_line: u32) -> Result<Option<(Value, Lines)>, NotYa
     Ok(Some((value, lines)))
 }
 
-fn line(at: &serde_saphyr::Location, first_line: u32) -> u32 {
+/// The library's words, with lines counted within the file and not within the document.
+struct Within {
+    first_line: u32,
+}
+
+impl Within {
+    fn place(&self, at: &Location) -> String {
+        format!("line {}, column {}", line(at, self.first_line), at.column())
+    }
+}
+
+impl Localizer for Within {
+    fn attach_location<'a>(&self, base: Cow<'a, str>, at: Location) -> Cow<'a, str> {
+        if at == Location::UNKNOWN { base } else { format!("{base} at {}", self.place(&at)).into() }
+    }
+
+    fn alias_defined_at(&self, at: Location) -> String {
+        format!(" (defined at {})", self.place(&at))
+    }
+
+    fn alias_used_at(&self, at: Location) -> String {
+        if at == Location::UNKNOWN { String::new() } else { format!(" (used at {})", self.place(&at)) }
+    }
+}
+
+impl MessageFormatter for Within {
+    fn localizer(&self) -> &dyn Localizer {
+        self
+    }
+
+    fn format_message<'a>(&self, error: &'a Error) -> Cow<'a, str> {
+        DefaultMessageFormatter.format_message(error)
+    }
+}
+
+fn line(at: &Location, first_line: u32) -> u32 {
     match u32::try_from(at.line()) {
         Ok(0) | Err(_) => 0,
         Ok(line) => first_line + line - 1,

@@ -24,16 +24,18 @@ mod place;
 mod pod;
 mod program;
 mod sweep;
+mod tools;
 mod wire;
 
 pub use agent::{Agent, Events, Settings};
 pub use door::Answer;
 pub use manifests::{Manifests, Service, ServiceSpec};
 pub use node::Node;
-pub use place::{Place, missing_tools};
+pub use place::Place;
 pub use pod::{Pod, PodSpec};
 pub use program::{Output, Running, eventually, slowness, stretched};
 pub use sweep::{Traces, remove_kept};
+pub use tools::{missing_tools, packages};
 pub use wire::Capture;
 
 use std::{

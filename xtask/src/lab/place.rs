@@ -18,37 +18,6 @@ use super::{
 /// Joins the cgroup, then becomes the program: a socket belongs for ever to the cgroup that it was made in.
 const JOIN: &str = r#"echo 0 >"$1/cgroup.procs" || exit 126; shift; exec "$@""#;
 
-/// The Debian package of every tool that labs, the demo and the bench use.
-const PACKAGES: [(&str, &str); 12] = [
-    ("ip", "iproute2"),
-    ("nsenter", "util-linux"),
-    ("unshare", "util-linux"),
-    ("setpriv", "util-linux"),
-    ("tcpdump", "tcpdump"),
-    ("nginx", "nginx-light"),
-    ("curl", "curl"),
-    ("socat", "socat"),
-    ("ncat", "ncat"),
-    ("openssl", "openssl"),
-    ("bpftool", "bpftool"),
-    ("ping", "iputils-ping"),
-];
-
-/// Which of these tools are not installed, each with its Debian package.
-pub fn missing_tools<'a>(tools: &[&'a str]) -> Vec<(&'a str, &'static str)> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    // A user's PATH that went through sudo may lack these.
-    folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    tools
-        .iter()
-        .filter(|tool| !folders.iter().any(|folder| folder.join(tool).exists()))
-        .map(|&tool| {
-            (tool, PACKAGES.iter().find(|(name, _)| *name == tool).map_or("unknown", |(_, package)| package))
-        })
-        .collect()
-}
-
 /// Where a program runs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Place {

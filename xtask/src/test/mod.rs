@@ -5,7 +5,7 @@ mod tally;
 
 use crate::toolchain::Choice;
 use crate::workspace::Workspace;
-use crate::{apt, circles, command, ebpf, preflight, privilege, toolchain, tools};
+use crate::{apt, circles, command, ebpf, privilege, toolchain, tools};
 use anyhow::{Context, Result, bail};
 use binaries::TestBinary;
 use std::fs::{self, File};
@@ -42,7 +42,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     need_component("fmt", "rustfmt")?;
     need_component("clippy", "clippy")?;
     if !arguments.unprivileged {
-        apt::install(preflight::LAB_PACKAGES)?;
+        apt::install(&xtask::lab::packages())?;
         tools::fetch(workspace)?;
     }
     ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;

@@ -3,12 +3,12 @@
 use super::{boot, initramfs};
 use crate::toolchain::Choice;
 use crate::workspace::Workspace;
-use crate::{apt, ebpf, preflight, tools};
+use crate::{apt, ebpf, tools};
 use anyhow::Result;
 use std::env;
 use std::path::PathBuf;
 
-const PACKAGES: &[&str] = &["qemu-system-x86", "cpio", "busybox-static", "xz-utils", "binutils", "nftables"];
+const PACKAGES: &[&str] = &["qemu-system-x86", "cpio", "busybox-static", "xz-utils", "binutils"];
 
 /// The emulator, and this tree's own part of each machine's file system.
 pub struct Guest {
@@ -23,7 +23,7 @@ pub struct Guest {
 impl Guest {
     /// Installs what is missing, and builds the agent and the kernel programs.
     pub fn prepare(workspace: &Workspace) -> Result<Self> {
-        apt::install(&[preflight::LAB_PACKAGES, PACKAGES].concat())?;
+        apt::install(&[xtask::lab::packages().as_slice(), PACKAGES].concat())?;
         tools::fetch(workspace)?;
         let emulator = boot::emulator()?;
         let object = ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use tokio::sync::broadcast;
@@ -17,7 +17,7 @@ mod decode;
 pub use decode::{Malformed, decode, monotonic_epoch};
 
 use super::{
-    audit,
+    audit::Audit,
     record::{EventRecord, Names, Occurrence},
 };
 
@@ -38,6 +38,7 @@ pub struct Events {
     told: AtomicU64,
     malformed: AtomicU64,
     missed: Arc<AtomicU64>,
+    audit: Audit,
 }
 
 impl std::fmt::Debug for Events {
@@ -58,6 +59,8 @@ pub struct EventCounts {
     pub malformed: u64,
     /// Events that slow listeners missed, together.
     pub missed: u64,
+    /// Refusals that the audit log had no room for.
+    pub unlogged: u64,
 }
 
 impl Events {
@@ -70,6 +73,7 @@ impl Events {
             told: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
             missed: Arc::new(AtomicU64::new(0)),
+            audit: Audit::default(),
         }
     }
 
@@ -94,7 +98,7 @@ impl Events {
     pub fn tell(&self, occurrence: Occurrence) {
         let record = Arc::new(EventRecord::new(&self.node, occurrence, self.names.as_ref()));
         self.told.fetch_add(1, Ordering::Relaxed);
-        audit::refusal(&record);
+        self.audit.refusal(&record, Instant::now());
         // Nobody listening is no error.
         let _ = self.sender.send(record);
     }
@@ -110,6 +114,7 @@ impl Events {
             told: self.told.load(Ordering::Relaxed),
             malformed: self.malformed.load(Ordering::Relaxed),
             missed: self.missed.load(Ordering::Relaxed),
+            unlogged: self.audit.left_out(),
         }
     }
 }

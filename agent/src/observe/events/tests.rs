@@ -222,7 +222,10 @@ async fn bytes_that_are_no_event_are_counted_and_told_to_nobody() {
     }
     events.kernel(&good, epoch()).unwrap();
     assert!(matches!(listener.next().await, Some(Told::Event(record)) if record.reason == "unauthorized"));
-    assert_eq!(events.counts(), EventCounts { told: 1, malformed: cases.len() as u64, missed: 0 });
+    assert_eq!(
+        events.counts(),
+        EventCounts { told: 1, malformed: cases.len() as u64, ..EventCounts::default() }
+    );
     // A time beyond all calendars does not matter either.
     events.kernel(&[&u64::MAX.to_ne_bytes(), &good[8..]].concat(), epoch()).unwrap();
 }
@@ -293,15 +296,47 @@ impl Write for Log {
     }
 }
 
-#[test]
-fn refusals_are_in_the_audit_log_and_nothing_else_is() {
+/// What the audit log says, line by line, while something is done.
+fn audited(act: impl FnOnce()) -> Vec<serde_json::Value> {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
         .json()
         .with_env_filter("heddle::audit=info")
         .with_writer(move || writer.clone());
-    tracing::subscriber::with_default(subscriber.finish(), || {
+    tracing::subscriber::with_default(subscriber.finish(), act);
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_flood_of_refusals_is_told_whole_logged_in_part_and_counted() {
+    const FLOOD: u64 = 1000;
+    let events = events(2000);
+    let mut listener = events.subscribe();
+    let lines = audited(|| {
+        for _ in 0..FLOOD {
+            events.kernel(&bytes(&event()), epoch()).unwrap();
+        }
+    });
+    let refusals = lines.iter().filter(|line| line["fields"]["reason"] == "unauthorized").count() as u64;
+    assert!(refusals >= 1, "{lines:?}");
+    assert_eq!(refusals + events.counts().unlogged, FLOOD, "what is not logged is counted");
+    assert!(events.counts().unlogged > FLOOD / 2, "{} lines", lines.len());
+    assert!(
+        lines.iter().any(|line| line["level"] == "WARN" && line["fields"]["pod"] == "shop/web-1"),
+        "the log says that it leaves something out: {lines:?}"
+    );
+    let mut heard = 0;
+    while let Ok(_event) = listener.receiver.try_recv() {
+        heard += 1;
+    }
+    assert_eq!(heard, FLOOD, "whoever follows the events hears each");
+}
+
+#[test]
+fn refusals_are_in_the_audit_log_and_nothing_else_is() {
+    let lines = audited(|| {
         let events = events(4);
         events.kernel(&bytes(&event()), epoch()).unwrap();
         let mut allowed = event();
@@ -309,9 +344,7 @@ fn refusals_are_in_the_audit_log_and_nothing_else_is() {
         allowed.reason = Reason::Authorized as u32;
         events.kernel(&bytes(&allowed), epoch()).unwrap();
     });
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let [line] = &lines[..] else { panic!("one line: {log}") };
+    let [line] = &lines[..] else { panic!("one line: {lines:?}") };
     assert_eq!(line["target"], "heddle::audit");
     assert_eq!(line["fields"]["reason"], "unauthorized");
     assert_eq!(line["fields"]["rule"], "Server shop/db");

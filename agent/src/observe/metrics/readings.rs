@@ -161,6 +161,7 @@ impl Collector for AtScrape {
             ("heddle_events", "Events told", counts.told),
             ("heddle_events_malformed", "Items of the ring buffer that are no event", counts.malformed),
             ("heddle_events_missed", "Events that slow listeners missed", counts.missed),
+            ("heddle_audit_left_out", "Refusals that the audit log had no room for", counts.unlogged),
         ] {
             let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value).encode(family)?;
