@@ -32,21 +32,33 @@ const AF_INET: u32 = 2;
 
 #[sock_ops]
 pub fn heddle_sockops(ctx: SockOpsContext) -> u32 {
+    // The kernel calls for every socket and often: what says nothing here goes before anything is looked up.
+    let op = ctx.op();
+    let wanted = match op {
+        BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB | BPF_SOCK_OPS_TCP_LISTEN_CB => true,
+        BPF_SOCK_OPS_STATE_CB => ctx.arg(0) == BPF_TCP_LISTEN || ctx.arg(1) == BPF_TCP_CLOSE,
+        _ => false,
+    };
+    if !wanted {
+        return 1;
+    }
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if maps::PODS.get_ptr(&netns).is_some() {
-        let op = ctx.op();
-        if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
-            // One after the other, not one within the other: both need their share of 512 bytes of stack.
-            if connecting(ctx.ops, netns) {
-                direct(ctx.ops, netns);
-            }
-        } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
-            accepted(ctx.ops, netns);
-        } else if op == BPF_SOCK_OPS_TCP_LISTEN_CB {
-            listening(ctx.ops, netns);
-        } else if op == BPF_SOCK_OPS_STATE_CB {
-            changed(ctx.ops, netns);
+    if maps::PODS.get_ptr(&netns).is_none() {
+        return 1;
+    }
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        // One after the other, not one within the other: both need their share of 512 bytes of stack.
+        if connecting(ctx.ops, netns) {
+            direct(ctx.ops, netns);
         }
+    } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        accepted(ctx.ops, netns);
+    } else if op == BPF_SOCK_OPS_TCP_LISTEN_CB {
+        listening(ctx.ops, netns);
+    } else if ctx.arg(0) == BPF_TCP_LISTEN {
+        listens_no_more(ctx.ops, netns);
+    } else {
+        closed(ctx.ops, netns);
     }
     1
 }
@@ -286,27 +298,19 @@ fn listening(ops: *mut bpf_sock_ops, netns: u64) {
     watch(ctx);
 }
 
-/// A watched socket changed its state.
+/// An application listens no longer.
 #[inline(never)]
-fn changed(ops: *mut bpf_sock_ops, netns: u64) {
+fn listens_no_more(ops: *mut bpf_sock_ops, netns: u64) {
     let ctx = &SockOpsContext::new(ops);
-    let (old, new) = (ctx.arg(0), ctx.arg(1));
-    if old == BPF_TCP_LISTEN {
-        let id = cookie(ctx);
-        let key = ListeningKey { netns, port: local_port(ctx), early: 0 };
-        if maps::LISTENING_SOCKETS.remove(&id).is_err() {
-            return;
-        }
-        if let Some(count) = maps::LISTENING.get_ptr_mut(&key) {
-            // SAFETY: as in `listening`.
-            unsafe { add(count, -1) };
-        }
+    let id = cookie(ctx);
+    let key = ListeningKey { netns, port: local_port(ctx), early: 0 };
+    if maps::LISTENING_SOCKETS.remove(&id).is_err() {
         return;
     }
-    if new != BPF_TCP_CLOSE {
-        return;
+    if let Some(count) = maps::LISTENING.get_ptr_mut(&key) {
+        // SAFETY: as in `listening`.
+        unsafe { add(count, -1) };
     }
-    closed(ops, netns);
 }
 
 /// What was registered for a connection goes with it.

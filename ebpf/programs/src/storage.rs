@@ -76,7 +76,9 @@ impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
         };
         match slot {
             Some(slot) => {
-                *slot = *value;
+                // An assignment would be a call that moves byte after byte.
+                // SAFETY: the value on the stack and the one in the map do not overlap.
+                unsafe { ptr::copy_nonoverlapping(value, slot, 1) };
                 true
             }
             None => false,

@@ -28,9 +28,6 @@ const SECOND_NS: u64 = 1_000_000_000;
 pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
     if let Some(socket) = full_socket(ctx) {
         let stream = unsafe { core::ptr::read_volatile(&raw const (*socket).type_) } == SOCK_STREAM;
-        if stream && maps::AGENT_MARKS.get(socket.cast()).is_some() {
-            return Judgement::Pass;
-        }
         if stream
             && let Some(mark) = maps::DIRECT_MARKS.get(socket.cast())
             && same(mark, &packet.tuple)
@@ -49,6 +46,9 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
                 return Judgement::Counted(Reason::Revoked);
             }
             return Judgement::Drop(Reason::Revoked, verdict.rule);
+        }
+        if stream && maps::AGENT_MARKS.get(socket.cast()).is_some() {
+            return Judgement::Pass;
         }
     }
     let listener = listener(ctx);
