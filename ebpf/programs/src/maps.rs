@@ -10,8 +10,8 @@ use heddle_ebpf::{
     Address,
     attach::{Limits, ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth},
     flows::{
-        AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, Event, FlowKey, HalfOpen,
-        Origin, Pending, PendingKey, Tuple, UdpFlow,
+        AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, FlowKey, HalfOpen, Origin,
+        Pending, PendingKey, Tuple, UdpFlow,
     },
     policy::{
         Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
@@ -72,5 +72,6 @@ maps! {
     "asked" ASKED: SkStorage<Asked, OWN>;
 
     "counters" COUNTERS: PerCpuHashMap<CounterKey, Count, 16384, LAZY>;
-    "events" EVENTS: RingBuf<Event, 262144>;
+    // No value of its own: what is in it is reserved as an `Event`. libbpf loads no ring buffer that declares one.
+    "events" EVENTS: RingBuf<(), 262144>;
 }

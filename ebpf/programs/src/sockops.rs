@@ -35,7 +35,9 @@ pub fn heddle_sockops(ctx: SockOpsContext) -> u32 {
     // The kernel calls for every socket and often: what says nothing here goes before anything is looked up.
     let op = ctx.op();
     let wanted = match op {
-        BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB | BPF_SOCK_OPS_TCP_LISTEN_CB => true,
+        BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB | BPF_SOCK_OPS_TCP_LISTEN_CB => {
+            true
+        }
         BPF_SOCK_OPS_STATE_CB => ctx.arg(0) == BPF_TCP_LISTEN || ctx.arg(1) == BPF_TCP_CLOSE,
         _ => false,
     };
