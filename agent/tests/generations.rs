@@ -25,7 +25,7 @@ use heddle::capture::Kernel;
 use heddle_ebpf::{
     Address,
     codes::{Outcome, Reason},
-    flows::{FlowKey, HalfOpen, Origin, Tuple, maps},
+    flows::{DirectFlow, FlowKey, Origin, Tuple, maps},
     judge::{INBOUND, OUTBOUND, Question},
     policy::{
         Allow, AllowKey, Backend, BackendKey, NETWORKS_FIRST_FREE, Network, NetworkKey, OUTBOUND_ALLOW,
@@ -408,7 +408,7 @@ impl<K: Plain, V: Plain> Filled<K, V> {
 #[ignore = "needs root: cargo xtask test"]
 fn connections_for_which_a_map_has_no_room_are_refused_until_there_is_room() -> Result<()> {
     let mut shop = Shop::bare("no-room")?;
-    shop.lab.settings().set("capacity", json!({"direct_flows": 8, "proxied": 8, "direct_opening": 8}));
+    shop.lab.settings().set("capacity", json!({"direct_flows": 8, "proxied": 8}));
     shop.start()?;
     let servers = [shop.near.app(&["echo", "[::]:7000"])?, shop.far.app(&["echo", "[::]:7000"])?];
     let attempt = |to: &Pod| shop.client.connect(&Attempt::new((to.v4, 7000), "one more"));
@@ -426,19 +426,18 @@ fn connections_for_which_a_map_has_no_room_are_refused_until_there_is_room() -> 
     works(&shop.near)?;
     works(&shop.far)?;
 
-    // Each connection has a row for each of its ends.
     let target = format!("{}:7000", shop.near.v4);
-    let held = (0..4).map(|_| shop.client.app(&["hold", &target, "1"])).collect::<Result<Vec<_>>>()?;
+    let held = (0..8).map(|_| shop.client.app(&["hold", &target, "1"])).collect::<Result<Vec<_>>>()?;
     refused("direct_flows", &shop.near)?;
     assert!(attempt(&shop.far)?.answered(), "what needs no row there goes on");
     drop(held);
     works(&shop.near)?;
 
     let nobody = |number: u16| Tuple { source_port: number, ..Tuple::default() };
-    let opening = Filled::new(&shop, maps::DIRECT_HALF_OPEN, (1..100).map(nobody), HalfOpen::default())?;
-    refused("direct_opening", &shop.near)?;
+    let flows = Filled::new(&shop, maps::DIRECT_FLOWS, (1..100).map(nobody), DirectFlow::default())?;
+    refused("direct_flows", &shop.near)?;
     assert!(attempt(&shop.far)?.answered(), "what needs no row there goes on");
-    opening.empty()?;
+    flows.empty()?;
     works(&shop.near)?;
 
     let flow = |number| FlowKey { tuple: nobody(number), ..FlowKey::default() };

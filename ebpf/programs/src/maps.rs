@@ -10,8 +10,8 @@ use heddle_ebpf::{
     Address,
     attach::{Limits, ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth},
     flows::{
-        AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, FlowKey, HalfOpen, Origin,
-        Pending, PendingKey, Tuple, UdpFlow,
+        AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, FlowKey, Origin, Pending,
+        PendingKey, Tuple, UdpFlow,
     },
     policy::{
         Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
@@ -61,8 +61,7 @@ maps! {
     "bare_segments" BARE_SEGMENTS: HashMap<u32, BareSegments, { MAX_PODS as usize }, LAZY>;
 
     "proxied" PROXIED: HashMap<FlowKey, Origin, 65536, LAZY>;
-    "direct_opening" DIRECT_HALF_OPEN: HashMap<Tuple, HalfOpen, 65536, LAZY>;
-    "direct_flows" DIRECT_FLOWS: HashMap<u64, DirectFlow, 262144, LAZY>;
+    "direct_flows" DIRECT_FLOWS: HashMap<Tuple, DirectFlow, 262144, LAZY>;
     "hops" HOPS: HashMap<FlowKey, Asked, 65536, LAZY>;
     "probes" PROBES: LruHashMap<Tuple, u64, 4096>;
     "pending" PENDING: LruHashMap<PendingKey, Pending, 4096>;

@@ -18,7 +18,7 @@ use super::{
     packet::{ACK, Packet, RST, SYN},
     rejudge, same,
 };
-use crate::{maps, tables::KernelTables};
+use crate::{context::direct_opening, maps, tables::KernelTables};
 
 const SOCK_STREAM: u32 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -52,7 +52,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
         }
     }
     let listener = listener(ctx);
-    if listener == Listener::Agents || maps::DIRECT_HALF_OPEN.get_ptr(&packet.tuple.reversed()).is_some() {
+    if listener == Listener::Agents || direct_opening(&packet.tuple.reversed()) {
         // A SYN-ACK of the agent's, or of an application to a registered client.
         if packet.payload == 0 {
             return Judgement::Pass;
