@@ -448,3 +448,36 @@ fn connections_for_which_a_map_has_no_room_are_refused_until_there_is_room() -> 
     works(&shop.far)?;
     shop.close()
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn another_size_for_a_pinned_map_is_told_and_takes_nothing_away() -> Result<()> {
+    let mut shop = Shop::bare("kept-size")?;
+    shop.lab.settings().set("capacity", json!({"workloads": 1000, "proxied": 1000}));
+    shop.start()?;
+    let _server = shop.near.app(&["echo", "[::]:7000"])?;
+    let answered = |shop: &Shop| {
+        eventually("a connection", Duration::from_secs(10), || {
+            Ok(shop.client.connect(&Attempt::new((shop.near.v4, 7000), "hello"))?.answered())
+        })
+    };
+    answered(&shop)?;
+    let told = |shop: &Shop| -> Result<Vec<String>> {
+        let status = shop.lab.agent("node-a")?.status()?;
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        let about = |problem: &Value| problem["field"].as_str().unwrap_or("").starts_with("capacity.");
+        Ok(problems.iter().filter(|problem| about(problem)).map(ToString::to_string).collect())
+    };
+    assert_eq!(told(&shop)?, Vec::<String>::new(), "control: what was asked for is in force");
+    shop.lab.agent("node-a")?.kill()?;
+    shop.lab.settings().set("capacity", json!({"workloads": 2000, "proxied": 1000}));
+    shop.lab.start_agent("node-a")?;
+    let problems = told(&shop)?;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    for part in ["capacity.workloads", "2000", "1000", "heddle release"] {
+        assert!(problems[0].contains(part), "{part}: {problems:?}");
+    }
+    assert!(shop.lab.agent("node-a")?.log().contains("asks for 2000 places"));
+    answered(&shop)?;
+    shop.close()
+}

@@ -15,7 +15,7 @@ use heddle_ebpf::{
     },
     policy::{
         Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
-        ServiceKey, Settings, State, Workload,
+        ServiceKey, Settings, State, Workload, places,
     },
 };
 
@@ -32,22 +32,22 @@ macro_rules! maps {
 maps! {
     "state" STATE: Array<State, 1>;
     "settings" SETTINGS: Array<Settings, 2>;
-    "workloads_0" WORKLOADS_0: HashMap<Address, Workload, 16384, LAZY>;
-    "workloads_1" WORKLOADS_1: HashMap<Address, Workload, 16384, LAZY>;
-    "ports_0" PORTS_0: HashMap<PortKey, PortPolicy, 16384, LAZY>;
-    "ports_1" PORTS_1: HashMap<PortKey, PortPolicy, 16384, LAZY>;
-    "allows_0" ALLOWS_0: HashMap<AllowKey, Allow, 65536, LAZY>;
-    "allows_1" ALLOWS_1: HashMap<AllowKey, Allow, 65536, LAZY>;
-    "networks_0" NETWORKS_0: Trie<NetworkKey, Network, 16384>;
-    "networks_1" NETWORKS_1: Trie<NetworkKey, Network, 16384>;
-    "services_0" SERVICES_0: HashMap<ServiceKey, Service, 16384, LAZY>;
-    "services_1" SERVICES_1: HashMap<ServiceKey, Service, 16384, LAZY>;
-    "backends_0" BACKENDS_0: HashMap<BackendKey, Backend, 65536, LAZY>;
-    "backends_1" BACKENDS_1: HashMap<BackendKey, Backend, 65536, LAZY>;
-    "identities_0" IDENTITIES_0: HashMap<u32, Name, 16384, LAZY>;
-    "identities_1" IDENTITIES_1: HashMap<u32, Name, 16384, LAZY>;
-    "rules_0" RULES_0: HashMap<u32, Name, 16384, LAZY>;
-    "rules_1" RULES_1: HashMap<u32, Name, 16384, LAZY>;
+    "workloads_0" WORKLOADS_0: HashMap<Address, Workload, { places::WORKLOADS as usize }, LAZY>;
+    "workloads_1" WORKLOADS_1: HashMap<Address, Workload, { places::WORKLOADS as usize }, LAZY>;
+    "ports_0" PORTS_0: HashMap<PortKey, PortPolicy, { places::PORTS as usize }, LAZY>;
+    "ports_1" PORTS_1: HashMap<PortKey, PortPolicy, { places::PORTS as usize }, LAZY>;
+    "allows_0" ALLOWS_0: HashMap<AllowKey, Allow, { places::ALLOWS as usize }, LAZY>;
+    "allows_1" ALLOWS_1: HashMap<AllowKey, Allow, { places::ALLOWS as usize }, LAZY>;
+    "networks_0" NETWORKS_0: Trie<NetworkKey, Network, { places::NETWORKS as usize }>;
+    "networks_1" NETWORKS_1: Trie<NetworkKey, Network, { places::NETWORKS as usize }>;
+    "services_0" SERVICES_0: HashMap<ServiceKey, Service, { places::SERVICES as usize }, LAZY>;
+    "services_1" SERVICES_1: HashMap<ServiceKey, Service, { places::SERVICES as usize }, LAZY>;
+    "backends_0" BACKENDS_0: HashMap<BackendKey, Backend, { places::BACKENDS as usize }, LAZY>;
+    "backends_1" BACKENDS_1: HashMap<BackendKey, Backend, { places::BACKENDS as usize }, LAZY>;
+    "identities_0" IDENTITIES_0: HashMap<u32, Name, { places::IDENTITIES as usize }, LAZY>;
+    "identities_1" IDENTITIES_1: HashMap<u32, Name, { places::IDENTITIES as usize }, LAZY>;
+    "rules_0" RULES_0: HashMap<u32, Name, { places::RULES as usize }, LAZY>;
+    "rules_1" RULES_1: HashMap<u32, Name, { places::RULES as usize }, LAZY>;
 
     "pods" PODS: HashMap<u64, Pod, { MAX_PODS as usize }, LAZY>;
     "pod_addresses" POD_ADDRESSES: HashMap<Address, u64, { 2 * MAX_PODS as usize }, LAZY>;
