@@ -25,7 +25,7 @@ use heddle::capture::Kernel;
 use heddle_ebpf::{
     Address,
     codes::{Outcome, Reason},
-    flows::{FlowKey, HalfOpen, Origin, Tuple, maps},
+    flows::{DirectFlow, FlowKey, Origin, Tuple, maps},
     judge::{INBOUND, OUTBOUND, Question},
     policy::{
         Allow, AllowKey, Backend, BackendKey, NETWORKS_FIRST_FREE, Network, NetworkKey, OUTBOUND_ALLOW,
@@ -408,7 +408,7 @@ impl<K: Plain, V: Plain> Filled<K, V> {
 #[ignore = "needs root: cargo xtask test"]
 fn connections_for_which_a_map_has_no_room_are_refused_until_there_is_room() -> Result<()> {
     let mut shop = Shop::bare("no-room")?;
-    shop.lab.settings().set("capacity", json!({"direct_flows": 8, "proxied": 8, "direct_opening": 8}));
+    shop.lab.settings().set("capacity", json!({"direct_flows": 8, "proxied": 8}));
     shop.start()?;
     let servers = [shop.near.app(&["echo", "[::]:7000"])?, shop.far.app(&["echo", "[::]:7000"])?];
     let attempt = |to: &Pod| shop.client.connect(&Attempt::new((to.v4, 7000), "one more"));
@@ -426,19 +426,18 @@ fn connections_for_which_a_map_has_no_room_are_refused_until_there_is_room() -> 
     works(&shop.near)?;
     works(&shop.far)?;
 
-    // Each connection has a row for each of its ends.
     let target = format!("{}:7000", shop.near.v4);
-    let held = (0..4).map(|_| shop.client.app(&["hold", &target, "1"])).collect::<Result<Vec<_>>>()?;
+    let held = (0..8).map(|_| shop.client.app(&["hold", &target, "1"])).collect::<Result<Vec<_>>>()?;
     refused("direct_flows", &shop.near)?;
     assert!(attempt(&shop.far)?.answered(), "what needs no row there goes on");
     drop(held);
     works(&shop.near)?;
 
     let nobody = |number: u16| Tuple { source_port: number, ..Tuple::default() };
-    let opening = Filled::new(&shop, maps::DIRECT_HALF_OPEN, (1..100).map(nobody), HalfOpen::default())?;
-    refused("direct_opening", &shop.near)?;
+    let flows = Filled::new(&shop, maps::DIRECT_FLOWS, (1..100).map(nobody), DirectFlow::default())?;
+    refused("direct_flows", &shop.near)?;
     assert!(attempt(&shop.far)?.answered(), "what needs no row there goes on");
-    opening.empty()?;
+    flows.empty()?;
     works(&shop.near)?;
 
     let flow = |number| FlowKey { tuple: nobody(number), ..FlowKey::default() };
@@ -447,5 +446,38 @@ fn connections_for_which_a_map_has_no_room_are_refused_until_there_is_room() -> 
     assert!(attempt(&shop.near)?.answered(), "what needs no row there goes on");
     proxied.empty()?;
     works(&shop.far)?;
+    shop.close()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn another_size_for_a_pinned_map_is_told_and_takes_nothing_away() -> Result<()> {
+    let mut shop = Shop::bare("kept-size")?;
+    shop.lab.settings().set("capacity", json!({"workloads": 1000, "proxied": 1000}));
+    shop.start()?;
+    let _server = shop.near.app(&["echo", "[::]:7000"])?;
+    let answered = |shop: &Shop| {
+        eventually("a connection", Duration::from_secs(10), || {
+            Ok(shop.client.connect(&Attempt::new((shop.near.v4, 7000), "hello"))?.answered())
+        })
+    };
+    answered(&shop)?;
+    let told = |shop: &Shop| -> Result<Vec<String>> {
+        let status = shop.lab.agent("node-a")?.status()?;
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        let about = |problem: &Value| problem["field"].as_str().unwrap_or("").starts_with("capacity.");
+        Ok(problems.iter().filter(|problem| about(problem)).map(ToString::to_string).collect())
+    };
+    assert_eq!(told(&shop)?, Vec::<String>::new(), "control: what was asked for is in force");
+    shop.lab.agent("node-a")?.kill()?;
+    shop.lab.settings().set("capacity", json!({"workloads": 2000, "proxied": 1000}));
+    shop.lab.start_agent("node-a")?;
+    let problems = told(&shop)?;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    for part in ["capacity.workloads", "2000", "1000", "heddle release"] {
+        assert!(problems[0].contains(part), "{part}: {problems:?}");
+    }
+    assert!(shop.lab.agent("node-a")?.log().contains("asks for 2000 places"));
+    answered(&shop)?;
     shop.close()
 }

@@ -3,8 +3,11 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// An IP address as every map holds it: 16 bytes in network order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
 ///
 /// One form for both families, so that an IPv4-mapped `connect()` and a plain one meet the same entry.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-#[repr(C)]
+///
+/// Made, copied and compared by words: byte by byte would be most of what a packet costs in the kernel programs.
+#[allow(clippy::derived_hash_with_manual_eq, reason = "the same bytes, compared faster")]
+#[derive(Clone, Copy, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(C, align(4))]
 pub struct Address {
     /// The address, in network byte order.
     pub bytes: [u8; 16],
@@ -17,33 +20,21 @@ impl Address {
     /// The mapped form of an IPv4 address given in network byte order, as the kernel's contexts hold it.
     #[inline(always)]
     pub const fn from_v4(network_order: u32) -> Self {
-        let v4 = network_order.to_ne_bytes();
-        Self { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]] }
+        Self::from_v6([0, 0, 0x0000_ffffu32.to_be(), network_order])
     }
 
     /// An IPv6 address given as four words in network byte order, as the kernel's contexts hold it.
     #[inline(always)]
     pub const fn from_v6(words: [u32; 4]) -> Self {
-        let (a, b, c, d) =
-            (words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes());
-        Self {
-            bytes: [
-                a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2],
-                d[3],
-            ],
-        }
+        // SAFETY: integers to bytes of the same size.
+        Self { bytes: unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) } }
     }
 
     /// The four words in network byte order, as the kernel's contexts hold them.
     #[inline(always)]
     pub const fn to_v6(self) -> [u32; 4] {
-        let b = self.bytes;
-        [
-            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
-            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
-            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
-        ]
+        // SAFETY: bytes to integers of the same size, any of which is one.
+        unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(self.bytes) }
     }
 
     /// The IPv4 part in network byte order; meaningful only where [`Self::is_v4`].
@@ -91,6 +82,15 @@ impl Address {
     /// The address in the standard library's form, unmapped.
     pub fn to_ip(self) -> IpAddr {
         Ipv6Addr::from(self.bytes).to_canonical()
+    }
+}
+
+impl PartialEq for Address {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b) = (self.to_v6(), other.to_v6());
+        // The last word differs most often.
+        a[3] == b[3] && a[2] == b[2] && a[1] == b[1] && a[0] == b[0]
     }
 }
 

@@ -9,9 +9,8 @@ pub mod maps {
     pub const PROXIED: &str = "proxied";
     /// `PROBES`: [`super::Tuple`] → time: connections of the kubelet's, seen on the host side of the veth. Written by the guard, read by sk_lookup and the agent.
     pub const PROBES: &str = "probes";
-    /// [`super::Tuple`] → [`super::HalfOpen`]: `direct` connections whose handshake is under way. Written and deleted by sockops.
-    pub const DIRECT_HALF_OPEN: &str = "direct_opening";
-    /// Socket cookie → [`super::DirectFlow`]: both ends of every live `direct` connection. Written by sockops, read by the agent.
+    /// [`super::Tuple`] → [`super::DirectFlow`]: every live `direct` connection, from before its SYN until its client's
+    /// socket closes. Written by sockops, read by sk_lookup, the guard and the agent.
     pub const DIRECT_FLOWS: &str = "direct_flows";
     /// [`super::FlowKey`] → [`super::Asked`]: the agent's hops to applications under way, with the real client. Written and deleted by sockops.
     pub const HOPS: &str = "hops";
@@ -86,40 +85,24 @@ pub struct Origin {
     pub pad: u32,
 }
 
-/// A `direct` connection under way.
+/// A live `direct` connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
-pub struct HalfOpen {
+pub struct DirectFlow {
     /// The client pod's network-namespace cookie.
     pub netns: u64,
     /// The generation that allowed it.
     pub generation: u64,
     /// The rule that allowed it.
     pub rule: u32,
-    /// `ROLE_*` bits do not apply; zero.
-    pub pad: u32,
+    /// 1: it leads to a captured pod of this node that has not accepted it yet.
+    pub opening: u32,
 }
 
 /// The socket is the client's.
 pub const ROLE_CLIENT: u32 = 1;
 /// The socket is the server's.
 pub const ROLE_SERVER: u32 = 2;
-
-/// One end of a live `direct` connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
-pub struct DirectFlow {
-    /// The network-namespace cookie of the pod that this end is in.
-    pub netns: u64,
-    /// From the client to the server.
-    pub tuple: Tuple,
-    /// `ROLE_*`.
-    pub role: u32,
-    /// The rule that allowed it.
-    pub rule: u32,
-    /// Zero.
-    pub pad: u32,
-}
 
 /// What a socket of the agent's is for.
 pub const MARK_LISTENER: u32 = 1;
@@ -330,7 +313,6 @@ crate::plain!(
     Tuple,
     FlowKey,
     Origin,
-    HalfOpen,
     DirectFlow,
     AgentMark,
     DirectMark,

@@ -30,6 +30,20 @@ pub mod maps {
     pub const STATE: &str = "state";
 }
 
+/// How many places each map of a set has where the configuration says nothing: for a cluster of some ten thousand
+/// pods, and some hundred on the node.
+#[allow(missing_docs)]
+pub mod places {
+    pub const WORKLOADS: u32 = 65_536;
+    pub const PORTS: u32 = 16_384;
+    pub const ALLOWS: u32 = 65_536;
+    pub const NETWORKS: u32 = 16_384;
+    pub const SERVICES: u32 = 16_384;
+    pub const BACKENDS: u32 = 65_536;
+    pub const IDENTITIES: u32 = 16_384;
+    pub const RULES: u32 = 16_384;
+}
+
 /// Which set is in force. One word, so that a flip is one store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]

@@ -6,7 +6,7 @@ use heddle_ebpf::{
     Address,
     policy::{
         Allow, AllowKey, Backend, BackendKey, Network, NetworkKey, PortKey, PortPolicy, Service, ServiceKey,
-        Settings, Workload,
+        Settings, Workload, places,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -52,17 +52,17 @@ pub struct Capacity {
 }
 
 impl Default for Capacity {
-    /// A cluster of some ten thousand pods and a node of some hundred.
+    /// Those that the kernel programs are built with.
     fn default() -> Self {
         Self {
-            workloads: 65_536,
-            ports: 65_536,
-            allows: 65_536,
-            networks: 16_384,
-            services: 16_384,
-            backends: 65_536,
-            identities: 16_384,
-            rules: 16_384,
+            workloads: places::WORKLOADS,
+            ports: places::PORTS,
+            allows: places::ALLOWS,
+            networks: places::NETWORKS,
+            services: places::SERVICES,
+            backends: places::BACKENDS,
+            identities: places::IDENTITIES,
+            rules: places::RULES,
         }
     }
 }

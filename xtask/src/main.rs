@@ -12,6 +12,7 @@ mod privilege;
 mod test;
 mod toolchain;
 mod tools;
+mod verify_programs;
 mod vm;
 mod workspace;
 
@@ -40,6 +41,7 @@ enum Command {
     Test(test::Arguments),
     Build(ebpf::Build),
     Ebpf(ebpf::Arguments),
+    Verifier(verify_programs::Arguments),
     Vm(vm::Arguments),
 }
 
@@ -65,6 +67,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(arguments) => test::run(&workspace()?, &arguments),
         Command::Build(arguments) => ebpf::build(&workspace()?, &arguments).map(|()| ExitCode::SUCCESS),
         Command::Ebpf(arguments) => ebpf::run(&workspace()?, &arguments).map(|_| ExitCode::SUCCESS),
+        Command::Verifier(arguments) => verify_programs::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm::run(&workspace()?, &arguments),
     }
 }

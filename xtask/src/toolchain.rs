@@ -111,7 +111,10 @@ impl Compiler {
         }
         build
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
-            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", "-C link-arg=--btf -C debuginfo=2")
+            .env(
+                "CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS",
+                "-C link-arg=--btf -C link-arg=--disable-expand-memcpy-in-order -C debuginfo=2",
+            )
             .args(["--target", TARGET]);
         build
     }

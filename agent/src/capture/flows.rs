@@ -1,11 +1,11 @@
 //! Live `direct` connections after a change of policy: those that are no longer allowed are ended at both ends.
 
-use std::{collections::HashSet, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use aya::maps::{HashMap, MapData};
 use heddle_ebpf::{
     codes::Outcome,
-    flows::{DirectFlow, ROLE_SERVER, Tuple, maps},
+    flows::{DirectFlow, Tuple, maps},
     judge::{OUTBOUND, Question},
 };
 
@@ -28,9 +28,9 @@ pub struct EndedFlow {
     pub rule: u32,
 }
 
-/// The ends of every live `direct` connection.
+/// Every live `direct` connection.
 pub(super) struct DirectFlows {
-    flows: HashMap<MapData, u64, DirectFlow>,
+    flows: HashMap<MapData, Tuple, DirectFlow>,
 }
 
 impl DirectFlows {
@@ -38,26 +38,26 @@ impl DirectFlows {
         Ok(Self { flows: kernel.pins.hash(maps::DIRECT_FLOWS)? })
     }
 
-    /// Ends each that the tables in force no longer allow; returns the ends of those flows.
-    pub(super) fn end_revoked<'a>(
+    /// Ends each that the tables in force no longer allow, at both ends where both are captured pods' of this node;
+    /// returns those ends.
+    pub(super) fn end_revoked(
         &mut self,
         kernel: &Kernel,
-        pod: impl Fn(u64) -> Option<&'a CapturedPod>,
+        pods: &BTreeMap<u64, CapturedPod>,
     ) -> Result<Vec<EndedFlow>, CaptureError> {
         let flows: Vec<_> = self.flows.iter().flatten().collect();
         let mut revoked = Vec::new();
-        let mut closed = HashSet::new();
-        for (cookie, flow) in flows {
-            let Some(owner) = pod(flow.netns) else {
+        for (tuple, flow) in flows {
+            let Some(owner) = pods.get(&flow.netns) else {
                 // The pod is gone, and its sockets with it.
-                let _ = self.flows.remove(&cookie);
+                let _ = self.flows.remove(&tuple);
                 continue;
             };
             let question = Question {
-                source: flow.tuple.source,
-                destination: flow.tuple.destination,
+                source: tuple.source,
+                destination: tuple.destination,
                 direction: OUTBOUND,
-                port: u32::from(flow.tuple.destination_port),
+                port: u32::from(tuple.destination_port),
                 protocol: 6,
                 random: 0,
             };
@@ -65,21 +65,25 @@ impl DirectFlows {
             if answer.outcome == Outcome::Direct as u32 {
                 continue;
             }
-            let (client, server) = ends(&flow.tuple);
-            let server_side = flow.role == ROLE_SERVER;
-            if end(owner, if server_side { (server, client) } else { (client, server) }) {
-                closed.insert(flow.tuple);
+            let (client, server) = ends(&tuple);
+            let other = pods.values().find(|pod| pod.addresses.contains(&server.ip()));
+            // The reset that ends one end may reach the other before its turn comes: it was ended all the same. A flow
+            // of which no end was left had come to its own end.
+            let mut ended = end(owner, (client, server));
+            if let Some(other) = other {
+                ended |= end(other, (server, client));
+            }
+            if !ended {
+                continue;
             }
             let (generation, rule) = (answer.generation, answer.rule);
-            revoked.push((
-                flow.tuple,
-                EndedFlow { pod: flow.netns, server_side, client, server, generation, rule },
-            ));
+            let both = [(Some(owner), false), (other, true)];
+            revoked.extend(both.into_iter().filter_map(|(pod, server_side)| {
+                let pod = pod?.namespace.cookie();
+                Some(EndedFlow { pod, server_side, client, server, generation, rule })
+            }));
         }
-        // The reset that ends one end may reach the other before its turn comes: it was ended all the same. A flow of
-        // which no end was left had come to its own end.
-        revoked.retain(|(tuple, _)| closed.contains(tuple));
-        Ok(revoked.into_iter().map(|(_, ended)| ended).collect())
+        Ok(revoked)
     }
 }
 

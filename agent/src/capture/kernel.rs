@@ -43,6 +43,17 @@ pub struct KernelOptions {
     pub capacity: BTreeMap<String, u32>,
 }
 
+/// A size that was asked for and is not in force: the map was pinned before, and a pinned map keeps its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptSize {
+    /// The map, as the configuration names it.
+    pub map: String,
+    /// How many places it was to have.
+    pub asked: u32,
+    /// How many it has.
+    pub has: u32,
+}
+
 /// The loaded programs and their pins.
 pub struct Kernel {
     pub(super) ebpf: Mutex<Ebpf>,
@@ -51,6 +62,7 @@ pub struct Kernel {
     root: PathBuf,
     cgroup: PathBuf,
     adopted: bool,
+    kept: Vec<KeptSize>,
 }
 
 impl Kernel {
@@ -95,11 +107,12 @@ impl Kernel {
             ebpf.map(name).ok_or_else(|| CaptureError::Missing(format!("map {name}")))?;
             fits(&pins, name)?;
         }
+        let kept = kept(&pins, &options.capacity);
         programs::load(&mut ebpf)?;
         let mut limits = pins.array::<Limits>(attach_maps::LIMITS)?;
         limits.set(0, options.limits, 0).map_err(CaptureError::map(attach_maps::LIMITS))?;
         programs::attach_to_cgroup(&mut ebpf, &options.cgroup, &links)?;
-        Ok(Self { ebpf: Mutex::new(ebpf), pins, links, root, cgroup: options.cgroup.clone(), adopted })
+        Ok(Self { ebpf: Mutex::new(ebpf), pins, links, root, cgroup: options.cgroup.clone(), adopted, kept })
     }
 
     /// Where this version's maps and links are pinned.
@@ -110,6 +123,11 @@ impl Kernel {
     /// Whether an earlier agent's pins were found.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Sizes that were asked for and are not in force.
+    pub fn kept_sizes(&self) -> &[KeptSize] {
+        &self.kept
     }
 
     /// The programs for the node's cgroup that are not attached to it.
@@ -137,10 +155,7 @@ impl Kernel {
 
     /// How many places a map has; a table's name stands for its first set. 0: there is no such map.
     pub fn places(&self, map: &str) -> u64 {
-        [map.to_owned(), format!("{map}_0")]
-            .iter()
-            .find_map(|name| MapInfo::from_pin(self.pins.path(name)).ok())
-            .map_or(0, |info| info.max_entries().into())
+        places(&self.pins, map).map_or(0, u64::from)
     }
 
     /// How old the agent's last sign of life is, as the programs see it; `None`: it gave none.
@@ -153,6 +168,22 @@ impl Kernel {
     pub fn pinned_at(&self) -> &Path {
         &self.root
     }
+}
+
+fn places(pins: &Pins, map: &str) -> Option<u32> {
+    let names = [map.to_owned(), format!("{map}_0")];
+    names.iter().find_map(|name| MapInfo::from_pin(pins.path(name)).ok()).map(|info| info.max_entries())
+}
+
+/// A map under a pinned link cannot be made anew without a moment in which its rows are missing; so it is told.
+fn kept(pins: &Pins, capacity: &BTreeMap<String, u32>) -> Vec<KeptSize> {
+    capacity
+        .iter()
+        .filter_map(|(map, asked)| {
+            let has = places(pins, map)?;
+            (has != *asked).then(|| KeptSize { map: map.clone(), asked: *asked, has })
+        })
+        .collect()
 }
 
 fn require(path: &Path, magic: i64, error: impl FnOnce(PathBuf) -> CaptureError) -> Result<(), CaptureError> {

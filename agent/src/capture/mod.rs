@@ -33,7 +33,7 @@ pub use self::{
     error::CaptureError,
     flows::EndedFlow,
     heartbeat::Heartbeat,
-    kernel::{Kernel, KernelOptions},
+    kernel::{KeptSize, Kernel, KernelOptions},
     listeners::PodListener,
     namespace::Namespace,
     pod::CapturedPod,

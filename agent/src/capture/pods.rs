@@ -200,8 +200,7 @@ impl Capture {
     /// When the kernel gives no verdict.
     pub fn end_revoked(&self) -> Result<Vec<EndedFlow>, CaptureError> {
         let inner = &mut *self.lock();
-        let pods = &inner.pods;
-        inner.flows.end_revoked(&self.kernel, |cookie| pods.get(&cookie))
+        inner.flows.end_revoked(&self.kernel, &inner.pods)
     }
 
     /// Every captured pod.
@@ -421,8 +420,7 @@ impl Capture {
     /// A connect to a pod that is gone would reach whoever has its address next: the permission is on its socket, and
     /// the tables have not changed.
     fn end_flows_to_the_gone(&self, inner: &mut Inner) {
-        let pods = &inner.pods;
-        if let Err(error) = inner.flows.end_revoked(&self.kernel, |cookie| pods.get(&cookie)) {
+        if let Err(error) = inner.flows.end_revoked(&self.kernel, &inner.pods) {
             tracing::error!(%error, "connections to a pod that is gone could not be ended");
         }
     }

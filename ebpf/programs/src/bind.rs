@@ -74,7 +74,7 @@ fn give_way(ctx: &SockAddrContext, address: &Address) -> i32 {
 }
 
 /// One look: 0 goes on, 1 ends the loop.
-extern "C" fn occupied(_: u64, key: *mut core::ffi::c_void) -> i64 {
+extern "C" fn occupied(_look: u64, key: *mut core::ffi::c_void) -> i64 {
     // SAFETY: the key that `give_way` lent to the loop.
     let key = unsafe { &*key.cast::<ListeningKey>() };
     if maps::LISTENER_PORTS.get_ptr(key).is_some() { 0 } else { 1 }

@@ -1,12 +1,20 @@
 //! What several programs ask of their surroundings.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
+use heddle_ebpf::flows::Tuple;
 
 use crate::maps;
 
 /// The loopback's share of a program: TCP and its multipath form.
 pub const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_MPTCP: u32 = 262;
+
+/// Whether this is the handshake of a `direct` connection.
+#[inline(always)]
+pub fn direct_opening(tuple: &Tuple) -> bool {
+    // SAFETY: a word of an entry, which its owner alone takes away.
+    matches!(unsafe { maps::DIRECT_FLOWS.get(tuple) }, Some(flow) if flow.opening == 1)
+}
 
 /// Whether the agent has shown a sign of life within the bound.
 #[inline(always)]

@@ -11,7 +11,7 @@ use heddle_ebpf::{
 };
 
 use crate::{
-    context::{IPPROTO_TCP, agent_alive},
+    context::{IPPROTO_TCP, agent_alive, direct_opening},
     maps,
     report::{Subject, report},
     tables::{KernelTables, judge_inbound},
@@ -39,6 +39,9 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
         return refuse(&key, Reason::NotCaptured);
     };
     key.netns = *netns;
+    if direct_opening(&key.tuple) {
+        return pass(&key);
+    }
     // SAFETY: as above.
     let Some(pod) = (unsafe { maps::PODS.get(&key.netns) }) else {
         return refuse(&key, Reason::NotCaptured);
@@ -46,12 +49,8 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
     if maps::PROXIED.get_ptr(&key).is_some() {
         return assign(&ctx, pod, &key, Direction::Outbound, 0, &Verdict::proxy(Reason::Meshed, 0));
     }
-    if maps::DIRECT_HALF_OPEN.get_ptr(&key.tuple).is_some() || maps::HOPS.get_ptr(&key).is_some() {
-        // Nobody dials the agent: on a port of its own the listener that would be found is the agent's.
-        if of_agent(&key) && !listened(&key) {
-            return refuse(&key, Reason::NoListener);
-        }
-        return SK_PASS;
+    if maps::HOPS.get_ptr(&key).is_some() {
+        return pass(&key);
     }
     if key.tuple.source == key.tuple.destination || key.tuple.source.is_loopback() {
         return refuse(&key, Reason::NoOrigin);
@@ -76,6 +75,16 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
         return SK_DROP;
     }
     assign(&ctx, pod, &key, Direction::Inbound, tables.generation(), &verdict)
+}
+
+/// Lets the kernel find the application's socket.
+#[inline(never)]
+fn pass(key: &FlowKey) -> u32 {
+    // Nobody dials the agent: on a port of its own the listener that would be found is the agent's.
+    if of_agent(key) && !listened(key) {
+        return refuse(key, Reason::NoListener);
+    }
+    SK_PASS
 }
 
 /// The connection's addresses, from the client to the pod.

@@ -10,12 +10,12 @@ use heddle_ebpf::{
     Address,
     attach::{Limits, ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth},
     flows::{
-        AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, Event, FlowKey, HalfOpen,
-        Origin, Pending, PendingKey, Tuple, UdpFlow,
+        AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, FlowKey, Origin, Pending,
+        PendingKey, Tuple, UdpFlow,
     },
     policy::{
         Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
-        ServiceKey, Settings, State, Workload,
+        ServiceKey, Settings, State, Workload, places,
     },
 };
 
@@ -32,22 +32,22 @@ macro_rules! maps {
 maps! {
     "state" STATE: Array<State, 1>;
     "settings" SETTINGS: Array<Settings, 2>;
-    "workloads_0" WORKLOADS_0: HashMap<Address, Workload, 16384, LAZY>;
-    "workloads_1" WORKLOADS_1: HashMap<Address, Workload, 16384, LAZY>;
-    "ports_0" PORTS_0: HashMap<PortKey, PortPolicy, 16384, LAZY>;
-    "ports_1" PORTS_1: HashMap<PortKey, PortPolicy, 16384, LAZY>;
-    "allows_0" ALLOWS_0: HashMap<AllowKey, Allow, 65536, LAZY>;
-    "allows_1" ALLOWS_1: HashMap<AllowKey, Allow, 65536, LAZY>;
-    "networks_0" NETWORKS_0: Trie<NetworkKey, Network, 16384>;
-    "networks_1" NETWORKS_1: Trie<NetworkKey, Network, 16384>;
-    "services_0" SERVICES_0: HashMap<ServiceKey, Service, 16384, LAZY>;
-    "services_1" SERVICES_1: HashMap<ServiceKey, Service, 16384, LAZY>;
-    "backends_0" BACKENDS_0: HashMap<BackendKey, Backend, 65536, LAZY>;
-    "backends_1" BACKENDS_1: HashMap<BackendKey, Backend, 65536, LAZY>;
-    "identities_0" IDENTITIES_0: HashMap<u32, Name, 16384, LAZY>;
-    "identities_1" IDENTITIES_1: HashMap<u32, Name, 16384, LAZY>;
-    "rules_0" RULES_0: HashMap<u32, Name, 16384, LAZY>;
-    "rules_1" RULES_1: HashMap<u32, Name, 16384, LAZY>;
+    "workloads_0" WORKLOADS_0: HashMap<Address, Workload, { places::WORKLOADS as usize }, LAZY>;
+    "workloads_1" WORKLOADS_1: HashMap<Address, Workload, { places::WORKLOADS as usize }, LAZY>;
+    "ports_0" PORTS_0: HashMap<PortKey, PortPolicy, { places::PORTS as usize }, LAZY>;
+    "ports_1" PORTS_1: HashMap<PortKey, PortPolicy, { places::PORTS as usize }, LAZY>;
+    "allows_0" ALLOWS_0: HashMap<AllowKey, Allow, { places::ALLOWS as usize }, LAZY>;
+    "allows_1" ALLOWS_1: HashMap<AllowKey, Allow, { places::ALLOWS as usize }, LAZY>;
+    "networks_0" NETWORKS_0: Trie<NetworkKey, Network, { places::NETWORKS as usize }>;
+    "networks_1" NETWORKS_1: Trie<NetworkKey, Network, { places::NETWORKS as usize }>;
+    "services_0" SERVICES_0: HashMap<ServiceKey, Service, { places::SERVICES as usize }, LAZY>;
+    "services_1" SERVICES_1: HashMap<ServiceKey, Service, { places::SERVICES as usize }, LAZY>;
+    "backends_0" BACKENDS_0: HashMap<BackendKey, Backend, { places::BACKENDS as usize }, LAZY>;
+    "backends_1" BACKENDS_1: HashMap<BackendKey, Backend, { places::BACKENDS as usize }, LAZY>;
+    "identities_0" IDENTITIES_0: HashMap<u32, Name, { places::IDENTITIES as usize }, LAZY>;
+    "identities_1" IDENTITIES_1: HashMap<u32, Name, { places::IDENTITIES as usize }, LAZY>;
+    "rules_0" RULES_0: HashMap<u32, Name, { places::RULES as usize }, LAZY>;
+    "rules_1" RULES_1: HashMap<u32, Name, { places::RULES as usize }, LAZY>;
 
     "pods" PODS: HashMap<u64, Pod, { MAX_PODS as usize }, LAZY>;
     "pod_addresses" POD_ADDRESSES: HashMap<Address, u64, { 2 * MAX_PODS as usize }, LAZY>;
@@ -61,8 +61,7 @@ maps! {
     "bare_segments" BARE_SEGMENTS: HashMap<u32, BareSegments, { MAX_PODS as usize }, LAZY>;
 
     "proxied" PROXIED: HashMap<FlowKey, Origin, 65536, LAZY>;
-    "direct_opening" DIRECT_HALF_OPEN: HashMap<Tuple, HalfOpen, 65536, LAZY>;
-    "direct_flows" DIRECT_FLOWS: HashMap<u64, DirectFlow, 262144, LAZY>;
+    "direct_flows" DIRECT_FLOWS: HashMap<Tuple, DirectFlow, 262144, LAZY>;
     "hops" HOPS: HashMap<FlowKey, Asked, 65536, LAZY>;
     "probes" PROBES: LruHashMap<Tuple, u64, 4096>;
     "pending" PENDING: LruHashMap<PendingKey, Pending, 4096>;
@@ -72,5 +71,6 @@ maps! {
     "asked" ASKED: SkStorage<Asked, OWN>;
 
     "counters" COUNTERS: PerCpuHashMap<CounterKey, Count, 16384, LAZY>;
-    "events" EVENTS: RingBuf<Event, 262144>;
+    // No value of its own: what is in it is reserved as an `Event`. libbpf loads no ring buffer that declares one.
+    "events" EVENTS: RingBuf<(), 262144>;
 }

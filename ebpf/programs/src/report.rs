@@ -57,7 +57,7 @@ pub fn count(netns: u64, hook: Hook, verdict: &Verdict, bytes: u32) {
 
 #[inline(always)]
 fn tell(subject: &Subject<'_>, verdict: &Verdict) {
-    let Some(mut entry) = maps::EVENTS.reserve(0) else {
+    let Some(mut entry) = maps::EVENTS.reserve_untyped::<Event>(0) else {
         return;
     };
     let (pid, command) = if subject.in_process {

@@ -17,7 +17,7 @@ use heddle_ebpf::{
     codes::{Hook, Outcome, Reason, Verdict},
     flows::{
         ASKED_CLIENT, ASKED_DIRECT, ASKED_PROXY, ASKED_SELF, AgentMark, Asked, DirectFlow, DirectMark,
-        FlowKey, HalfOpen, MARK_HOP, Origin, PendingKey, ROLE_CLIENT, ROLE_SERVER, Tuple,
+        FlowKey, MARK_HOP, Origin, PendingKey, ROLE_CLIENT, ROLE_SERVER, Tuple,
     },
 };
 
@@ -32,21 +32,35 @@ const AF_INET: u32 = 2;
 
 #[sock_ops]
 pub fn heddle_sockops(ctx: SockOpsContext) -> u32 {
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if maps::PODS.get_ptr(&netns).is_some() {
-        let op = ctx.op();
-        if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
-            // One after the other, not one within the other: both need their share of 512 bytes of stack.
-            if connecting(ctx.ops, netns) {
-                direct(ctx.ops, netns);
-            }
-        } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
-            accepted(ctx.ops, netns);
-        } else if op == BPF_SOCK_OPS_TCP_LISTEN_CB {
-            listening(ctx.ops, netns);
-        } else if op == BPF_SOCK_OPS_STATE_CB {
-            changed(ctx.ops, netns);
+    // The kernel calls for every socket and often: what says nothing here goes before anything is looked up.
+    let op = ctx.op();
+    let wanted = match op {
+        BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB | BPF_SOCK_OPS_TCP_LISTEN_CB => {
+            true
         }
+        BPF_SOCK_OPS_STATE_CB => ctx.arg(0) == BPF_TCP_LISTEN || ctx.arg(1) == BPF_TCP_CLOSE,
+        _ => false,
+    };
+    if !wanted {
+        return 1;
+    }
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if maps::PODS.get_ptr(&netns).is_none() {
+        return 1;
+    }
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        // One after the other, not one within the other: both need their share of 512 bytes of stack.
+        if connecting(ctx.ops, netns) {
+            direct(ctx.ops, netns);
+        }
+    } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        accepted(ctx.ops, netns);
+    } else if op == BPF_SOCK_OPS_TCP_LISTEN_CB {
+        listening(ctx.ops, netns);
+    } else if ctx.arg(0) == BPF_TCP_LISTEN {
+        listens_no_more(ctx.ops, netns);
+    } else {
+        closed(ctx.ops, netns);
     }
     1
 }
@@ -79,7 +93,7 @@ fn connecting(ops: *mut bpf_sock_ops, netns: u64) -> bool {
             watch(ctx);
         }
         ASKED_SELF if !tuple.destination.is_loopback() => {
-            if !half_open(netns, &tuple, asked) {
+            if !register(netns, &tuple, asked, true) {
                 tell(netns, &tuple, asked.generation, &Verdict::refuse(Reason::MapFull, asked.rule));
             }
             watch(ctx);
@@ -131,14 +145,14 @@ fn proxied(netns: u64, tuple: &Tuple, socket: u64, asked: &Asked) -> bool {
     maps::PROXIED.insert(&FlowKey { netns, tuple: *tuple, pad: 0 }, &origin, BPF_ANY.into()).is_ok()
 }
 
-/// Registers a handshake.
+/// Registers a connection that the kernel carries alone.
 #[inline(never)]
-fn half_open(netns: u64, tuple: &Tuple, asked: &Asked) -> bool {
-    let half = HalfOpen { netns, generation: asked.generation, rule: asked.rule, pad: 0 };
-    maps::DIRECT_HALF_OPEN.insert(tuple, &half, BPF_ANY.into()).is_ok()
+fn register(netns: u64, tuple: &Tuple, asked: &Asked, opening: bool) -> bool {
+    let flow = DirectFlow { netns, generation: asked.generation, rule: asked.rule, opening: opening.into() };
+    maps::DIRECT_FLOWS.insert(tuple, &flow, BPF_ANY.into()).is_ok()
 }
 
-/// Registers a connection that the kernel carries alone.
+/// Registers it, and gives its socket the tables' permission.
 #[inline(never)]
 fn direct(ops: *mut bpf_sock_ops, netns: u64) {
     let ctx = &SockOpsContext::new(ops);
@@ -160,8 +174,8 @@ fn direct(ops: *mut bpf_sock_ops, netns: u64) {
     if tuple.source != pod.v4 && tuple.source != pod.v6 {
         return;
     }
-    let id = cookie(ctx);
-    if !record(id, netns, tuple, ROLE_CLIENT, asked.rule) {
+    let captured = maps::POD_ADDRESSES.get_ptr(&tuple.destination).is_some();
+    if !register(netns, tuple, asked, captured) {
         tell(netns, tuple, asked.generation, &Verdict::refuse(Reason::MapFull, asked.rule));
         return;
     }
@@ -172,28 +186,17 @@ fn direct(ops: *mut bpf_sock_ops, netns: u64) {
     if gone || now.generation() != asked.generation {
         let verdict = judged(&now, tuple, 6);
         if verdict.outcome != Outcome::Direct {
-            let _ = maps::DIRECT_FLOWS.remove(&id);
+            let _ = maps::DIRECT_FLOWS.remove(tuple);
             tell(netns, tuple, now.generation(), &Verdict::refuse(Reason::Revoked, verdict.rule));
             return;
         }
     }
-    if !opening(netns, tuple, asked) || !mark(socket.cast(), asked.generation, tuple, ROLE_CLIENT, asked.rule)
-    {
-        let _ = maps::DIRECT_HALF_OPEN.remove(tuple);
-        let _ = maps::DIRECT_FLOWS.remove(&id);
+    if !mark(socket.cast(), asked.generation, tuple, ROLE_CLIENT, asked.rule) {
+        let _ = maps::DIRECT_FLOWS.remove(tuple);
         tell(netns, tuple, asked.generation, &Verdict::refuse(Reason::MapFull, asked.rule));
         return;
     }
     watch(ctx);
-}
-
-/// Registers the handshake where the server is a captured pod of this node.
-#[inline(always)]
-fn opening(netns: u64, tuple: &Tuple, asked: &Asked) -> bool {
-    if maps::POD_ADDRESSES.get_ptr(&tuple.destination).is_none() {
-        return true;
-    }
-    half_open(netns, tuple, asked)
 }
 
 /// A connection was accepted; its socket exists, `accept()` has not yet returned it.
@@ -204,53 +207,37 @@ fn accepted(ops: *mut bpf_sock_ops, netns: u64) {
     if socket.is_null() || maps::AGENT_MARKS.get(socket.cast()).is_some() {
         return;
     }
+    // It has the listener's wish to be told of its states; what is registered goes with the client's socket.
+    unwatch(ctx);
     let mut key = FlowKey { netns, tuple: Tuple::default(), pad: 0 };
     incoming(ops, &mut key.tuple);
+    if accepted_direct(socket.cast(), netns, &key.tuple) {
+        return;
+    }
     // SAFETY: copied into the socket's storage at once.
     if let Some(client) = unsafe { maps::HOPS.get(&key) } {
         // Without it the application would see the agent's address; nothing more depends on it.
         maps::ASKED.set(socket.cast(), client);
         let _ = maps::HOPS.remove(&key);
-        return;
     }
-    accepted_direct(ops, netns, &key.tuple);
 }
 
-/// The server's end of a connection that the kernel carries alone.
+/// The server's end of a connection that the kernel carries alone; `false` if it is none.
 #[inline(never)]
-fn accepted_direct(ops: *mut bpf_sock_ops, netns: u64, tuple: &Tuple) {
-    let ctx = &SockOpsContext::new(ops);
-    let socket = socket(ctx);
-    if socket.is_null() {
-        return;
-    }
-    // SAFETY: read at once; only this handshake's end removes it.
-    let Some(half) = (unsafe { maps::DIRECT_HALF_OPEN.get(tuple) }) else {
-        return;
+fn accepted_direct(socket: *mut core::ffi::c_void, netns: u64, tuple: &Tuple) -> bool {
+    // SAFETY: the client's socket is being opened, and takes the entry away only when it closes.
+    let Some(flow) = maps::DIRECT_FLOWS.get_ptr_mut(tuple).map(|flow| unsafe { &mut *flow }) else {
+        return false;
     };
-    let (client, generation, rule) = (half.netns, half.generation, half.rule);
-    if client == netns {
-        // The pod itself: it crosses no veth.
-        let _ = maps::DIRECT_HALF_OPEN.remove(tuple);
-        return;
+    if flow.opening != 1 {
+        return false;
     }
-    let id = cookie(ctx);
-    // Without a mark the guard drops what this socket sends.
-    if !record(id, netns, tuple, ROLE_SERVER, rule)
-        || !mark(socket.cast(), generation, tuple, ROLE_SERVER, rule)
-    {
-        let _ = maps::DIRECT_FLOWS.remove(&id);
-        tell(netns, tuple, generation, &Verdict::refuse(Reason::MapFull, rule));
+    // The pod itself crosses no veth. Without a mark the guard drops what this socket sends.
+    if flow.netns != netns && !mark(socket, flow.generation, tuple, ROLE_SERVER, flow.rule) {
+        tell(netns, tuple, flow.generation, &Verdict::refuse(Reason::MapFull, flow.rule));
     }
-    let _ = maps::DIRECT_HALF_OPEN.remove(tuple);
-    watch(ctx);
-}
-
-/// Puts one end of a `direct` connection into the map that the agent walks.
-#[inline(never)]
-fn record(id: u64, netns: u64, tuple: &Tuple, role: u32, rule: u32) -> bool {
-    let flow = DirectFlow { netns, tuple: *tuple, role, rule, pad: 0 };
-    maps::DIRECT_FLOWS.insert(&id, &flow, BPF_ANY.into()).is_ok()
+    flow.opening = 0;
+    true
 }
 
 /// Gives a socket the tables' permission.
@@ -286,40 +273,40 @@ fn listening(ops: *mut bpf_sock_ops, netns: u64) {
     watch(ctx);
 }
 
-/// A watched socket changed its state.
+/// An application listens no longer.
 #[inline(never)]
-fn changed(ops: *mut bpf_sock_ops, netns: u64) {
+fn listens_no_more(ops: *mut bpf_sock_ops, netns: u64) {
     let ctx = &SockOpsContext::new(ops);
-    let (old, new) = (ctx.arg(0), ctx.arg(1));
-    if old == BPF_TCP_LISTEN {
-        let id = cookie(ctx);
-        let key = ListeningKey { netns, port: local_port(ctx), early: 0 };
-        if maps::LISTENING_SOCKETS.remove(&id).is_err() {
-            return;
-        }
-        if let Some(count) = maps::LISTENING.get_ptr_mut(&key) {
-            // SAFETY: as in `listening`.
-            unsafe { add(count, -1) };
-        }
+    let id = cookie(ctx);
+    let key = ListeningKey { netns, port: local_port(ctx), early: 0 };
+    if maps::LISTENING_SOCKETS.remove(&id).is_err() {
         return;
     }
-    if new != BPF_TCP_CLOSE {
-        return;
+    if let Some(count) = maps::LISTENING.get_ptr_mut(&key) {
+        // SAFETY: as in `listening`.
+        unsafe { add(count, -1) };
     }
-    closed(ops, netns);
 }
 
-/// What was registered for a connection goes with it.
+/// What was registered for a connection goes with its client's socket.
 #[inline(never)]
 fn closed(ops: *mut bpf_sock_ops, netns: u64) {
     let ctx = &SockOpsContext::new(ops);
-    let _ = maps::DIRECT_FLOWS.remove(&cookie(ctx));
+    let socket = socket(ctx);
+    if socket.is_null() {
+        return;
+    }
     let mut key = FlowKey { netns, tuple: Tuple::default(), pad: 0 };
     outgoing(ops, &mut key.tuple);
-    // At most one of these is there: a connect to the agent, a hop to an application, or a handshake that failed.
-    let _ = maps::PROXIED.remove(&key);
-    let _ = maps::HOPS.remove(&key);
-    let _ = maps::DIRECT_HALF_OPEN.remove(&key.tuple);
+    let kind = maps::ASKED.get(socket.cast()).map_or(0, |asked| asked.kind);
+    if kind != ASKED_PROXY {
+        let _ = maps::DIRECT_FLOWS.remove(&key.tuple);
+    }
+    if kind != ASKED_DIRECT && kind != ASKED_SELF {
+        // A connect to the agent, or a hop to an application; a multipath subflow has no word of what it is.
+        let _ = maps::PROXIED.remove(&key);
+        let _ = maps::HOPS.remove(&key);
+    }
 }
 
 /// Adds to a word of a map at once for all processors. (The target has no atomics in `core`.)
@@ -352,6 +339,13 @@ fn tell(netns: u64, tuple: &Tuple, generation: u64, verdict: &Verdict) {
 #[inline(always)]
 fn watch(ctx: &SockOpsContext) {
     let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
+    let _ = ctx.set_cb_flags(flags as i32);
+}
+
+/// Asks for it no longer.
+#[inline(always)]
+fn unwatch(ctx: &SockOpsContext) {
+    let flags = ctx.cb_flags() & !BPF_SOCK_OPS_STATE_CB_FLAG;
     let _ = ctx.set_cb_flags(flags as i32);
 }
 

@@ -1,6 +1,6 @@
 //! Maps that aya-ebpf has no type for: socket storage that children inherit, and a trie with a key of our own.
 
-use core::{ffi::c_void, marker::PhantomData, ptr};
+use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE},
@@ -76,7 +76,9 @@ impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
         };
         match slot {
             Some(slot) => {
-                *slot = *value;
+                // An assignment would be a call that moves byte after byte.
+                // SAFETY: the value on the stack and the one in the map do not overlap.
+                unsafe { ptr::copy_nonoverlapping(value, slot, 1) };
                 true
             }
             None => false,
@@ -92,7 +94,6 @@ pub struct Trie<K, V, const MAX_ENTRIES: usize> {
     value: *const V,
     max_entries: *const [i32; MAX_ENTRIES],
     map_flags: *const [i32; OWN],
-    marker: PhantomData<(K, V)>,
 }
 
 // SAFETY: the fields are placeholders for the loader and never read.
@@ -106,7 +107,6 @@ impl<K, V, const MAX_ENTRIES: usize> Trie<K, V, MAX_ENTRIES> {
             value: ptr::null(),
             max_entries: ptr::null(),
             map_flags: ptr::null(),
-            marker: PhantomData,
         }
     }
 

@@ -36,7 +36,7 @@ pub fn keep(scene: Scene) -> Result<()> {
     println!("  {run} node-a {heddle} status --socket {}", socket.display());
     println!("  {run} node-a {heddle} events --socket {}", socket.display());
     println!("  {run} node-a tcpdump -ni uplink -A | grep {MARKER}");
-    println!("  {run} node-a sh -c 'bpftool map dump pinned /sys/fs/bpf/heddle/v1/maps/pods'");
+    println!("  {run} node-a sh -c 'bpftool map dump pinned /sys/fs/bpf/heddle/v*/maps/pods'");
     println!("  $EDITOR {}/*.yaml", scene.lab.manifests().directory().display());
     println!("To remove it: cargo xtask demo --remove");
     let Scene { lab, applications, .. } = scene;

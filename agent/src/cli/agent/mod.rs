@@ -76,6 +76,8 @@ pub(crate) trait Node: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), super::door::AttachError>> + Send;
     /// The pods that are captured, as the kernel has them.
     fn pods(&self) -> Vec<super::door::PodStatus>;
+    /// What is wrong with the node itself, or worth knowing about it.
+    fn problems(&self) -> Vec<heddle_policy::problems::Problem>;
     /// As [`super::door::Door::events`].
     fn events(&self) -> broadcast::Receiver<Arc<str>>;
     /// As [`super::door::Door::metrics`].

@@ -78,7 +78,10 @@ impl<N: Node> Door for OpenDoor<N> {
             started: self.started,
             rules: self.rules.publication(),
             manifests: self.manifests.status(),
-            problems: self.rules.load().map(|snapshot| snapshot.problems.clone()).unwrap_or_default(),
+            problems: {
+                let rules = self.rules.load().map(|snapshot| snapshot.problems.clone()).unwrap_or_default();
+                self.node.problems().into_iter().chain(rules).collect()
+            },
             pods: self.node.pods(),
             door: BTreeMap::new(),
         }

@@ -69,6 +69,9 @@ impl Node for BenchNode {
     fn pods(&self) -> Vec<PodStatus> {
         vec![]
     }
+    fn problems(&self) -> Vec<heddle_policy::problems::Problem> {
+        Vec::new()
+    }
     fn events(&self) -> broadcast::Receiver<Arc<str>> {
         self.0.events.subscribe()
     }

@@ -21,7 +21,7 @@ const WORKERS: std::ops::RangeInclusive<u64> = 1..=attach::WORKERS as u64;
 /// A map of 16 million places takes gigabytes.
 const PLACES: std::ops::RangeInclusive<u64> = 1..=16_777_216;
 /// Maps whose size depends on the cluster or on the traffic.
-pub(super) const SIZED: [&str; 16] = [
+pub(super) const SIZED: [&str; 15] = [
     policy::maps::WORKLOADS,
     policy::maps::PORTS,
     policy::maps::ALLOWS,
@@ -33,7 +33,6 @@ pub(super) const SIZED: [&str; 16] = [
     attach::maps::LISTENING,
     attach::maps::LISTENING_SOCKETS,
     flows::maps::PROXIED,
-    flows::maps::DIRECT_HALF_OPEN,
     flows::maps::DIRECT_FLOWS,
     flows::maps::HOPS,
     flows::maps::UDP_FLOWS,

@@ -42,7 +42,7 @@ pub fn heddle_from_pod(ctx: TcContext) -> i32 {
     let Some(veth) = veth(&ctx) else {
         return DROP;
     };
-    let mut packet = Packet::default();
+    let mut packet = Packet::unread();
     let judgement = match packet::parse(&ctx, &mut packet) {
         Err(reason) => Judgement::Drop(reason, 0),
         Ok(()) => from_pod(&ctx, veth, &packet),
@@ -55,7 +55,7 @@ pub fn heddle_to_pod(ctx: TcContext) -> i32 {
     let Some(veth) = veth(&ctx) else {
         return DROP;
     };
-    let mut packet = Packet::default();
+    let mut packet = Packet::unread();
     let judgement = match packet::parse(&ctx, &mut packet) {
         Err(reason) => Judgement::Drop(reason, 0),
         Ok(()) => to_pod(&ctx, veth, &packet),
@@ -105,7 +105,7 @@ fn to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     if source.is_loopback() || *source == veth.v4 || *source == veth.v6 {
         return Judgement::Drop(Reason::Spoofed, 0);
     }
-    if entered_elsewhere(entered(ctx), source) {
+    if !by_its_own_veth(entered(ctx), source) && entered_elsewhere(entered(ctx), source) {
         return Judgement::Drop(Reason::Spoofed, 0);
     }
     match packet.protocol {
@@ -120,6 +120,16 @@ fn to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
 #[inline(always)]
 fn entered(ctx: &TcContext) -> u32 {
     unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ingress_ifindex) }
+}
+
+/// Whether `entered` is a guarded veth and `address` its pod's.
+#[inline(always)]
+fn by_its_own_veth(entered: u32, address: &Address) -> bool {
+    // SAFETY: entries are written whole before a program is attached.
+    match unsafe { maps::VETHS.get(&entered) } {
+        Some(veth) => (*address == veth.v4 || *address == veth.v6) && !address.is_unspecified(),
+        None => false,
+    }
 }
 
 /// Whether `address` is a local pod's and `entered` is not that pod's veth.
@@ -196,9 +206,13 @@ fn told(hook: Hook, netns: u64, length: u32, packet: &Packet, verdict: &Verdict)
 /// The packet's tuple as the flow that it belongs to was registered, for either direction.
 #[inline(always)]
 pub fn same(mark: &DirectMark, tuple: &Tuple) -> bool {
+    let of = &mark.tuple;
     if mark.role == heddle_ebpf::flows::ROLE_SERVER {
-        mark.tuple == tuple.reversed()
+        of.source_port == tuple.destination_port
+            && of.destination_port == tuple.source_port
+            && of.source == tuple.destination
+            && of.destination == tuple.source
     } else {
-        mark.tuple == *tuple
+        *of == *tuple
     }
 }

@@ -18,7 +18,7 @@ use super::{
     packet::{ACK, Packet, RST, SYN},
     rejudge, same,
 };
-use crate::{maps, tables::KernelTables};
+use crate::{context::direct_opening, maps, tables::KernelTables};
 
 const SOCK_STREAM: u32 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -28,9 +28,6 @@ const SECOND_NS: u64 = 1_000_000_000;
 pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
     if let Some(socket) = full_socket(ctx) {
         let stream = unsafe { core::ptr::read_volatile(&raw const (*socket).type_) } == SOCK_STREAM;
-        if stream && maps::AGENT_MARKS.get(socket.cast()).is_some() {
-            return Judgement::Pass;
-        }
         if stream
             && let Some(mark) = maps::DIRECT_MARKS.get(socket.cast())
             && same(mark, &packet.tuple)
@@ -50,9 +47,12 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
             }
             return Judgement::Drop(Reason::Revoked, verdict.rule);
         }
+        if stream && maps::AGENT_MARKS.get(socket.cast()).is_some() {
+            return Judgement::Pass;
+        }
     }
     let listener = listener(ctx);
-    if listener == Listener::Agents || maps::DIRECT_HALF_OPEN.get_ptr(&packet.tuple.reversed()).is_some() {
+    if listener == Listener::Agents || direct_opening(&packet.tuple.reversed()) {
         // A SYN-ACK of the agent's, or of an application to a registered client.
         if packet.payload == 0 {
             return Judgement::Pass;

@@ -8,7 +8,7 @@ use std::{
 
 use heddle_ebpf::flows::Event;
 use heddle_identity::{Store, keep_renewed};
-use heddle_policy::{Compiled, WorkloadInfo};
+use heddle_policy::{Compiled, WorkloadInfo, problems::Problem};
 use miette::miette;
 use tokio::{
     sync::{RwLock, broadcast, watch},
@@ -21,7 +21,7 @@ use super::{
     enforcer::KernelTables,
     listening::by_worker,
     names::KnownNames,
-    open::Wired,
+    open::{Wired, kept_size},
     pods::{Entry, Pods},
     policy::SnapshotPolicy,
     readings::NodeReadings,
@@ -479,6 +479,10 @@ impl Node for Running {
                 }
             })
             .collect()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        self.capture.kernel().kept_sizes().iter().map(kept_size).collect()
     }
 
     fn events(&self) -> broadcast::Receiver<Arc<str>> {

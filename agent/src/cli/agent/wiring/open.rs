@@ -11,11 +11,12 @@ use heddle_ebpf::attach::Limits;
 use heddle_identity::{
     Authority, AuthoritySettings, RenewalSettings, Store, TlsSettings, Trust, names::IdentityNaming,
 };
+use heddle_policy::problems::{Origin, Problem, Severity};
 use miette::miette;
 
 use super::super::Failure;
 use crate::{
-    capture::{Capture, Kernel, KernelOptions, trial},
+    capture::{Capture, KeptSize, Kernel, KernelOptions, trial},
     cli::config::{Ca, Config, Place},
 };
 
@@ -75,6 +76,10 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
     can_run_here()?;
     let kernel = Kernel::load(&options).map_err(|error| failed(&error))?;
     tracing::info!(pins = %kernel.pinned_at().display(), adopted = kernel.adopted(), "kernel programs are in force");
+    for kept in kernel.kept_sizes() {
+        let problem = kept_size(kept);
+        tracing::warn!(field = problem.field, remedy = problem.remedy, "{}", problem.reason);
+    }
     let capture = Capture::new(kernel, config.workers).map_err(|error| failed(&error))?;
     let generation = capture.generation().map_err(|error| failed(&error))?;
     Ok(Wired {
@@ -102,6 +107,15 @@ fn can_run_here() -> Result<(), Failure> {
         "this kernel lacks what enforcement needs, nothing was attached:\n  {}",
         lacking.join("\n  ")
     ))
+}
+
+/// A size that the configuration asks for and the kernel cannot give.
+pub(super) fn kept_size(kept: &KeptSize) -> Problem {
+    let KeptSize { map, asked, has } = kept;
+    let reason = format!("asks for {asked} places; the map is pinned already, has {has} and keeps them");
+    Problem::new(Severity::Warning, &Origin::default(), reason)
+        .field(format!("capacity.{map}"), 0)
+        .remedy("stop the agent, take its capture away with `heddle release`, start it and attach the pods again; or take the field out")
 }
 
 /// Takes down what no pin holds: below 6.6 the guard is a filter of the interface. Says what was removed.
