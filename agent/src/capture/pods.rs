@@ -109,7 +109,6 @@ struct Inner {
     watches: BTreeMap<u64, Watch>,
     early: EarlyListeners,
     sweeps: u64,
-    publication: Publication,
     flows: DirectFlows,
     /// Ports on which nobody listened when it was looked last.
     closed_ports: HashSet<ListeningKey>,
@@ -121,6 +120,8 @@ pub struct Capture {
     home: Namespace,
     workers: u32,
     marks: Marks,
+    /// Beside the rest: it waits for grace periods, and a pod's `bind()` that waits for the agent would be waited for.
+    publication: Mutex<Publication>,
     inner: Mutex<Inner>,
 }
 
@@ -146,7 +147,6 @@ impl Capture {
             watches: BTreeMap::new(),
             early: EarlyListeners::open(pins)?,
             sweeps: 0,
-            publication: Publication::open(&kernel)?,
             flows: DirectFlows::open(&kernel)?,
             closed_ports: HashSet::new(),
         };
@@ -155,6 +155,7 @@ impl Capture {
             home: Namespace::own()?,
             workers: workers.clamp(1, WORKERS),
             marks,
+            publication: Mutex::new(Publication::open(&kernel)?),
             inner: Mutex::new(inner),
             kernel,
         }))
@@ -183,7 +184,7 @@ impl Capture {
     /// # Errors
     /// When the map cannot be read.
     pub fn generation(&self) -> Result<u64, CaptureError> {
-        self.lock().publication.generation()
+        self.publication().generation()
     }
 
     /// Puts tables in force. Live `direct` connections are judged again by [`Self::end_revoked`].
@@ -191,7 +192,7 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses; the generation before stays in force.
     pub fn publish(&self, tables: &TableSet, generation: u64) -> Result<TableRows, CaptureError> {
-        self.lock().publication.publish(tables, generation)
+        self.publication().publish(tables, generation)
     }
 
     /// Ends live `direct` connections that the tables in force no longer allow; returns the ends of those flows.
@@ -465,6 +466,10 @@ impl Capture {
         tell: impl FnMut(Option<&[u8]>) -> bool + Send + 'static,
     ) -> Result<(), CaptureError> {
         events::follow(&self.kernel, tell)
+    }
+
+    fn publication(&self) -> MutexGuard<'_, Publication> {
+        self.publication.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -146,7 +146,8 @@ impl Capture {
     /// # Errors
     /// When the grace period cannot be waited for.
     pub fn forget_closed_ports(&self) -> Result<usize, CaptureError> {
-        let inner = &mut *self.lock();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
         let closed: HashSet<ListeningKey> = inner
             .maps
             .listening
@@ -165,9 +166,12 @@ impl Capture {
             let _ = inner.maps.listening.remove(key);
         }
         // A program that had found the row counts a new socket in a row that is none any more. It noted the socket
-        // before; when it has ended, what it noted is counted again.
+        // before; when it has ended, what it noted is counted again. Not under the lock: the program that is waited for
+        // may be a `bind()` that waits for the agent to give way.
+        drop(guard);
         syscalls::grace_period()
             .map_err(CaptureError::system("waiting for programs to leave the old rows"))?;
+        let inner = &mut *self.lock();
         let gone: HashSet<ListeningKey> = still.iter().copied().collect();
         let mut counts = std::collections::HashMap::<ListeningKey, u64>::new();
         for (_, key) in inner.maps.listening_sockets.iter().flatten().filter(|(_, key)| gone.contains(key)) {
