@@ -11,9 +11,10 @@ use heddle_ebpf::{
 use super::super::error::CaptureError;
 use super::super::pod::CapturedPod;
 use super::super::programs;
+use super::super::rows::Maps;
 use super::super::sock_diag;
 use super::super::syscalls;
-use super::{Capture, Inner, Maps, guarded};
+use super::{Capture, Inner, guarded};
 
 /// A pod whose capture or guard somebody took away.
 #[derive(Clone, Debug)]
