@@ -19,6 +19,9 @@ mod object;
 mod pod;
 mod pods;
 mod programs;
+mod release;
+mod request;
+mod rows;
 mod sock_diag;
 mod sockets;
 mod syscalls;
@@ -37,7 +40,9 @@ pub use self::{
     listeners::PodListener,
     namespace::Namespace,
     pod::CapturedPod,
-    pods::{AttachRefusal, AttachRequest, Attachment, Capture, release_guards, upkeep::Repair},
+    pods::{Capture, upkeep::Repair},
+    release::release_guards,
+    request::{AttachRefusal, AttachRequest, Attachment},
     sockets::{OriginalDestination, PodSockets},
     tables::{Publication, TableRows},
 };

@@ -1,5 +1,7 @@
 //! Which pods are captured: the way in, the way out, and the way back after a restart.
 
+mod give_way;
+mod sweep;
 pub(super) mod upkeep;
 
 use std::{
@@ -9,14 +11,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use aya::{
-    Ebpf,
-    maps::{HashMap, MapData, SockMap},
-};
+use aya::Ebpf;
 use heddle_ebpf::{
     Address,
-    attach::{ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth, WORKERS, maps, slot},
-    flows::{BareSegments, maps as flow_maps},
+    attach::{ListeningKey, Pod, SLOTS_PER_POD, Veth, WORKERS, maps, slot},
     text,
 };
 use heddle_policy::tables::TableSet;
@@ -28,80 +26,17 @@ use super::{
     events,
     flows::{DirectFlows, EndedFlow},
     kernel::Kernel,
-    links::{self, Interface},
+    links::Interface,
     listeners::{self, PodListener},
-    maps::Pins,
     namespace::Namespace,
     pod::{CapturedPod, string},
     programs,
+    request::{AttachRefusal, AttachRequest, Attachment},
+    rows::{Maps, address, free_slot, interfaces_of, occupied, remove_rows},
     sockets::{Marks, PodSockets},
     tables::{Publication, TableRows},
     ways::{Watch, ways_out},
 };
-
-/// Every so many sweeps it is looked which listeners from before a capture are left.
-const SWEEPS_A_LOOK: u64 = 8;
-
-/// A pod that asks to be captured, as the cluster knows it.
-#[derive(Clone, Debug)]
-pub struct AttachRequest {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// The digest of its UID that the tables bear.
-    pub uid: u64,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// Ports that it declares, which no listener takes.
-    pub ports: HashSet<u16>,
-    /// Where its network namespace is.
-    pub netns: PathBuf,
-}
-
-/// Why a pod is not captured.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum AttachRefusal {
-    #[error("{0} is no network namespace that can be entered: {1}")]
-    NoNamespace(PathBuf, CaptureError),
-    #[error("{0} is the host's own network namespace")]
-    HostNamespace(PathBuf),
-    #[error("{path} is already attached to pod {pod}")]
-    OtherPod { path: PathBuf, pod: String },
-    #[error("pod {pod} is already attached with another network namespace, {path}")]
-    OtherNamespace { pod: String, path: PathBuf },
-    #[error("the namespace has the addresses {found:?}, the pod has {expected:?}")]
-    Addresses { found: Vec<IpAddr>, expected: Vec<IpAddr> },
-    #[error("interface {0} leads out of the pod past any veth of this host, where nothing could guard it")]
-    Interface(String),
-    #[error("the namespace has no veth whose other end is in the agent's network namespace")]
-    NoVeth,
-    #[error("this node holds {MAX_PODS} captured pods, which is all it can")]
-    Full,
-    #[error(transparent)]
-    Kernel(#[from] CaptureError),
-}
-
-/// A fresh capture, with the sockets on which the data plane accepts.
-#[derive(Debug)]
-pub struct Attachment {
-    /// The pod.
-    pub pod: CapturedPod,
-    /// Its listeners; empty when the pod was captured before.
-    pub listeners: Vec<PodListener>,
-}
-
-struct Maps {
-    pods: HashMap<MapData, u64, Pod>,
-    addresses: HashMap<MapData, Address, u64>,
-    veths: HashMap<MapData, u32, Veth>,
-    listeners: SockMap<MapData>,
-    listener_ports: HashMap<MapData, ListeningKey, u32>,
-    listening: HashMap<MapData, ListeningKey, u64>,
-    listening_sockets: HashMap<MapData, u64, ListeningKey>,
-    bare_segments: HashMap<MapData, u32, BareSegments>,
-}
 
 struct Inner {
     maps: Maps,
@@ -109,7 +44,6 @@ struct Inner {
     watches: BTreeMap<u64, Watch>,
     early: EarlyListeners,
     sweeps: u64,
-    publication: Publication,
     flows: DirectFlows,
     /// Ports on which nobody listened when it was looked last.
     closed_ports: HashSet<ListeningKey>,
@@ -121,6 +55,8 @@ pub struct Capture {
     home: Namespace,
     workers: u32,
     marks: Marks,
+    /// Beside the rest: it waits for grace periods, and a pod's `bind()` that waits for the agent would be waited for.
+    publication: Mutex<Publication>,
     inner: Mutex<Inner>,
 }
 
@@ -132,21 +68,11 @@ impl Capture {
     pub fn new(kernel: Kernel, workers: u32) -> Result<Arc<Self>, CaptureError> {
         let pins = &kernel.pins;
         let inner = Inner {
-            maps: Maps {
-                pods: pins.hash(maps::PODS)?,
-                addresses: pins.hash(maps::POD_ADDRESSES)?,
-                veths: pins.hash(maps::VETHS)?,
-                listeners: pins.sockets(maps::LISTENERS)?,
-                listener_ports: pins.hash(maps::LISTENER_PORTS)?,
-                listening: pins.hash(maps::LISTENING)?,
-                listening_sockets: pins.hash(maps::LISTENING_SOCKETS)?,
-                bare_segments: pins.hash(flow_maps::BARE_SEGMENTS)?,
-            },
+            maps: Maps::open(pins)?,
             pods: BTreeMap::new(),
             watches: BTreeMap::new(),
             early: EarlyListeners::open(pins)?,
             sweeps: 0,
-            publication: Publication::open(&kernel)?,
             flows: DirectFlows::open(&kernel)?,
             closed_ports: HashSet::new(),
         };
@@ -155,6 +81,7 @@ impl Capture {
             home: Namespace::own()?,
             workers: workers.clamp(1, WORKERS),
             marks,
+            publication: Mutex::new(Publication::open(&kernel)?),
             inner: Mutex::new(inner),
             kernel,
         }))
@@ -183,7 +110,7 @@ impl Capture {
     /// # Errors
     /// When the map cannot be read.
     pub fn generation(&self) -> Result<u64, CaptureError> {
-        self.lock().publication.generation()
+        self.publication().generation()
     }
 
     /// Puts tables in force. Live `direct` connections are judged again by [`Self::end_revoked`].
@@ -191,7 +118,7 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses; the generation before stays in force.
     pub fn publish(&self, tables: &TableSet, generation: u64) -> Result<TableRows, CaptureError> {
-        self.lock().publication.publish(tables, generation)
+        self.publication().publish(tables, generation)
     }
 
     /// Ends live `direct` connections that the tables in force no longer allow; returns the ends of those flows.
@@ -243,7 +170,8 @@ impl Capture {
             let cookie = known.namespace.cookie();
             self.forget(inner, cookie);
         }
-        let first_slot = free_slot(inner).ok_or(AttachRefusal::Full)?;
+        let first_slot = free_slot(&inner.maps, inner.pods.values().map(|pod| pod.row.first_slot))
+            .ok_or(AttachRefusal::Full)?;
         let row = Pod {
             uid: request.uid,
             v4: address(&request.addresses, IpAddr::is_ipv4),
@@ -310,98 +238,6 @@ impl Capture {
         true
     }
 
-    /// Takes away the capture of pods whose namespace's path leads elsewhere now; returns them. Guards what leads out
-    /// of the others since it was last called.
-    pub fn sweep(&self) -> Vec<CapturedPod> {
-        let inner = &mut *self.lock();
-        let gone: Vec<CapturedPod> =
-            inner.pods.values().filter(|pod| !pod.namespace.still_there()).cloned().collect();
-        for pod in &gone {
-            self.forget(inner, pod.namespace.cookie());
-        }
-        if !gone.is_empty() {
-            self.end_flows_to_the_gone(inner);
-        }
-        let changed: Vec<u64> = inner
-            .watches
-            .iter_mut()
-            .filter_map(|(cookie, watch)| watch.changed().then_some(*cookie))
-            .collect();
-        for cookie in changed {
-            self.guard_new_ways(inner, cookie);
-        }
-        inner.sweeps += 1;
-        if inner.sweeps.is_multiple_of(SWEEPS_A_LOOK) {
-            let Inner { pods, early, .. } = inner;
-            for pod in pods.values() {
-                if !early.any(pod.namespace.cookie()) {
-                    continue;
-                }
-                if let Err(error) = early.look_again(&pod.namespace) {
-                    tracing::warn!(pod = pod.name(), %error, "it is not known which ports are still listened on");
-                }
-            }
-        }
-        gone
-    }
-
-    /// Guards interfaces that a captured pod was given, and forgets those that were taken from it. What cannot be
-    /// guarded is told by [`Self::verify`].
-    fn guard_new_ways(&self, inner: &mut Inner, cookie: u64) {
-        let Inner { maps, pods, watches, .. } = inner;
-        let (Some(pod), Some(watch)) = (pods.get_mut(&cookie), watches.get_mut(&cookie)) else {
-            return;
-        };
-        let name = pod.name();
-        let ways = match ways_out(&pod.namespace, &self.home) {
-            Ok(ways) => ways,
-            Err(error) => {
-                tracing::error!(pod = name, %error, "the pod's interfaces have changed and cannot be listed");
-                watch.again = true;
-                return;
-            }
-        };
-        watch.unguarded = ways
-            .unguarded
-            .iter()
-            .map(|interface| AttachRefusal::Interface(interface.clone()).to_string())
-            .collect();
-        let mut ebpf = self.kernel.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        for pair in &ways.pairs {
-            let host = &pair.1;
-            if pod.interfaces.iter().any(|(index, _)| *index == host.index) {
-                continue;
-            }
-            match self.guard(maps, &mut ebpf, cookie, &pod.row, pair) {
-                Ok(()) => {
-                    tracing::warn!(
-                        pod = name,
-                        interface = host.name,
-                        "the pod was given another interface: guarded"
-                    );
-                    pod.interfaces.push((host.index, host.name.clone()));
-                }
-                Err(error) => {
-                    watch.unguarded.push(format!("interface {} cannot be guarded: {error}", host.name));
-                    watch.again = true;
-                }
-            }
-        }
-        for problem in &watch.unguarded {
-            tracing::error!(pod = name, problem, "a way out of the pod is not guarded");
-        }
-        // The first stays, and its absence is told: it is the pod's own.
-        let gone = |index: &u32| !ways.pairs.iter().any(|(_, host)| host.index == *index);
-        for (index, _) in pod.interfaces.iter().skip(1).filter(|(index, _)| gone(index)) {
-            for pin in self.guard_pins(*index) {
-                let _ = std::fs::remove_file(pin);
-            }
-            let _ = maps.veths.remove(index);
-        }
-        let own = pod.row.ifindex;
-        pod.interfaces.retain(|(index, _)| *index == own || !gone(index));
-    }
-
     /// Puts the guard on the host's end of one of a pod's veths.
     fn guard(
         &self,
@@ -425,37 +261,6 @@ impl Capture {
         }
     }
 
-    /// Opens a captured pod's listeners anew, on other ports: an application wants one of those that they occupy.
-    /// The data plane must close the old ones before it tells [`Self::gave_way`].
-    ///
-    /// # Errors
-    /// When no port is free.
-    pub fn move_listeners(&self, cookie: u64, wanted: u16) -> Result<Option<Attachment>, CaptureError> {
-        let inner = &mut *self.lock();
-        let Some(pod) = inner.pods.get(&cookie).cloned() else {
-            return Ok(None);
-        };
-        let mut taken: HashSet<u16> = occupied(&inner.maps, cookie);
-        // An application that goes through a range should not meet the agent again on its next step.
-        taken.extend((0..256).filter_map(|step| wanted.checked_add(step)));
-        let listeners = self.listen(inner, &pod, &taken)?;
-        Ok(Some(Attachment { pod, listeners }))
-    }
-
-    /// The old listeners are closed: lets the application that waits in `bind()` go on.
-    pub fn gave_way(&self, cookie: u64, kept: &HashSet<u16>) {
-        let inner = &mut *self.lock();
-        for port in occupied(&inner.maps, cookie) {
-            if !kept.contains(&port) {
-                let _ = inner.maps.listener_ports.remove(&ListeningKey {
-                    netns: cookie,
-                    port: port.into(),
-                    early: 0,
-                });
-            }
-        }
-    }
-
     /// Reads what the programs tell on a thread of its own: each event's bytes, and `None` whenever it has read all.
     ///
     /// # Errors
@@ -465,6 +270,10 @@ impl Capture {
         tell: impl FnMut(Option<&[u8]>) -> bool + Send + 'static,
     ) -> Result<(), CaptureError> {
         events::follow(&self.kernel, tell)
+    }
+
+    fn publication(&self) -> MutexGuard<'_, Publication> {
+        self.publication.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -640,51 +449,6 @@ impl Capture {
     }
 }
 
-fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
-    for address in addresses {
-        if maps.addresses.get(address, 0).is_ok_and(|owner| owner == cookie) {
-            let _ = maps.addresses.remove(address);
-        }
-    }
-    let _ = maps.pods.remove(&cookie);
-    for index in interfaces_of(maps, cookie) {
-        let _ = maps.veths.remove(&index);
-    }
-    for port in occupied(maps, cookie) {
-        let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), early: 0 });
-    }
-    let counted: Vec<ListeningKey> =
-        maps.listening.keys().flatten().filter(|key| key.netns == cookie).collect();
-    for key in counted {
-        let _ = maps.listening.remove(&key);
-    }
-    let sockets: Vec<u64> = maps
-        .listening_sockets
-        .iter()
-        .flatten()
-        .filter(|(_, key)| key.netns == cookie)
-        .map(|(socket, _)| socket)
-        .collect();
-    for socket in sockets {
-        let _ = maps.listening_sockets.remove(&socket);
-    }
-}
-
-/// The host's interfaces that lead into the namespace.
-fn interfaces_of(maps: &Maps, cookie: u64) -> Vec<u32> {
-    maps.veths.iter().flatten().filter(|(_, veth)| veth.netns == cookie).map(|(index, _)| index).collect()
-}
-
-/// The ports that the agent's listeners have in the namespace.
-fn occupied(maps: &Maps, cookie: u64) -> HashSet<u16> {
-    maps.listener_ports
-        .keys()
-        .flatten()
-        .filter(|key| key.netns == cookie)
-        .filter_map(|key| u16::try_from(key.port).ok())
-        .collect()
-}
-
 /// The namespace's ways out, each with its end on the host, the one with the pod's addresses first. A pod that is
 /// `known` may have been given more interfaces and addresses since: they are guarded like the first.
 fn guarded(
@@ -704,39 +468,4 @@ fn guarded(
         return Err(AttachRefusal::Addresses { found: ways.addresses, expected: addresses.to_vec() });
     }
     if ways.own_first(&expected) { Ok(ways.pairs) } else { Err(AttachRefusal::NoVeth) }
-}
-
-/// The first slots that no pod has, nor one of an earlier agent's that could not be adopted.
-fn free_slot(inner: &Inner) -> Option<u32> {
-    let pinned = inner.maps.pods.iter().flatten().map(|(_, row)| row.first_slot);
-    let used: HashSet<u32> = inner.pods.values().map(|pod| pod.row.first_slot).chain(pinned).collect();
-    (0..MAX_PODS).map(|number| number * SLOTS_PER_POD).find(|first| !used.contains(first))
-}
-
-fn address(addresses: &[IpAddr], family: impl Fn(&IpAddr) -> bool) -> Address {
-    addresses.iter().find(|ip| family(ip)).map_or(Address::UNSPECIFIED, |ip| Address::from(*ip))
-}
-
-/// Takes off the interfaces what no pin holds: below 6.6 the guard is a filter of the interface. Says what it removed.
-///
-/// # Errors
-/// When the pinned pods cannot be read, or the host's interfaces.
-pub fn release_guards(bpffs: &Path) -> Result<Vec<String>, CaptureError> {
-    let pins = Pins::new(Kernel::version_directory(bpffs).join("maps"));
-    if !pins.path(maps::VETHS).exists() {
-        return Ok(Vec::new());
-    }
-    let veths = pins.hash::<u32, Veth>(maps::VETHS)?;
-    let home = Namespace::own()?;
-    let interfaces =
-        links::interfaces(&home).map_err(CaptureError::system("listing the host's interfaces"))?;
-    let mut removed = Vec::new();
-    for index in veths.keys().flatten() {
-        if let Some(interface) = interfaces.iter().find(|interface| interface.index == index)
-            && programs::detach_guard(&interface.name)
-        {
-            removed.push(format!("the guard on {}", interface.name));
-        }
-    }
-    Ok(removed)
 }

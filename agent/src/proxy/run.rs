@@ -57,18 +57,17 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Comma
     while let Some(command) = commands.recv().await {
         match command {
             Command::Attach { pod, outbound, inbound, done } => {
-                let started = start(&worker, pod, outbound, inbound);
-                let result = started.map(|new| {
-                    for old in listeners.insert(pod, new).unwrap_or_default() {
-                        old.abort();
+                let result = match start(&worker, pod, outbound, inbound) {
+                    Ok(new) => {
+                        close(listeners.insert(pod, new)).await;
+                        Ok(())
                     }
-                });
+                    Err(error) => Err(error),
+                };
                 drop(done.send(result));
             }
             Command::Detach { pod, done } => {
-                for listener in listeners.remove(&pod).unwrap_or_default() {
-                    listener.abort();
-                }
+                close(listeners.remove(&pod)).await;
                 worker.pool.forget(pod);
                 worker.registry.end(Some(pod));
                 // Whoever asked may have gone.
@@ -99,6 +98,16 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Comma
     }
     clock.abort();
     judge.abort();
+}
+
+/// Closes listeners: their ports are free when it returns. To abort a task only asks it to end.
+async fn close(listeners: Option<Vec<JoinHandle<()>>>) {
+    let listeners = listeners.unwrap_or_default();
+    listeners.iter().for_each(JoinHandle::abort);
+    for listener in listeners {
+        // It was cancelled: that is no news.
+        drop(listener.await);
+    }
 }
 
 /// The worker's clock, and its sign of life.

@@ -121,10 +121,15 @@ impl Workers {
         if workers.len() != self.running.len() {
             return Err(AttachError::Count { given: workers.len(), workers: self.running.len() });
         }
-        for (index, (worker, listeners)) in self.running.iter().zip(workers).enumerate() {
+        // All are told before any is waited for: an application may wait in `bind()` for the slowest of them.
+        let mut answers = Vec::with_capacity(workers.len());
+        for (worker, listeners) in self.running.iter().zip(workers) {
             let (done, answer) = oneshot::channel();
             let WorkerListeners { outbound, inbound } = listeners;
             drop(worker.commands.send(Command::Attach { pod, outbound, inbound, done }));
+            answers.push(answer);
+        }
+        for (index, answer) in answers.into_iter().enumerate() {
             let result = match answer.await {
                 Ok(result) => result.map_err(AttachError::from),
                 Err(_) => Err(AttachError::Ended(index)),

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_netns_cookie, generated::bpf_loop},
+    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns, generated::bpf_loop},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -21,8 +21,16 @@ use crate::{
 };
 
 const ALLOW: i32 = 1;
-/// Looks at the map this often before it lets the call fail as it would: a few tens of milliseconds.
+/// Looks at the map this often at most, and for this long, before it lets the call fail as it would. The processor and
+/// the kernel's grace periods wait for it.
 const LOOKS: u32 = 1 << 23;
+const PATIENCE_NS: u64 = 1_000_000_000;
+
+/// What is waited for.
+struct Wanted {
+    key: ListeningKey,
+    until: u64,
+}
 
 #[cgroup_sock_addr(bind4)]
 pub fn heddle_bind4(ctx: SockAddrContext) -> i32 {
@@ -68,14 +76,15 @@ fn give_way(ctx: &SockAddrContext, address: &Address) -> i32 {
     };
     // An event wakes the agent, which closes that listener and takes the entry away.
     report(&subject, &Verdict::refuse(Reason::Agent, 0));
-    let mut wanted = key;
+    // SAFETY: a helper without conditions.
+    let mut wanted = Wanted { key, until: unsafe { bpf_ktime_get_ns() } + PATIENCE_NS };
     unsafe { bpf_loop(LOOKS, occupied as *mut core::ffi::c_void, (&raw mut wanted).cast(), 0) };
     ALLOW
 }
 
 /// One look: 0 goes on, 1 ends the loop.
-extern "C" fn occupied(_look: u64, key: *mut core::ffi::c_void) -> i64 {
-    // SAFETY: the key that `give_way` lent to the loop.
-    let key = unsafe { &*key.cast::<ListeningKey>() };
-    if maps::LISTENER_PORTS.get_ptr(key).is_some() { 0 } else { 1 }
+extern "C" fn occupied(_look: u64, wanted: *mut core::ffi::c_void) -> i64 {
+    // SAFETY: what `give_way` lent to the loop; and a helper without conditions.
+    let (wanted, now) = unsafe { (&*wanted.cast::<Wanted>(), bpf_ktime_get_ns()) };
+    if maps::LISTENER_PORTS.get_ptr(&wanted.key).is_some() && now < wanted.until { 0 } else { 1 }
 }

@@ -11,9 +11,10 @@ use heddle_ebpf::{
 use super::super::error::CaptureError;
 use super::super::pod::CapturedPod;
 use super::super::programs;
+use super::super::rows::Maps;
 use super::super::sock_diag;
 use super::super::syscalls;
-use super::{Capture, Inner, Maps, guarded};
+use super::{Capture, Inner, guarded};
 
 /// A pod whose capture or guard somebody took away.
 #[derive(Clone, Debug)]
@@ -146,7 +147,8 @@ impl Capture {
     /// # Errors
     /// When the grace period cannot be waited for.
     pub fn forget_closed_ports(&self) -> Result<usize, CaptureError> {
-        let inner = &mut *self.lock();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
         let closed: HashSet<ListeningKey> = inner
             .maps
             .listening
@@ -165,9 +167,12 @@ impl Capture {
             let _ = inner.maps.listening.remove(key);
         }
         // A program that had found the row counts a new socket in a row that is none any more. It noted the socket
-        // before; when it has ended, what it noted is counted again.
+        // before; when it has ended, what it noted is counted again. Not under the lock: the program that is waited for
+        // may be a `bind()` that waits for the agent to give way.
+        drop(guard);
         syscalls::grace_period()
             .map_err(CaptureError::system("waiting for programs to leave the old rows"))?;
+        let inner = &mut *self.lock();
         let gone: HashSet<ListeningKey> = still.iter().copied().collect();
         let mut counts = std::collections::HashMap::<ListeningKey, u64>::new();
         for (_, key) in inner.maps.listening_sockets.iter().flatten().filter(|(_, key)| gone.contains(key)) {

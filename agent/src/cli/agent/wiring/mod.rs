@@ -1,5 +1,6 @@
 //! Where the rooms are wired together: the one place that names capture, proxy, observe and identity at once.
 
+mod chores;
 mod credentials;
 mod enforcer;
 mod listening;
@@ -10,6 +11,7 @@ mod pods;
 mod policy;
 mod readings;
 mod recorder;
+mod refusal;
 mod sockets;
 mod upkeep;
 

@@ -1,7 +1,6 @@
 //! A node's data plane: capture, proxy and observe at work together.
 
 use std::{
-    collections::HashSet,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
     time::{Duration, Instant, SystemTime},
 };
@@ -17,6 +16,7 @@ use tokio::{
 
 use super::{
     super::{Failure, Node, Opened},
+    chores::{give_way, judge_again, liveness, sweep, tell},
     credentials::PodCredentials,
     enforcer::KernelTables,
     listening::by_worker,
@@ -26,15 +26,16 @@ use super::{
     policy::SnapshotPolicy,
     readings::NodeReadings,
     recorder::Told,
+    refusal::attach_error,
     sockets::CapturedSockets,
     upkeep::{Repairs, look_after},
 };
 use crate::{
-    capture::{AttachRefusal, Attachment, Capture, Heartbeat},
+    capture::{Attachment, Capture, Heartbeat},
     cli::door::{AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus},
     cluster::snapshot::{Enforcer, SnapshotReader},
     observe::{
-        events::{Events, Told as Heard, monotonic_epoch},
+        events::{Events, monotonic_epoch},
         metrics::Metrics,
     },
     proxy::{
@@ -47,11 +48,6 @@ use crate::{
 const EVENTS: usize = 4096;
 /// How long attaching waits for the pod's first certificate; without one its connections are refused, and told.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(2);
-/// How often it is looked whether captured pods' namespaces are still there.
-const SWEEP: Duration = Duration::from_millis(250);
-/// After how long without progress a worker hangs.
-const HANGS: Duration = Duration::from_secs(1);
-
 pub(in super::super) struct Running {
     pods: Arc<Pods>,
     capture: Arc<Capture>,
@@ -233,119 +229,6 @@ fn descriptors() -> u64 {
     }
 }
 
-/// Puts the pod's listeners on other ports, then lets the application that waits go on.
-async fn give_way(capture: &Capture, workers: &RwLock<Option<Workers>>, cookie: u64, port: u16) {
-    let moved = match capture.move_listeners(cookie, port) {
-        Ok(Some(moved)) => moved,
-        Ok(None) => return,
-        Err(error) => {
-            tracing::warn!(port, %error, "cannot give way to an application's bind");
-            return;
-        }
-    };
-    let kept: HashSet<u16> = moved
-        .listeners
-        .iter()
-        .filter_map(|listener| Some(listener.socket.local_addr().ok()?.port()))
-        .collect();
-    if let Some(workers) = workers.read().await.as_ref() {
-        let pod = PodId(cookie);
-        if let Err(error) = workers.attach(by_worker(pod, moved.listeners, workers.count())).await {
-            tracing::error!(pod = moved.pod.name(), %error, "the pod's listeners are lost: its connections are refused");
-        }
-    }
-    capture.gave_way(cookie, &kept);
-    tracing::info!(pod = moved.pod.name(), port, "gave way to an application");
-}
-
-/// Puts events into lines for the door.
-async fn tell(events: Arc<Events>, lines: broadcast::Sender<Arc<str>>) {
-    let mut listener = events.subscribe();
-    while let Some(heard) = listener.next().await {
-        let line = match heard {
-            Heard::Event(record) => serde_json::to_string(&*record),
-            Heard::Missed(count) => serde_json::to_string(&serde_json::json!({ "lost": count })),
-        };
-        match line {
-            // Nobody listening is no error.
-            Ok(line) => drop(lines.send(line.into())),
-            Err(error) => tracing::error!(%error, "an event cannot be written"),
-        }
-    }
-}
-
-/// After each change: live connections that the rules no longer allow end, those of the kernel's own here, those of
-/// the proxy by the number that it watches.
-async fn judge_again(
-    capture: Arc<Capture>,
-    rules: SnapshotReader<Compiled>,
-    changed: watch::Sender<u64>,
-    told: Arc<Told>,
-) {
-    let mut publications = rules.watch();
-    loop {
-        let generation = publications.borrow_and_update().proxy_generation;
-        changed.send_replace(generation);
-        let capture = Arc::clone(&capture);
-        match tokio::task::spawn_blocking(move || capture.end_revoked()).await {
-            Ok(Ok(ended)) => ended.iter().for_each(|ended| told.revoked(ended)),
-            Ok(Err(error)) => {
-                tracing::error!(%error, "live connections could not be judged again; the guard drops them")
-            }
-            Err(error) => tracing::error!(%error, "judging live connections failed within the agent"),
-        }
-        if publications.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Takes away what belongs to pods whose namespace is gone.
-async fn sweep(
-    capture: Arc<Capture>,
-    pods: Arc<Pods>,
-    metrics: Arc<Metrics>,
-    workers: Arc<RwLock<Option<Workers>>>,
-) {
-    loop {
-        tokio::time::sleep(SWEEP).await;
-        let sweeping = Arc::clone(&capture);
-        let Ok(gone) = tokio::task::spawn_blocking(move || sweeping.sweep()).await else { continue };
-        for pod in gone {
-            let (id, name) = (PodId(pod.namespace.cookie()), pod.name());
-            tracing::info!(%name, "its network namespace is gone: no longer captured");
-            pods.remove(id);
-            metrics.forget_pod(&name);
-            if let Some(workers) = workers.read().await.as_ref() {
-                workers.detach(id).await;
-            }
-        }
-    }
-}
-
-/// Whether every worker makes progress.
-fn liveness(workers: Arc<RwLock<Option<Workers>>>) -> impl FnMut() -> bool + Send + 'static {
-    let mut seen: Vec<(u64, Instant)> = Vec::new();
-    move || {
-        // While a pod is being attached the lock may be held: readers share it.
-        let Ok(workers) = workers.try_read() else { return true };
-        let Some(workers) = workers.as_ref() else { return false };
-        let now = Instant::now();
-        let beats = workers.beats();
-        seen.resize(beats.len(), (u64::MAX, now));
-        for (seen, beat) in seen.iter_mut().zip(beats) {
-            if seen.0 != beat {
-                *seen = (beat, now);
-            }
-        }
-        let alive = seen.iter().all(|(_, since)| now.duration_since(*since) < HANGS);
-        if !alive {
-            tracing::error!("a worker of the data plane hangs: the kernel refuses what it would carry");
-        }
-        alive
-    }
-}
-
 impl Opened for Wired {
     type Node = Running;
 
@@ -503,36 +386,4 @@ impl Node for Running {
             workers.drain(at_most).await;
         }
     }
-}
-
-fn attach_error(refusal: &AttachRefusal) -> AttachError {
-    let (code, field, remedy) = match refusal {
-        AttachRefusal::NoNamespace(..) => (
-            AttachErrorCode::NoNamespace,
-            "netns",
-            "name the pod's network namespace, such as /run/netns/NAME",
-        ),
-        AttachRefusal::HostNamespace(_) => (
-            AttachErrorCode::HostNamespace,
-            "netns",
-            "pods on the host's network have no identity and are not meshed",
-        ),
-        AttachRefusal::OtherPod { .. } => (AttachErrorCode::NamespaceTaken, "netns", "detach that pod first"),
-        AttachRefusal::OtherNamespace { .. } => {
-            (AttachErrorCode::PodTaken, "netns", "detach the pod first, if its old namespace is really gone")
-        }
-        AttachRefusal::Addresses { .. } => (
-            AttachErrorCode::AddressesDiffer,
-            "netns",
-            "attach the namespace whose addresses are the pod's; correct status.podIPs if they are wrong",
-        ),
-        AttachRefusal::Interface(_) | AttachRefusal::NoVeth => (
-            AttachErrorCode::NoVeth,
-            "netns",
-            "only pods whose every way out is a veth to this host can be guarded",
-        ),
-        AttachRefusal::Full => (AttachErrorCode::Full, "", "move pods to another node"),
-        AttachRefusal::Kernel(_) => (AttachErrorCode::Kernel, "", "`heddle check` says what this host lacks"),
-    };
-    AttachError::new(code, refusal.to_string()).field(field).remedy(remedy)
 }

@@ -1,0 +1,105 @@
+//! What changes by itself: namespaces that vanish, interfaces that come and go, listeners from before that close.
+
+use std::sync::PoisonError;
+
+use super::super::pod::CapturedPod;
+use super::super::request::AttachRefusal;
+use super::super::ways::ways_out;
+use super::{Capture, Inner};
+
+/// Every so many sweeps it is looked which listeners from before a capture are left.
+const SWEEPS_A_LOOK: u64 = 8;
+
+impl Capture {
+    /// Takes away the capture of pods whose namespace's path leads elsewhere now; returns them. Guards what leads out
+    /// of the others since it was last called.
+    pub fn sweep(&self) -> Vec<CapturedPod> {
+        let inner = &mut *self.lock();
+        let gone: Vec<CapturedPod> =
+            inner.pods.values().filter(|pod| !pod.namespace.still_there()).cloned().collect();
+        for pod in &gone {
+            self.forget(inner, pod.namespace.cookie());
+        }
+        if !gone.is_empty() {
+            self.end_flows_to_the_gone(inner);
+        }
+        let changed: Vec<u64> = inner
+            .watches
+            .iter_mut()
+            .filter_map(|(cookie, watch)| watch.changed().then_some(*cookie))
+            .collect();
+        for cookie in changed {
+            self.guard_new_ways(inner, cookie);
+        }
+        inner.sweeps += 1;
+        if inner.sweeps.is_multiple_of(SWEEPS_A_LOOK) {
+            let Inner { pods, early, .. } = inner;
+            for pod in pods.values() {
+                if !early.any(pod.namespace.cookie()) {
+                    continue;
+                }
+                if let Err(error) = early.look_again(&pod.namespace) {
+                    tracing::warn!(pod = pod.name(), %error, "it is not known which ports are still listened on");
+                }
+            }
+        }
+        gone
+    }
+
+    /// Guards interfaces that a captured pod was given, and forgets those that were taken from it. What cannot be
+    /// guarded is told by [`Self::verify`].
+    pub(super) fn guard_new_ways(&self, inner: &mut Inner, cookie: u64) {
+        let Inner { maps, pods, watches, .. } = inner;
+        let (Some(pod), Some(watch)) = (pods.get_mut(&cookie), watches.get_mut(&cookie)) else {
+            return;
+        };
+        let name = pod.name();
+        let ways = match ways_out(&pod.namespace, &self.home) {
+            Ok(ways) => ways,
+            Err(error) => {
+                tracing::error!(pod = name, %error, "the pod's interfaces have changed and cannot be listed");
+                watch.again = true;
+                return;
+            }
+        };
+        watch.unguarded = ways
+            .unguarded
+            .iter()
+            .map(|interface| AttachRefusal::Interface(interface.clone()).to_string())
+            .collect();
+        let mut ebpf = self.kernel.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        for pair in &ways.pairs {
+            let host = &pair.1;
+            if pod.interfaces.iter().any(|(index, _)| *index == host.index) {
+                continue;
+            }
+            match self.guard(maps, &mut ebpf, cookie, &pod.row, pair) {
+                Ok(()) => {
+                    tracing::warn!(
+                        pod = name,
+                        interface = host.name,
+                        "the pod was given another interface: guarded"
+                    );
+                    pod.interfaces.push((host.index, host.name.clone()));
+                }
+                Err(error) => {
+                    watch.unguarded.push(format!("interface {} cannot be guarded: {error}", host.name));
+                    watch.again = true;
+                }
+            }
+        }
+        for problem in &watch.unguarded {
+            tracing::error!(pod = name, problem, "a way out of the pod is not guarded");
+        }
+        // The first stays, and its absence is told: it is the pod's own.
+        let gone = |index: &u32| !ways.pairs.iter().any(|(_, host)| host.index == *index);
+        for (index, _) in pod.interfaces.iter().skip(1).filter(|(index, _)| gone(index)) {
+            for pin in self.guard_pins(*index) {
+                let _ = std::fs::remove_file(pin);
+            }
+            let _ = maps.veths.remove(index);
+        }
+        let own = pod.row.ifindex;
+        pod.interfaces.retain(|(index, _)| *index == own || !gone(index));
+    }
+}

@@ -1,0 +1,97 @@
+//! The rows of captured pods, in every map that holds some.
+
+use std::{collections::HashSet, net::IpAddr};
+
+use aya::maps::{HashMap, MapData, SockMap};
+use heddle_ebpf::{
+    Address,
+    attach::{ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth, maps},
+    flows::{BareSegments, maps as flow_maps},
+};
+
+use super::{error::CaptureError, maps::Pins};
+
+/// The maps that hold what is attached.
+pub(super) struct Maps {
+    pub pods: HashMap<MapData, u64, Pod>,
+    pub addresses: HashMap<MapData, Address, u64>,
+    pub veths: HashMap<MapData, u32, Veth>,
+    pub listeners: SockMap<MapData>,
+    pub listener_ports: HashMap<MapData, ListeningKey, u32>,
+    pub listening: HashMap<MapData, ListeningKey, u64>,
+    pub listening_sockets: HashMap<MapData, u64, ListeningKey>,
+    pub bare_segments: HashMap<MapData, u32, BareSegments>,
+}
+
+impl Maps {
+    pub fn open(pins: &Pins) -> Result<Self, CaptureError> {
+        Ok(Self {
+            pods: pins.hash(maps::PODS)?,
+            addresses: pins.hash(maps::POD_ADDRESSES)?,
+            veths: pins.hash(maps::VETHS)?,
+            listeners: pins.sockets(maps::LISTENERS)?,
+            listener_ports: pins.hash(maps::LISTENER_PORTS)?,
+            listening: pins.hash(maps::LISTENING)?,
+            listening_sockets: pins.hash(maps::LISTENING_SOCKETS)?,
+            bare_segments: pins.hash(flow_maps::BARE_SEGMENTS)?,
+        })
+    }
+}
+
+/// Takes away every row of a namespace's.
+pub(super) fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
+    for address in addresses {
+        if maps.addresses.get(address, 0).is_ok_and(|owner| owner == cookie) {
+            let _ = maps.addresses.remove(address);
+        }
+    }
+    let _ = maps.pods.remove(&cookie);
+    for index in interfaces_of(maps, cookie) {
+        let _ = maps.veths.remove(&index);
+    }
+    for port in occupied(maps, cookie) {
+        let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), early: 0 });
+    }
+    let counted: Vec<ListeningKey> =
+        maps.listening.keys().flatten().filter(|key| key.netns == cookie).collect();
+    for key in counted {
+        let _ = maps.listening.remove(&key);
+    }
+    let sockets: Vec<u64> = maps
+        .listening_sockets
+        .iter()
+        .flatten()
+        .filter(|(_, key)| key.netns == cookie)
+        .map(|(socket, _)| socket)
+        .collect();
+    for socket in sockets {
+        let _ = maps.listening_sockets.remove(&socket);
+    }
+}
+
+/// The host's interfaces that lead into the namespace.
+pub(super) fn interfaces_of(maps: &Maps, cookie: u64) -> Vec<u32> {
+    maps.veths.iter().flatten().filter(|(_, veth)| veth.netns == cookie).map(|(index, _)| index).collect()
+}
+
+/// The ports that the agent's listeners have in the namespace.
+pub(super) fn occupied(maps: &Maps, cookie: u64) -> HashSet<u16> {
+    maps.listener_ports
+        .keys()
+        .flatten()
+        .filter(|key| key.netns == cookie)
+        .filter_map(|key| u16::try_from(key.port).ok())
+        .collect()
+}
+
+/// The first slots that neither a pod has whose slots are `used` nor one of an earlier agent's that could not be adopted.
+pub(super) fn free_slot(maps: &Maps, used: impl Iterator<Item = u32>) -> Option<u32> {
+    let pinned = maps.pods.iter().flatten().map(|(_, row)| row.first_slot);
+    let used: HashSet<u32> = used.chain(pinned).collect();
+    (0..MAX_PODS).map(|number| number * SLOTS_PER_POD).find(|first| !used.contains(first))
+}
+
+/// The first of a pod's addresses that is of a family; unspecified: none.
+pub(super) fn address(addresses: &[IpAddr], family: impl Fn(&IpAddr) -> bool) -> Address {
+    addresses.iter().find(|ip| family(ip)).map_or(Address::UNSPECIFIED, |ip| Address::from(*ip))
+}
