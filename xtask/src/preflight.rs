@@ -12,6 +12,8 @@ const OLDEST_KERNEL: (u32, u32) = (6, 1);
 const GIB: u64 = 1 << 30;
 /// With a margin over what a first run was seen to take.
 const DISK: u64 = 6 * GIB;
+/// What later ones may still write.
+const DISK_LATER: u64 = GIB;
 const MEMORY: u64 = 2 * GIB;
 
 /// How a line of the table stands.
@@ -85,8 +87,8 @@ fn look(workspace: &Workspace) -> Vec<Line> {
         lockdown(&read("/sys/kernel/security/lockdown")),
         user_namespace(&read("/proc/self/uid_map")),
         container(),
-        disk("disk, build", &workspace.target),
-        disk("disk, cache", &workspace.cache),
+        disk("disk, build", &workspace.target, workspace.is_first_run()),
+        disk("disk, cache", &workspace.cache, workspace.is_first_run()),
         memory(&read("/proc/meminfo")),
         tools(),
     ]
@@ -244,25 +246,20 @@ fn container() -> Line {
     }
 }
 
-fn disk(what: &'static str, folder: &Path) -> Line {
+fn disk(what: &'static str, folder: &Path, first: bool) -> Line {
+    let (needed, remedy) = if first {
+        (DISK, "a first run needs 6 GiB: free some, or set CARGO_TARGET_DIR and XDG_CACHE_HOME")
+    } else {
+        (DISK_LATER, "1 GiB is needed: free some")
+    };
     let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     match rustix::fs::statvfs(existing) {
         Ok(space) => {
             let free = space.f_bavail * space.f_frsize;
             let found = format!("{} free in {}", gib(free), existing.display());
-            Line::good_if(
-                free >= DISK,
-                what,
-                found,
-                "a first run needs 6 GiB: free some, or set CARGO_TARGET_DIR and XDG_CACHE_HOME",
-            )
+            Line::good_if(free >= needed, what, found, remedy)
         }
-        Err(error) => Line::new(
-            what,
-            State::Note,
-            format!("{}: {error}", existing.display()),
-            "a first run needs 6 GiB",
-        ),
+        Err(error) => Line::new(what, State::Note, format!("{}: {error}", existing.display()), remedy),
     }
 }
 
