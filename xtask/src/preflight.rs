@@ -236,11 +236,22 @@ fn user_namespace(uid_map: &str) -> Line {
     )
 }
 
+/// The inode that the kernel gives its first pid namespace (`PROC_PID_INIT_INO`).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
 fn container() -> Line {
     let signs = ["/run/.containerenv", "/.dockerenv", "/run/systemd/container"];
-    match signs.iter().find(|sign| Path::new(sign).exists()) {
-        Some(sign) => {
-            Line::new("container", State::Note, format!("yes ({sign})"), "works where it is privileged")
+    let sign = signs.into_iter().find(|sign| Path::new(sign).exists());
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    container_by(sign, &namespace.to_string_lossy())
+}
+
+fn container_by(sign: Option<&str>, namespace: &str) -> Line {
+    let remedy = "works where it is privileged";
+    match sign {
+        Some(sign) => Line::new("container", State::Note, format!("yes ({sign})"), remedy),
+        None if namespace != FIRST_PID_NAMESPACE => {
+            Line::new("container", State::Note, "it seems so (a pid namespace of its own)", remedy)
         }
         None => Line::new("container", State::Good, "no sign of one", ""),
     }
@@ -335,6 +346,13 @@ mod tests {
         assert_eq!(lockdown("").state, State::Good);
         assert_eq!(user_namespace("         0       1000          1\n").state, State::Bad);
         assert_eq!(user_namespace("         0          0 4294967295\n").state, State::Good);
+    }
+
+    #[test]
+    fn containers_are_told_by_their_files_or_their_namespace() {
+        assert_eq!(container_by(None, FIRST_PID_NAMESPACE).state, State::Good);
+        assert_eq!(container_by(None, "pid:[4026533111]").state, State::Note);
+        assert_eq!(container_by(Some("/.dockerenv"), FIRST_PID_NAMESPACE).state, State::Note);
     }
 
     #[test]
