@@ -3,6 +3,7 @@
 
 mod common {
     pub mod crowd;
+    pub mod nodes;
     pub mod peers;
     pub mod policy_yaml;
     pub mod told;
@@ -14,16 +15,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use common::{
     crowd,
+    nodes::{lab, office, shop},
     peers::{Got, Manner, ask, certificate, dial, names, to_the_end},
     policy_yaml::{Clients, server},
     told::{SOON, field, told},
 };
 use heddle_ebpf::codes::Reason;
 use xtask::lab::{
-    Lab, OUTSIDE, Pod, PodSpec, Running,
+    Lab, Pod, Running,
     apps::{self, Attempt},
     eventually,
 };
@@ -42,14 +44,12 @@ struct Scene {
 }
 
 fn scene(name: &str) -> Result<Scene> {
-    let mut lab = Lab::new(name)?.node("node-a")?.node("node-b")?;
-    lab.binary(env!("CARGO_BIN_EXE_heddle"));
-    let shop = |name: &str, node: &str| PodSpec::new(name, node).namespace("shop").account(name).meshed();
+    let mut lab = lab(name)?;
     let api = lab.pod(&shop("api", "node-a"))?;
     let rogue = lab.pod(&shop("rogue", "node-b"))?;
     let [client, _] = names("client");
-    let office = [format!("{}/32", OUTSIDE[0]), format!("{}/128", OUTSIDE[1])];
-    let office: Vec<&str> = office.iter().map(String::as_str).collect();
+    let office = office();
+    let office = office.each_ref().map(String::as_str);
     let identities = Clients::Identities(&[&client]);
     let rules = server("api", 7000, "opaque", &[identities])
         + &server("api", 8080, "unknown", &[identities, Clients::Networks(&office)])
@@ -292,10 +292,8 @@ fn an_end_in_any_state_of_a_handshake_or_stream_harms_nobody() -> Result<()> {
 fn idle_and_half_closed_connections_are_bounded_and_leave_the_neighbors_their_share() -> Result<()> {
     const MANY: usize = 20_000;
     let mut scene = scene("peers-flood")?;
-    let neighbor =
-        scene.lab.pod(&PodSpec::new("neighbor", "node-a").namespace("shop").account("n").meshed())?;
-    let [outside, _] = OUTSIDE;
-    let office = format!("{outside}/32");
+    let neighbor = scene.lab.pod(&shop("neighbor", "node-a"))?;
+    let [office, _] = office();
     scene
         .lab
         .apply("neighbor.yaml", &server("neighbor", 9000, "opaque", &[Clients::Networks(&[&office])]))?;
@@ -348,6 +346,39 @@ fn idle_and_half_closed_connections_are_bounded_and_leave_the_neighbors_their_sh
         let plain = apps::connect(scene.lab.outside(), &Attempt::new((scene.api.v4, 8080), "after"))?;
         Ok(plain.received == "after" && scene.a_proper_peer_is_served().is_ok())
     })?;
+    scene.lab.close()
+}
+
+/// An `accept()` that fails costs the connections of that moment, not the listener.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_file_descriptors_connections_fail_and_listeners_stay() -> Result<()> {
+    let scene = scene("peers-files")?;
+    scene.a_proper_peer_is_served()?;
+    let agent = scene.lab.agent("node-a")?;
+    let pid = agent.pid().context("the agent runs")?.to_string();
+    let limit = |files: &str| {
+        let set = format!("--nofile={files}");
+        scene.lab.at("node-a")?.host().check(&["prlimit", "--pid", &pid, &set]).map(drop)
+    };
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    let usual = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let usual = usual.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
+    let usual: Vec<&str> = usual.split_whitespace().skip(3).take(2).collect();
+    limit(&format!("{}:{}", open + 4, usual[1]))?;
+    let to = SocketAddr::new(scene.api.v4.into(), 8080);
+    let (crowd, held) = crowd::gather(scene.lab.outside(), to, 200)?;
+    let failed = Attempt { milliseconds: 1_000, ..Attempt::new(to, "one more") };
+    let outcome = apps::connect(scene.lab.outside(), &failed)?;
+    ensure!(!outcome.answered(), "control: {held} connections left room for another: {outcome:?}");
+    drop(crowd);
+    limit(&usual.join(":"))?;
+    eventually("every listener to serve again", BOUND, || Ok(scene.a_proper_peer_is_served().is_ok()))?;
+    for _ in 0..20 {
+        let outcome = apps::connect(scene.lab.outside(), &Attempt::new(to, "after"))?;
+        ensure!(outcome.received == "after", "one of the workers does not accept any more: {outcome:?}");
+    }
+    ensure!(agent.is_running() && !agent.log().contains("panicked"), "{}", agent.log_tail(60));
     scene.lab.close()
 }
 

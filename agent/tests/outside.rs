@@ -2,6 +2,7 @@
 //! does not exist is refused, and a verdict does not depend on how the destination is written.
 
 mod common {
+    pub mod nodes;
     pub mod policy_yaml;
     pub mod told;
 }
@@ -10,26 +11,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use common::{
+    nodes::{every, lab, of_pod, shop},
     policy_yaml::{Clients, server},
     told::{SOON, field, told},
 };
 use xtask::lab::{
-    Lab, OUTSIDE, Pod, PodSpec, Service, ServiceSpec,
+    OUTSIDE, Pod, PodSpec, Service, ServiceSpec,
     apps::{self, Attempt},
     eventually,
 };
 
 const MARKER: &str = "heddle-marker-0b61";
-
-fn lab(name: &str) -> Result<Lab> {
-    let mut lab = Lab::new(name)?.node("node-a")?.node("node-b")?;
-    lab.binary(env!("CARGO_BIN_EXE_heddle"));
-    Ok(lab)
-}
-
-fn shop(name: &str, node: &str) -> PodSpec {
-    PodSpec::new(name, node).namespace("shop").account(name).meshed()
-}
 
 fn echoed(from: &Pod, to: SocketAddr) -> Result<bool> {
     let outcome = from.connect(&Attempt { milliseconds: 10_000, ..Attempt::new(to, MARKER) })?;
@@ -38,15 +30,6 @@ fn echoed(from: &Pod, to: SocketAddr) -> Result<bool> {
         "{to}: neither carried nor refused: {outcome:?}"
     );
     Ok(outcome.answered())
-}
-
-/// All the ways to write an address pair and a port.
-fn every(v4: Ipv4Addr, v6: std::net::Ipv6Addr, port: u16) -> [SocketAddr; 3] {
-    [(v4, port).into(), (v6, port).into(), (v4.to_ipv6_mapped(), port).into()]
-}
-
-fn of_pod(pod: &Pod, port: u16) -> [SocketAddr; 3] {
-    every(pod.v4, pod.v6, port)
 }
 
 fn of_service(service: &Service, port: u16) -> [SocketAddr; 3] {

@@ -162,6 +162,47 @@ fn stopped() -> Result<()> {
     shop.shut()
 }
 
+/// Whatever an agent was about when it was killed: one set of programs stands, and nothing passes by it.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn killed_at_any_moment_of_its_start() -> Result<()> {
+    const MOMENTS: u32 = 10;
+    let mut shop = Shop::open("moments")?;
+    let _servers = servers(&shop)?;
+    all_answered(&shop, "before")?;
+    let mut direct = direct_lines(&shop)?;
+    let pins = || shop.lab.at(A)?.host().shell("find /sys/fs/bpf/heddle -type f | sort");
+    let before = pins()?;
+    let (heddle, settings) = (shop.lab.heddle()?, shop.lab.settings().clone());
+    let agent = shop.lab.agent(A)?;
+    agent.kill()?;
+    let began = std::time::Instant::now();
+    agent.launch(&heddle, &settings)?;
+    agent.wait_until_ready()?;
+    let start = began.elapsed();
+    agent.kill()?;
+    let capture = shop.lab.capture(A)?;
+    for moment in 0..MOMENTS {
+        agent.launch(&heddle, &settings)?;
+        std::thread::sleep(start * moment / MOMENTS);
+        agent.kill()?;
+        let when = format!("killed {:?} after it was started", start * moment / MOMENTS);
+        for way in carried(&shop).into_iter().chain(never(&shop)) {
+            let outcome = ask(&way)?;
+            ensure!(outcome.refused(), "{}, {when}: {outcome:?}", way.what);
+        }
+        direct_goes_on(&shop, &mut direct, &when)?;
+    }
+    let traffic = capture.stop()?;
+    ensure!(traffic.packets > 0 && traffic.hits(MARKER.as_bytes()) == 0, "in the clear between the nodes");
+    shop.start_again(A)?;
+    all_answered(&shop, "started again")?;
+    direct_goes_on(&shop, &mut direct, "started again")?;
+    let pins = || shop.lab.at(A)?.host().shell("find /sys/fs/bpf/heddle -type f | sort");
+    assert_eq!(pins()?, before, "no pin more, and none less");
+    shop.shut()
+}
+
 /// One worker alone makes no progress: the agent as a whole seems alive, and what that worker would carry hangs.
 #[test]
 #[ignore = "needs root: cargo xtask test"]

@@ -2,6 +2,7 @@
 //! would encrypt a datagram between meshed pods, so none passes.
 
 mod common {
+    pub mod nodes;
     pub mod policy_yaml;
     pub mod told;
 }
@@ -10,26 +11,17 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use common::{
+    nodes::{lab, of_pod, office, shop},
     policy_yaml::{Clients, server},
     told::{SOON, field, told},
 };
 use xtask::lab::{
-    Lab, OUTSIDE, Place, Pod, PodSpec, Running,
+    OUTSIDE, Place, Pod, PodSpec, Running,
     apps::{self, Attempt},
     eventually,
 };
 
 const DNS_SERVICE: &str = "10.78.200.10";
-
-fn lab(name: &str) -> Result<Lab> {
-    let mut lab = Lab::new(name)?.node("node-a")?.node("node-b")?;
-    lab.binary(env!("CARGO_BIN_EXE_heddle"));
-    Ok(lab)
-}
-
-fn shop(name: &str, node: &str) -> PodSpec {
-    PodSpec::new(name, node).namespace("shop").account(name).meshed()
-}
 
 /// Whether a datagram comes back.
 fn echoed(from: &Place, to: impl Into<SocketAddr>, text: &str) -> Result<bool> {
@@ -38,15 +30,6 @@ fn echoed(from: &Place, to: impl Into<SocketAddr>, text: &str) -> Result<bool> {
     let outcome = apps::connect(from, &attempt)?;
     ensure!(outcome.received.is_empty() || outcome.received == text, "{outcome:?}");
     Ok(outcome.answered())
-}
-
-fn mapped(pod: &Pod, port: u16) -> SocketAddr {
-    (pod.v4.to_ipv6_mapped(), port).into()
-}
-
-/// All the ways to write a pod's port.
-fn every(pod: &Pod, port: u16) -> [SocketAddr; 3] {
-    [(pod.v4, port).into(), (pod.v6, port).into(), mapped(pod, port)]
 }
 
 fn udp_echo(pod: &Pod, port: u16) -> Result<Running> {
@@ -81,7 +64,7 @@ fn udp_between_meshed_pods_is_refused_and_told() -> Result<()> {
     }
     let servers = [udp_echo(&near, 5000)?, udp_echo(&far, 5000)?, udp_echo(&open, 5000)?];
     for pod in [&near, &far, &open] {
-        for to in every(pod, 5000) {
+        for to in of_pod(pod, 5000) {
             ensure!(echoed(client.place(), to, "before")?, "without the mesh {to} answers");
         }
     }
@@ -89,7 +72,7 @@ fn udp_between_meshed_pods_is_refused_and_told() -> Result<()> {
     let events = lab.agent("node-a")?.events()?;
     let refused = ["hook=\"guard_from_pod\"", "outcome=\"refuse\"", "reason=\"plain_to_meshed\""];
     for pod in [&near, &far] {
-        for to in every(pod, 5000) {
+        for to in of_pod(pod, 5000) {
             let counted = lab.agent("node-a")?.metric("heddle_kernel_decisions_total", &refused)?;
             ensure!(!echoed(client.place(), to, "marker")?, "a connected socket to {to}");
             let event = told(&events, "plain_to_meshed")?;
@@ -106,7 +89,7 @@ fn udp_between_meshed_pods_is_refused_and_told() -> Result<()> {
     }
     ensure!(!servers[0].stdout().contains("marker"));
     // The same sockets to a pod in no mesh.
-    for to in every(&open, 5000) {
+    for to in of_pod(&open, 5000) {
         ensure!(echoed(client.place(), to, "plain")?, "a connected socket to {to}");
         ensure!(sent_unconnected(client.place(), to, "plain")?, "an unconnected socket to {to}");
     }
@@ -217,8 +200,8 @@ fn datagrams_leave_by_default_outbound_and_enter_only_as_answers_or_by_a_rule() 
         }
     }
     ensure!(server_in_pod.stdout().matches("from ").count() == 1, "{}", server_in_pod.stdout());
-    let office = [format!("{}/32", OUTSIDE[0]), format!("{}/128", OUTSIDE[1])];
-    let office: Vec<&str> = office.iter().map(String::as_str).collect();
+    let office = office();
+    let office = office.each_ref().map(String::as_str);
     lab.apply("rules.yaml", &server("client", 6000, "opaque", &[Clients::Networks(&office)]))?;
     eventually("the rule to let outside in", SOON, || echoed(lab.outside(), (client.v4, 6000), "asked"))?;
     ensure!(echoed(lab.outside(), (client.v6, 6000), "asked")?);
@@ -235,8 +218,8 @@ fn icmp_errors_pass_and_echoes_between_meshed_pods_do_not() -> Result<()> {
     let far = lab.pod(&shop("far", "node-b"))?;
     let open = lab.pod(&PodSpec::new("open", "node-b"))?;
     lab.apply("far.yaml", &server("far", 7000, "opaque", &[Clients::Identities(&[&client.identity()])]))?;
-    let office = [format!("{}/32", OUTSIDE[0]), format!("{}/128", OUTSIDE[1])];
-    let office: Vec<&str> = office.iter().map(String::as_str).collect();
+    let office = office();
+    let office = office.each_ref().map(String::as_str);
     lab.apply("client.yaml", &server("client", 5999, "opaque", &[Clients::Networks(&office)]))?;
     let _echo = far.app(&["echo", "[::]:7000"])?;
     let targets: [IpAddr; 4] = [near.v4.into(), near.v6.into(), far.v4.into(), far.v6.into()];
@@ -269,8 +252,12 @@ fn icmp_errors_pass_and_echoes_between_meshed_pods_do_not() -> Result<()> {
     }
 
     // A narrower link in the middle: the mesh's own TCP needs to be told.
-    let router = lab.router();
-    router.shell("ip link set to-node-b mtu 1280")?;
+    let narrow = |place: &Place, interface: &str| {
+        place.check(&["ip", "link", "set", interface, "mtu", "1280"]).map(drop)
+    };
+    // Both its ends: a veth drops what is longer than its own end's, without a word.
+    narrow(lab.router(), lab.at("node-b")?.router_interface())?;
+    narrow(lab.at("node-b")?.host(), "uplink")?;
     lab.at("node-a")?.host().shell(
         "nft add table inet heddle; nft add chain inet heddle mtu '{ type filter hook forward priority 0; }'; \
          nft add rule inet heddle mtu icmp type destination-unreachable drop; \

@@ -3,8 +3,12 @@
 
 use std::collections::VecDeque;
 
-use heddle::proxy::wire::{Connection, Event, Open, Role};
+#[allow(dead_code, unused_imports)]
+#[path = "../../agent/src/proxy/wire/mod.rs"]
+mod wire;
+
 use libfuzzer_sys::fuzz_target;
+use wire::{Connection, Event, Open, Role};
 
 struct Side {
     wire: Connection,

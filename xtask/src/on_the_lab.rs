@@ -119,9 +119,10 @@ fn announce(workspace: &Workspace) {
     );
     println!("  3. into {}: the kernel programs and the agent", workspace.target.display());
     println!("  4. two nodes out of network namespaces, taken down at the end");
-    if !workspace.kernel_programs().is_file() {
+    if workspace.is_first_run() {
         println!(
-            "A first run fetches about 400 MB, takes 5 to 10 minutes and 3 GB of disk; later ones take seconds."
+            "A first run fetches about 350 MB, takes some ten minutes of a core's time and 4 GB of disk; later ones take \
+             seconds."
         );
     }
     println!();

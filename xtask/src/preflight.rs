@@ -12,6 +12,8 @@ const OLDEST_KERNEL: (u32, u32) = (6, 1);
 const GIB: u64 = 1 << 30;
 /// With a margin over what a first run was seen to take.
 const DISK: u64 = 6 * GIB;
+/// What later ones may still write.
+const DISK_LATER: u64 = GIB;
 const MEMORY: u64 = 2 * GIB;
 
 /// How a line of the table stands.
@@ -85,8 +87,8 @@ fn look(workspace: &Workspace) -> Vec<Line> {
         lockdown(&read("/sys/kernel/security/lockdown")),
         user_namespace(&read("/proc/self/uid_map")),
         container(),
-        disk("disk, build", &workspace.target),
-        disk("disk, cache", &workspace.cache),
+        disk("disk, build", &workspace.target, workspace.is_first_run()),
+        disk("disk, cache", &workspace.cache, workspace.is_first_run()),
         memory(&read("/proc/meminfo")),
         tools(),
     ]
@@ -234,35 +236,41 @@ fn user_namespace(uid_map: &str) -> Line {
     )
 }
 
+/// The inode that the kernel gives its first pid namespace (`PROC_PID_INIT_INO`).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
 fn container() -> Line {
     let signs = ["/run/.containerenv", "/.dockerenv", "/run/systemd/container"];
-    match signs.iter().find(|sign| Path::new(sign).exists()) {
-        Some(sign) => {
-            Line::new("container", State::Note, format!("yes ({sign})"), "works where it is privileged")
+    let sign = signs.into_iter().find(|sign| Path::new(sign).exists());
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    container_by(sign, &namespace.to_string_lossy())
+}
+
+fn container_by(sign: Option<&str>, namespace: &str) -> Line {
+    let remedy = "works where it is privileged";
+    match sign {
+        Some(sign) => Line::new("container", State::Note, format!("yes ({sign})"), remedy),
+        None if namespace != FIRST_PID_NAMESPACE => {
+            Line::new("container", State::Note, "it seems so (a pid namespace of its own)", remedy)
         }
         None => Line::new("container", State::Good, "no sign of one", ""),
     }
 }
 
-fn disk(what: &'static str, folder: &Path) -> Line {
+fn disk(what: &'static str, folder: &Path, first: bool) -> Line {
+    let (needed, remedy) = if first {
+        (DISK, "a first run needs 6 GiB: free some, or set CARGO_TARGET_DIR and XDG_CACHE_HOME")
+    } else {
+        (DISK_LATER, "1 GiB is needed: free some")
+    };
     let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     match rustix::fs::statvfs(existing) {
         Ok(space) => {
             let free = space.f_bavail * space.f_frsize;
             let found = format!("{} free in {}", gib(free), existing.display());
-            Line::good_if(
-                free >= DISK,
-                what,
-                found,
-                "a first run needs 6 GiB: free some, or set CARGO_TARGET_DIR and XDG_CACHE_HOME",
-            )
+            Line::good_if(free >= needed, what, found, remedy)
         }
-        Err(error) => Line::new(
-            what,
-            State::Note,
-            format!("{}: {error}", existing.display()),
-            "a first run needs 6 GiB",
-        ),
+        Err(error) => Line::new(what, State::Note, format!("{}: {error}", existing.display()), remedy),
     }
 }
 
@@ -338,6 +346,13 @@ mod tests {
         assert_eq!(lockdown("").state, State::Good);
         assert_eq!(user_namespace("         0       1000          1\n").state, State::Bad);
         assert_eq!(user_namespace("         0          0 4294967295\n").state, State::Good);
+    }
+
+    #[test]
+    fn containers_are_told_by_their_files_or_their_namespace() {
+        assert_eq!(container_by(None, FIRST_PID_NAMESPACE).state, State::Good);
+        assert_eq!(container_by(None, "pid:[4026533111]").state, State::Note);
+        assert_eq!(container_by(Some("/.dockerenv"), FIRST_PID_NAMESPACE).state, State::Note);
     }
 
     #[test]

@@ -47,6 +47,11 @@ impl Workspace {
         cargo
     }
 
+    /// Whether nothing was built here yet.
+    pub fn is_first_run(&self) -> bool {
+        !self.kernel_programs().is_file()
+    }
+
     /// The built kernel programs, which the agent embeds.
     pub fn kernel_programs(&self) -> PathBuf {
         self.target.join("bpf").join("heddle.o")

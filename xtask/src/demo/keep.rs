@@ -38,7 +38,7 @@ pub fn keep(scene: Scene) -> Result<()> {
     println!("  {run} node-a tcpdump -ni uplink -A | grep {MARKER}");
     println!("  {run} node-a sh -c 'bpftool map dump pinned /sys/fs/bpf/heddle/v*/maps/pods'");
     println!("  $EDITOR {}/*.yaml", scene.lab.manifests().directory().display());
-    println!("To remove it: cargo xtask demo --remove");
+    println!("To remove it: cargo xtask demo --remove (the next demo removes it, too)");
     let Scene { lab, applications, .. } = scene;
     applications.into_iter().for_each(crate::lab::Running::leave);
     lab.keep()

@@ -3,16 +3,24 @@
 use anyhow::Result;
 use serde_json::json;
 
-use crate::demo::{
-    report::Step,
-    scene::{NODE_A, Scene},
-    steps::wire::WithoutMesh,
+use crate::{
+    demo::{
+        report::Step,
+        scene::{NODE_A, Scene},
+        steps::wire::WithoutMesh,
+    },
+    lab::apps::Attempt,
 };
 
 /// How many lines of a map are shown.
 const LINES: usize = 14;
 
 pub fn show(scene: &mut Scene, _: Option<&WithoutMesh>, step: &mut Step) -> Result<()> {
+    // The step may be the first that is shown: nothing was decided yet.
+    let near = std::net::SocketAddr::from((scene.near.v4, 7000));
+    step.does(format!("one connection of shop/client to shop/near, {near}"));
+    let outcome = scene.client.connect(&Attempt::new(near, "warp"))?;
+    step.check("it is allowed", outcome.received == "warp", outcome.summary());
     let host = scene.lab.at(NODE_A)?.host();
     let pins = host.check(&["find", "/sys/fs/bpf/heddle", "-type", "f"])?;
     let dump = |name: &str| -> Result<String> {

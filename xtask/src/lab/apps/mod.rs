@@ -27,6 +27,7 @@ use super::{
 pub use connect::{Attempt, Outcome, errno_name};
 pub use load::{Burst, Flood, Volley};
 pub use talk::{Accepted, Talk};
+pub use unusual::hand_over;
 
 /// What a server prints once it listens.
 const READY: &str = "ready\n";
@@ -61,6 +62,8 @@ fn run(arguments: &[String]) -> Result<()> {
         ["call", attempt] => talk::call(&serde_json::from_str(attempt)?),
         ["attend", address, device] => talk::attend(address.parse()?, device),
         ["late", address, text] => unusual::late(address.parse()?, text),
+        ["make", path, address] => unusual::make(Path::new(path), address.parse()?),
+        ["take", path, address, text] => unusual::take(Path::new(path), address.parse()?, text),
         ["fast-open", address, text] => unusual::fast_open(address.parse()?, text),
         ["raw", packet] => connect::send_raw(packet),
         ["hold", address, count] => load::hold(address.parse()?, count.parse()?),
@@ -98,6 +101,7 @@ fn command(arguments: &[&str]) -> Result<Vec<String>> {
 /// - `udp-echo ADDRESS:PORT`
 /// - `late ADDRESS:PORT TEXT`: makes its socket at once, connects it and sends TEXT when it is told to by a line of
 ///   input, and prints what came back
+/// - `make PATH ADDRESS:PORT`: makes a socket, and gives it to whoever takes it at the unix socket PATH
 /// - `hold ADDRESS:PORT COUNT`: opens COUNT connections, sends a byte on each and waits for one back, then holds them
 ///   until its input ends
 /// - `press ADDRESS:PORT`: opens connection after connection and holds the last of them, until its input ends; prints
@@ -124,6 +128,14 @@ fn ask<T: serde::de::DeserializeOwned>(place: &Place, arguments: &[&str], limit:
 /// When it cannot be run; that nothing came back is an outcome.
 pub fn fast_open(place: &Place, to: std::net::SocketAddr, text: &str) -> Result<super::Output> {
     place.run(&command(&["fast-open", &to.to_string(), text])?)
+}
+
+/// Takes the socket that somebody gives at `path`, connects it and sends `text` to an echo server; gives what came back.
+///
+/// # Errors
+/// When it cannot be run; that nothing came back is an outcome.
+pub fn take(place: &Place, path: &Path, to: std::net::SocketAddr, text: &str) -> Result<super::Output> {
+    place.run(&command(&["take", &path.display().to_string(), &to.to_string(), text])?)
 }
 
 /// Connects from `place` and tells what came of it.
