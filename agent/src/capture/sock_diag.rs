@@ -19,6 +19,9 @@ const SOCK_DESTROY: u16 = 21;
 /// `INET_DIAG_NOCOOKIE`.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
+/// The kernel's number for the state.
+const TCP_LISTEN: u8 = 10;
+
 /// A listening TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Listening {
@@ -50,28 +53,44 @@ pub(super) fn listening(namespace: &Namespace) -> io::Result<Vec<Listening>> {
     })?
 }
 
-/// Ends the TCP socket with these addresses: its process sees ECONNABORTED, its peer a reset.
+/// Ends the TCP connection with these addresses: its process sees ECONNABORTED, its peer a reset.
+///
+/// The kernel looks a socket up as a segment would find it: where the connection is gone already, that is whoever
+/// listens there, and it would be ended instead. So the socket is asked for first, and ended by its cookie.
 ///
 /// # Errors
 /// `NotFound` when there is none, which is as good.
 pub(super) fn destroy(namespace: &Namespace, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     namespace.run(|| {
-        let family = if local.is_ipv4() { AF_INET } else { AF_INET6 };
         let mut socket_id = if local.is_ipv4() { SocketId::new_v4() } else { SocketId::new_v6() };
         socket_id.source_address = local.ip();
         socket_id.source_port = local.port();
         socket_id.destination_address = remote.ip();
         socket_id.destination_port = remote.port();
         socket_id.cookie = NO_COOKIE;
-        let request = InetRequest {
-            family,
-            protocol: IPPROTO_TCP,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::all(),
-            socket_id,
-        };
-        exchange(SockDiagMessage::InetRequest(request), NLM_F_REQUEST | NLM_F_ACK, Some(SOCK_DESTROY), |_| {})
+        let mut cookie = None;
+        exchange(one(socket_id.clone()), NLM_F_REQUEST | NLM_F_ACK, None, |message| {
+            if let SockDiagMessage::InetResponse(response) = message {
+                let header = &response.header;
+                let found = &header.socket_id;
+                if header.state != TCP_LISTEN && found.destination_port == remote.port() {
+                    cookie = Some(found.cookie);
+                }
+            }
+        })?;
+        socket_id.cookie = cookie.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+        exchange(one(socket_id), NLM_F_REQUEST | NLM_F_ACK, Some(SOCK_DESTROY), |_| {})
     })?
+}
+
+fn one(socket_id: SocketId) -> SockDiagMessage {
+    SockDiagMessage::InetRequest(InetRequest {
+        family: if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 },
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id,
+    })
 }
 
 fn exchange(
@@ -116,6 +135,38 @@ fn exchange(
             }
             // Messages are aligned to four bytes.
             at += length.div_ceil(4) * 4;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::Read as _,
+        net::{TcpListener, TcpStream},
+    };
+
+    #[test]
+    #[ignore = "needs root: cargo xtask test"]
+    fn a_connection_is_ended_and_whoever_listens_there_never_is() {
+        let own = Namespace::own().unwrap();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let served = listener.local_addr().unwrap();
+            let mut client = TcpStream::connect(served).unwrap();
+            let (mut accepted, peer) = listener.accept().unwrap();
+
+            destroy(&own, served, peer).unwrap();
+            let ended = accepted.read(&mut [0]).unwrap_err();
+            assert_eq!(ended.kind(), io::ErrorKind::ConnectionAborted);
+            assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+
+            // Once more, as when the reset of one end was faster than the turn of the other.
+            let again = destroy(&own, served, peer).unwrap_err();
+            assert_eq!(again.raw_os_error(), Some(libc::ENOENT));
+            let _later = TcpStream::connect(served).unwrap();
+            listener.accept().unwrap();
         }
     }
 }
