@@ -39,6 +39,15 @@ fn row_of(shop: &Shop, pod: &Pod) -> Result<(u64, u64)> {
     row.with_context(|| format!("no row for {} in {rows}", pod.full_name()))
 }
 
+/// The first of a pod's places in `listeners`.
+fn first_slot(shop: &Shop, pod: &Pod) -> Result<u32> {
+    let rows = bpftool(shop, &["map", "dump", "pinned", &pin("maps/pods")])?;
+    let rows = rows.as_array().context("no rows")?.iter().map(|row| row.get("formatted").unwrap_or(row));
+    let own = rows.filter(|row| row["value"]["name"].to_string().contains(&pod.full_name()));
+    let slot = own.filter_map(|row| row["value"]["first_slot"].as_u64()).next().context("no slot")?;
+    Ok(u32::try_from(slot)?)
+}
+
 /// The bytes of a key as bpftool wants them.
 fn hex(bytes: &[u8]) -> Vec<String> {
     std::iter::once("hex".to_owned()).chain(bytes.iter().map(|byte| format!("{byte:02x}"))).collect()
@@ -60,6 +69,8 @@ fn capture_that_is_taken_away_is_told_of_and_put_back() -> Result<()> {
     let _echo = shop.near.app(&["echo", "[::]:7000"])?;
     let agent = shop.lab.agent("node-a")?;
     let (cookie, ifindex) = row_of(&shop, &shop.near)?;
+    // Of the pod's first worker, for connections out of it over IPv4.
+    let slot = first_slot(&shop, &shop.near)?;
     let lookup = pin(&format!("links/lookup-{cookie}"));
     let [from, to] = ["from_pod", "to_pod"].map(|name| pin(&format!("links/{name}-{ifindex}")));
     let address = heddle_ebpf::Address::from(shop.near.v4);
@@ -78,6 +89,8 @@ fn capture_that_is_taken_away_is_told_of_and_put_back() -> Result<()> {
         ("`pods`", delete("pods", &cookie.to_ne_bytes())),
         ("pod_addresses", delete("pod_addresses", &address.bytes)),
         ("`veths`", delete("veths", &index)),
+        ("`listeners`", delete("listeners", &slot.to_ne_bytes())),
+        ("map direct_flows is not pinned", words(&["rm", &pin("maps/direct_flows")])),
         ("heddle_connect4", words(&["bpftool", "link", "detach", "pinned", &pin("links/connect4")])),
         ("heddle_sockops", words(&["rm", &pin("links/sockops")])),
     ];

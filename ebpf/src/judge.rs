@@ -6,6 +6,9 @@ use crate::Address;
 pub const OUTBOUND: u32 = 1;
 /// [`Question::direction`]: a connection into a pod.
 pub const INBOUND: u32 = 2;
+/// [`Question::direction`]: whether a listener of the agent's is in the slot of `listeners` that [`Question::port`] names.
+/// No system call can tell: the answer's outcome is `Direct` if there is one.
+pub const SLOT: u32 = 3;
 
 /// A connection to judge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -14,7 +14,8 @@ use aya::{Btf, Ebpf, EbpfLoader, maps::MapInfo};
 use heddle_ebpf::{
     SCHEMA,
     attach::{Limits, maps as attach_maps},
-    judge::{Answer, Question},
+    codes::Outcome,
+    judge::{Answer, Question, SLOT},
 };
 
 use super::{
@@ -63,6 +64,8 @@ pub struct Kernel {
     cgroup: PathBuf,
     adopted: bool,
     kept: Vec<KeptSize>,
+    /// The maps that the programs use, by the kernel's numbers.
+    ids: BTreeMap<&'static str, u32>,
 }
 
 impl Kernel {
@@ -103,16 +106,28 @@ impl Kernel {
             loader.map_pin_path(name, pins.path(name));
         }
         let mut ebpf = loader.load(OBJECT).map_err(Box::new)?;
+        let mut ids = BTreeMap::new();
         for name in ALL {
             ebpf.map(name).ok_or_else(|| CaptureError::Missing(format!("map {name}")))?;
-            fits(&pins, name)?;
+            let found = MapInfo::from_pin(pins.path(name)).map_err(CaptureError::map(name))?;
+            fits(&found, name)?;
+            ids.insert(*name, found.id());
         }
         let kept = kept(&pins, &options.capacity);
         programs::load(&mut ebpf)?;
         let mut limits = pins.array::<Limits>(attach_maps::LIMITS)?;
         limits.set(0, options.limits, 0).map_err(CaptureError::map(attach_maps::LIMITS))?;
         programs::attach_to_cgroup(&mut ebpf, &options.cgroup, &links)?;
-        Ok(Self { ebpf: Mutex::new(ebpf), pins, links, root, cgroup: options.cgroup.clone(), adopted, kept })
+        Ok(Self {
+            ebpf: Mutex::new(ebpf),
+            pins,
+            links,
+            root,
+            cgroup: options.cgroup.clone(),
+            adopted,
+            kept,
+            ids,
+        })
     }
 
     /// Where this version's maps and links are pinned.
@@ -142,6 +157,36 @@ impl Kernel {
         }
         let mut ebpf = self.ebpf.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         programs::attach_to_cgroup(&mut ebpf, &self.cgroup, &self.links)
+    }
+
+    /// The maps whose pin is gone, or leads to another map than the one that the programs use. A restarted agent would
+    /// make those anew, empty.
+    pub(super) fn unpinned(&self) -> impl Iterator<Item = &'static str> {
+        let own =
+            |name: &str, id: u32| MapInfo::from_pin(self.pins.path(name)).is_ok_and(|found| found.id() == id);
+        self.ids.iter().filter(move |(name, id)| !own(name, **id)).map(|(name, _)| *name)
+    }
+
+    /// Pins those again.
+    pub(super) fn pin_again(&self) -> Result<(), CaptureError> {
+        for name in self.unpinned() {
+            let path = self.pins.path(name);
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(CaptureError::path("removing", &path)(error));
+            }
+            let ebpf = self.ebpf.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let map = ebpf.map(name).ok_or_else(|| CaptureError::Missing(format!("map {name}")))?;
+            map.pin(&path).map_err(|error| CaptureError::path("pinning", &path)(io::Error::other(error)))?;
+        }
+        Ok(())
+    }
+
+    /// Whether one of the agent's listeners is in a slot of `listeners`.
+    pub(super) fn listener_in(&self, slot: u32) -> Result<bool, CaptureError> {
+        let question = Question { direction: SLOT, port: slot, ..Question::default() };
+        Ok(self.judge(&question)?.outcome == Outcome::Direct as u32)
     }
 
     /// Asks the kernel for its verdict on a connection, under the tables in force.
@@ -205,8 +250,7 @@ fn private_directory(path: &Path) -> Result<(), CaptureError> {
 }
 
 /// A pin is reused as it is, whatever its size: so its size is compared with what was asked for.
-fn fits(pins: &Pins, name: &str) -> Result<(), CaptureError> {
-    let found = MapInfo::from_pin(pins.path(name)).map_err(CaptureError::map(name))?;
+fn fits(found: &MapInfo, name: &str) -> Result<(), CaptureError> {
     let Some(expected) = super::maps::layout(name) else {
         return Ok(());
     };

@@ -303,6 +303,8 @@ impl Capture {
         let watch = Watch::new(&namespace).map_err(CaptureError::system("watching the pod's interfaces"))?;
         let interfaces = guarded(&namespace, &self.home, addresses, known)?;
         row.ifindex = interfaces[0].1.index;
+        // An earlier agent may have had more workers, whose slots nobody fills now.
+        row.workers = self.workers;
         // By this agent or, where it could not be adopted, by an earlier one.
         let captured_before = known || inner.maps.pods.get(&cookie, 0).is_ok();
         let result = self.put_in_force(inner, &namespace, &row, &interfaces, addresses, ports);

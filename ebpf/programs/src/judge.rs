@@ -2,18 +2,40 @@
 //!
 //! It is never attached. It is how a test, or a person with a question, hears what the kernel itself would say.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    helpers::generated::{bpf_map_lookup_elem, bpf_sk_release},
+    macros::classifier,
+    programs::TcContext,
+};
 use heddle_ebpf::{
     Address,
     codes::{Reason, Verdict},
-    judge::{Answer, INBOUND, OUTBOUND, Question},
+    judge::{Answer, INBOUND, OUTBOUND, Question, SLOT},
 };
 use heddle_policy::verdict::{Connect, Outbound};
 
-use crate::tables::{KernelTables, judge_inbound, judge_outbound};
+use crate::{
+    maps,
+    tables::{KernelTables, judge_inbound, judge_outbound},
+};
 
 const OK: i32 = 0;
 const SHOT: i32 = 2;
+
+/// Whether there is a socket of the agent's in a slot.
+#[inline(always)]
+fn slot(slot: u32) -> Verdict {
+    let map = core::ptr::from_ref(&maps::LISTENERS).cast_mut().cast();
+    // SAFETY: the helper returns null or a socket, which is released below.
+    let socket = unsafe { bpf_map_lookup_elem(map, (&raw const slot).cast_mut().cast()) };
+    if socket.is_null() {
+        return Verdict::refuse(Reason::AgentGone, 0);
+    }
+    let own = maps::AGENT_MARKS.get(socket).is_some();
+    // SAFETY: it is not used any more.
+    unsafe { bpf_sk_release(socket) };
+    if own { Verdict::direct(Reason::Agent, 0) } else { Verdict::refuse(Reason::UnmarkedSocket, 0) }
+}
 
 #[classifier]
 pub fn heddle_judge(ctx: TcContext) -> i32 {
@@ -49,6 +71,7 @@ pub fn heddle_judge(ctx: TcContext) -> i32 {
             );
             (verdict, question.destination, question.port as u16)
         }
+        SLOT => (slot(question.port), question.destination, 0),
         _ => return SHOT,
     };
     let answer = Answer {

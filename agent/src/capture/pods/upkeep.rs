@@ -4,20 +4,21 @@ use std::{collections::HashSet, net::SocketAddr, sync::PoisonError};
 
 use heddle_ebpf::{
     Address,
-    attach::{ListeningKey, Veth, maps},
+    attach::{Direction, ListeningKey, Veth, maps, slot},
     flows::Tuple,
 };
 
 use super::super::error::CaptureError;
+use super::super::listeners::PodListener;
 use super::super::pod::CapturedPod;
 use super::super::programs;
-use super::super::rows::Maps;
+use super::super::rows::{Maps, occupied};
 use super::super::sock_diag;
 use super::super::syscalls;
 use super::{Capture, Inner, guarded};
 
 /// A pod whose capture or guard somebody took away.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Repair {
     /// The pod.
     pub pod: CapturedPod,
@@ -25,6 +26,8 @@ pub struct Repair {
     pub missing: Vec<String>,
     /// Why it could not be put back: the pod stays cut off. `None`: everything is in force again.
     pub failed: Option<String>,
+    /// Listeners in place of lost ones, for the data plane; it tells [`Capture::gave_way`] when the old ones are closed.
+    pub listeners: Vec<PodListener>,
 }
 
 impl Capture {
@@ -34,6 +37,7 @@ impl Capture {
         // As it is now: since it was handed out it may have been given interfaces, or lost some.
         let pod = inner.pods.get(&pod.namespace.cookie()).unwrap_or(pod);
         let mut missing = self.missing(&inner, pod);
+        missing.extend(self.deaf(pod));
         // A way out that was added later and cannot be guarded: nothing here could put it right.
         if let Some(watch) = inner.watches.get(&pod.namespace.cookie()) {
             missing.extend(watch.unguarded.iter().cloned());
@@ -67,7 +71,18 @@ impl Capture {
             if failed.is_some() {
                 cut_off(&mut inner.maps, &pod);
             }
-            repairs.push(Repair { pod, missing, failed });
+            repairs.push(Repair { pod, missing, failed, listeners: Vec::new() });
+        }
+        // Without them connections are refused: nothing of the pod needs to be cut off for that.
+        let deaf: Vec<(CapturedPod, String)> =
+            inner.pods.values().filter_map(|pod| Some((pod.clone(), self.deaf(pod)?))).collect();
+        for (pod, missing) in deaf {
+            let taken = occupied(&inner.maps, pod.namespace.cookie());
+            let (listeners, failed) = match self.listen(inner, &pod, &taken) {
+                Ok(listeners) => (listeners, None),
+                Err(error) => (Vec::new(), Some(error.to_string())),
+            };
+            repairs.push(Repair { pod, missing: vec![missing], failed, listeners });
         }
         repairs
     }
@@ -87,6 +102,9 @@ impl Capture {
                 missing.push(format!("its address {ip} is not in `pod_addresses`"));
             }
         }
+        missing.extend(
+            self.kernel.unpinned().map(|map| format!("map {map} is not pinned, or another is in its place")),
+        );
         if !programs::in_force(&self.lookup_pin(cookie)) {
             missing.push("no look-up is attached to its network namespace".to_owned());
         }
@@ -99,6 +117,18 @@ impl Capture {
             }
         }
         missing
+    }
+
+    /// Says so if listeners of a pod's are not where the look-up finds them, or the kernel cannot be asked.
+    fn deaf(&self, pod: &CapturedPod) -> Option<String> {
+        let slots = pod.addresses.iter().flat_map(|ip| {
+            [Direction::Outbound, Direction::Inbound].into_iter().flat_map(move |direction| {
+                (0..pod.row.workers)
+                    .map(move |worker| slot(pod.row.first_slot, direction, ip.is_ipv4(), worker))
+            })
+        });
+        let empty = slots.filter(|slot| !self.kernel.listener_in(*slot).unwrap_or(false)).count();
+        (empty > 0).then(|| format!("{empty} of its listeners are not in `listeners`"))
     }
 
     /// The row in `veths` comes last: without it the guard drops everything.
@@ -122,6 +152,7 @@ impl Capture {
     fn put_rows_and_programs_back(&self, inner: &mut Inner, pod: &CapturedPod) -> Result<(), CaptureError> {
         let cookie = pod.namespace.cookie();
         self.kernel.attach_detached()?;
+        self.kernel.pin_again()?;
         let mut ebpf = self.kernel.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, name) in &pod.interfaces {
             let [from, to] = self.guard_pins(*index);

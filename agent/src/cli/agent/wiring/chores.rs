@@ -11,7 +11,7 @@ use tokio::sync::{RwLock, broadcast, watch};
 
 use super::{listening::by_worker, pods::Pods, recorder::Told};
 use crate::{
-    capture::Capture,
+    capture::{Capture, PodListener},
     cluster::snapshot::SnapshotReader,
     observe::{
         events::{Events, Told as Heard},
@@ -35,19 +35,26 @@ pub(super) async fn give_way(capture: &Capture, workers: &RwLock<Option<Workers>
             return;
         }
     };
-    let kept: HashSet<u16> = moved
-        .listeners
-        .iter()
-        .filter_map(|listener| Some(listener.socket.local_addr().ok()?.port()))
-        .collect();
-    if let Some(workers) = workers.read().await.as_ref() {
-        let pod = PodId(cookie);
-        if let Err(error) = workers.attach(by_worker(pod, moved.listeners, workers.count())).await {
-            tracing::error!(pod = moved.pod.name(), %error, "the pod's listeners are lost: its connections are refused");
-        }
+    let name = moved.pod.name();
+    replace(capture, workers, cookie, moved.listeners).await;
+    tracing::info!(pod = name, port, "gave way to an application");
+}
+
+/// Gives new listeners of a pod's to the workers, which close those that they had.
+pub(super) async fn replace(
+    capture: &Capture,
+    workers: &RwLock<Option<Workers>>,
+    cookie: u64,
+    listeners: Vec<PodListener>,
+) {
+    let kept: HashSet<u16> =
+        listeners.iter().filter_map(|listener| Some(listener.socket.local_addr().ok()?.port())).collect();
+    if let Some(workers) = workers.read().await.as_ref()
+        && let Err(error) = workers.attach(by_worker(PodId(cookie), listeners, workers.count())).await
+    {
+        tracing::error!(pod = cookie, %error, "the pod's listeners are lost: its connections are refused");
     }
     capture.gave_way(cookie, &kept);
-    tracing::info!(pod = moved.pod.name(), port, "gave way to an application");
 }
 
 /// Puts events into lines for the door.

@@ -119,7 +119,12 @@ impl Running {
         running.adopt().await?;
         // Not before: the flows of a pod that is not known yet would be taken for those of one that is gone.
         tasks.spawn(judge_again(Arc::clone(&capture), running.rules.clone(), changed, told));
-        tasks.spawn(look_after(Arc::clone(&capture), Arc::clone(&running.repairs), running.lines.clone()));
+        tasks.spawn(look_after(
+            Arc::clone(&capture),
+            Arc::clone(&running.repairs),
+            Arc::clone(&workers),
+            running.lines.clone(),
+        ));
         tasks.spawn(sweep(Arc::clone(&capture), pods, metrics, Arc::clone(&workers)));
         let beating = Heartbeat::start(capture.kernel(), heartbeat / 5, liveness(workers))
             .map_err(|error| failed(&error))?;

@@ -7,9 +7,10 @@ use std::{
 };
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::sync::broadcast;
+use tokio::sync::{RwLock, broadcast};
 
-use crate::{capture::Capture, cli::door::RepairStatus};
+use super::chores::replace;
+use crate::{capture::Capture, cli::door::RepairStatus, proxy::Workers};
 
 /// How often it is looked in the kernel whether what was put in force is there.
 const LOOK: Duration = Duration::from_secs(1);
@@ -35,19 +36,32 @@ impl Repairs {
 pub(super) async fn look_after(
     capture: Arc<Capture>,
     repairs: Arc<Repairs>,
+    workers: Arc<RwLock<Option<Workers>>>,
     lines: broadcast::Sender<Arc<str>>,
 ) {
     loop {
         tokio::time::sleep(LOOK).await;
+        if workers.read().await.is_none() {
+            // The agent ends: its listeners are closed on purpose.
+            return;
+        }
         let looking = Arc::clone(&capture);
         let look = move || (looking.forget_closed_ports(), looking.repair());
         let Ok((forgotten, repaired)) = tokio::task::spawn_blocking(look).await else { continue };
         if let Err(error) = forgotten {
             tracing::warn!(%error, "ports on which nobody listens cannot be forgotten");
         }
+        let mut told = Vec::new();
+        for mut repair in repaired {
+            let listeners = std::mem::take(&mut repair.listeners);
+            if !listeners.is_empty() {
+                replace(&capture, &workers, repair.pod.namespace.cookie(), listeners).await;
+            }
+            told.push(repair);
+        }
         let mut known = repairs.lock();
         known.retain(|cookie, _| capture.pod(*cookie).is_some());
-        for repair in repaired {
+        for repair in told {
             let known = known.entry(repair.pod.namespace.cookie()).or_default();
             let now = RepairStatus {
                 time: OffsetDateTime::now_utc(),
