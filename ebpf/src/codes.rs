@@ -79,6 +79,8 @@ reasons! {
     Probe = 7, "probe";
     /// One of the agent's own connections.
     Agent = 8, "agent";
+    /// The Service's endpoint whose turn it was is refused; the agent looks for one that is not.
+    AnotherEndpoint = 9, "another_endpoint";
 
     /// No rule allows this client on this port.
     Unauthorized = 20, "unauthorized";

@@ -5,7 +5,7 @@
 
 use heddle_ebpf::{
     Address,
-    codes::{Reason, Verdict},
+    codes::{Outcome, Reason, Verdict},
     policy::{
         Allow, Backend, NETWORKS_CLUSTER, NETWORKS_PODS, Network, OUTBOUND_ALLOW, OUTBOUND_CLUSTER,
         PORT_L4_ONLY, PORT_MESH_CLIENTS, PORT_NEEDS_REQUEST, PortPolicy, SERVICE_DNS, Service, Settings,
@@ -88,6 +88,7 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
         return asked(Verdict::refuse(Reason::NotCaptured, 0));
     };
     // One call of `endpoint` for both ways: it is compiled into the kernel programs, whose stack is small.
+    let mut others = false;
     let (address, port) = match tables.service(destination, connect.port, connect.protocol) {
         Some(service) => {
             if service.flags & SERVICE_DNS != 0 && connect.protocol == UDP && connect.port == 53 {
@@ -97,6 +98,7 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
             if service.backends == 0 {
                 return asked(Verdict::refuse(Reason::NoEndpoints, 0));
             }
+            others = service.backends > 1 && connect.protocol == TCP;
             match tables.backend(service.service, connect.random % service.backends) {
                 Some(backend) => (&backend.address, backend.port),
                 None => return asked(Verdict::refuse(Reason::NoEndpoints, 0)),
@@ -110,6 +112,10 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
         }
     };
     let verdict = endpoint(tables, settings, source, &connect.source, address, port, connect.protocol);
+    if others && verdict.outcome == Outcome::Refuse {
+        // Chance must not decide who is let in. The agent sees every endpoint, and refuses if none is allowed.
+        return asked(Verdict::proxy(Reason::AnotherEndpoint, 0));
+    }
     Outbound { verdict, destination: *address, port }
 }
 

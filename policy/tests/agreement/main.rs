@@ -295,10 +295,13 @@ fn outbound(scene: &Scene, source: IpAddr, random: &mut Random, tally: &mut Tall
     }
     let kernel = match (numeric.verdict.outcome, numeric.verdict.reason) {
         (Outcome::Refuse, _) => "Refused",
+        (Outcome::Proxy, Reason::AnotherEndpoint) => "Agent",
         (Outcome::Direct, Reason::Authorized) | (Outcome::Proxy, _) => "Mesh",
         (Outcome::Direct, _) => "Plain",
     };
     let expected_kernel = match &ways[chosen] {
+        // The agent looks for another: whichever is allowed, or none.
+        Way::Refused if ways.len() > 1 => "Agent",
         Way::Refused => "Refused",
         Way::Plain => "Plain",
         Way::Mesh(_) => "Mesh",
