@@ -88,7 +88,6 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
         return asked(Verdict::refuse(Reason::NotCaptured, 0));
     };
     // One call of `endpoint` for both ways: it is compiled into the kernel programs, whose stack is small.
-    let mut others = false;
     let (address, port) = match tables.service(destination, connect.port, connect.protocol) {
         Some(service) => {
             if service.flags & SERVICE_DNS != 0 && connect.protocol == UDP && connect.port == 53 {
@@ -98,7 +97,6 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
             if service.backends == 0 {
                 return asked(Verdict::refuse(Reason::NoEndpoints, 0));
             }
-            others = service.backends > 1 && connect.protocol == TCP;
             match tables.backend(service.service, connect.random % service.backends) {
                 Some(backend) => (&backend.address, backend.port),
                 None => return asked(Verdict::refuse(Reason::NoEndpoints, 0)),
@@ -112,7 +110,13 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
         }
     };
     let verdict = endpoint(tables, settings, source, &connect.source, address, port, connect.protocol);
-    if others && verdict.outcome == Outcome::Refuse {
+    // Looked up again, on the way of refusals alone: a word carried through the judgement would double what the
+    // kernel's verifier goes through.
+    if verdict.outcome == Outcome::Refuse
+        && connect.protocol == TCP
+        && let Some(service) = tables.service(destination, connect.port, TCP)
+        && service.backends > 1
+    {
         // Chance must not decide who is let in. The agent sees every endpoint, and refuses if none is allowed.
         return asked(Verdict::proxy(Reason::AnotherEndpoint, 0));
     }
