@@ -338,21 +338,27 @@ fn fill_settings_networks(
     settings: &ClusterSettings,
     pods: &[(&Pod, Arc<WorkloadInfo>)],
 ) {
-    let mut fill = |set, given: Vec<IpNet>| {
+    let mut fill = |set, given: &[IpNet], holds: &dyn Fn(&IpNet) -> bool| {
         for point in networks::points(given.iter().copied()) {
-            let allow = u32::from(given.iter().any(|net| net.contains(&point)));
             let key: NetworkKey = networks::key(set, &point);
-            tables.networks.insert(key, Network { rule: 0, allow });
+            tables.networks.insert(key, Network { rule: 0, allow: u32::from(holds(&point)) });
         }
     };
-    fill(NETWORKS_CLUSTER, settings.cluster_networks.iter().map(canonical).collect());
+    let any = |nets: &[IpNet], point: &IpNet| nets.iter().any(|net| net.contains(point));
+    let cluster: Vec<IpNet> = settings.cluster_networks.iter().map(canonical).collect();
+    fill(NETWORKS_CLUSTER, &cluster, &|point| any(&cluster, point));
     // The addresses of pods that cannot be believed are refused wherever they lie.
     let closed = pods
         .iter()
         .filter(|(_, info)| matches!(info.standing, Standing::Contested | Standing::NoIdentity))
         .flat_map(|(_, info)| info.addresses.iter().map(|address| IpNet::from(*address)));
-    let own = settings.pod_networks.iter().chain(&settings.service_networks).map(canonical);
-    fill(NETWORKS_PODS, own.chain(closed).collect());
+    let closed: Vec<IpNet> = closed.collect();
+    let own: Vec<IpNet> =
+        settings.pod_networks.iter().chain(&settings.service_networks).map(canonical).collect();
+    // Nodes may have addresses in the pods' networks: theirs are nobody's whom the cluster ought to know.
+    let nodes: Vec<IpNet> = settings.node_networks.iter().map(canonical).collect();
+    let all = [closed.as_slice(), &own, &nodes].concat();
+    fill(NETWORKS_PODS, &all, &|point| any(&closed, point) || any(&own, point) && !any(&nodes, point));
 }
 
 #[cfg(test)]

@@ -53,6 +53,8 @@ pub struct ClusterSettings {
     pub pod_networks: Vec<IpNet>,
     /// The Services' networks: the same.
     pub service_networks: Vec<IpNet>,
+    /// The nodes' networks: what in them is no pod's may lie in the pods' networks and is known all the same.
+    pub node_networks: Vec<IpNet>,
     /// What holds for a port that no Server governs.
     pub default_inbound_policy: DefaultPolicy,
     /// Where plain connections may lead.
@@ -79,6 +81,7 @@ impl Default for ClusterSettings {
             cluster_networks: networks.into_iter().flatten().collect(),
             pod_networks: Vec::new(),
             service_networks: Vec::new(),
+            node_networks: Vec::new(),
             default_inbound_policy: DefaultPolicy::Deny,
             default_outbound: DefaultOutbound::Allow,
             same_node: SameNode::Direct,

@@ -146,6 +146,7 @@ pub fn settings(dice: &mut Dice) -> ClusterSettings {
     let nets = |text: &str| text.split_whitespace().map(|net| net.parse().expect("a network")).collect();
     ClusterSettings {
         pod_networks: nets(dice.one_of(&["", "10.0.0.0/16 fd00::/64", "10.0.1.0/24"])),
+        node_networks: nets(dice.one_of(&["", "10.0.1.0/29"])),
         service_networks: nets(dice.one_of(&["", "10.96.0.0/16"])),
         cluster_networks: nets(dice.one_of(&["10.0.0.0/8 fd00::/8", "", "192.0.2.0/24"])),
         default_inbound_policy: DefaultPolicy::ALL[dice.roll(DefaultPolicy::ALL.len() as u64) as usize],

@@ -355,6 +355,7 @@ pub fn settings(random: &mut Random) -> ClusterSettings {
             _ => ClusterSettings::default().cluster_networks,
         },
         pod_networks: if random.chance(60) { nets(&["10.1.0.0/16", "fd00::1:0/112"]) } else { Vec::new() },
+        node_networks: if random.chance(40) { nets(&["10.1.0.0/29", "fd00::1:0/125"]) } else { Vec::new() },
         service_networks: if random.chance(50) {
             nets(&["10.96.0.0/12", "::ffff:10.2.1.0/120"])
         } else {

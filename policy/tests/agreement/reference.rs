@@ -116,7 +116,8 @@ impl<'a> Reference<'a> {
 
     fn refused_address(&self, address: IpAddr) -> bool {
         let nets = self.settings.pod_networks.iter().chain(&self.settings.service_networks);
-        nets.into_iter().any(|net| within(net, address))
+        let node = self.settings.node_networks.iter().any(|net| within(net, address));
+        nets.into_iter().any(|net| within(net, address)) && !node
             || self.pods().any(|pod| {
                 !pod.finished && !pod.host_network && pod.addresses.contains(&address) && self.contested(pod)
             })

@@ -17,6 +17,7 @@ pub(super) struct File {
     pub(super) cluster_networks: Option<Vec<Spanned<String>>>,
     pub(super) pod_networks: Option<Vec<Spanned<String>>>,
     pub(super) service_networks: Option<Vec<Spanned<String>>>,
+    pub(super) node_networks: Option<Vec<Spanned<String>>>,
     pub(super) default_inbound_policy: Option<Spanned<String>>,
     pub(super) default_outbound: Option<Spanned<String>>,
     pub(super) same_node: Option<Spanned<String>>,

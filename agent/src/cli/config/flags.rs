@@ -38,6 +38,9 @@ pub struct Flags {
     /// A network of the Services' alone, in which an unknown address is refused; repeat for several
     #[arg(long = "service-network", value_name = "CIDR")]
     pub service_networks: Vec<String>,
+    /// A network of the nodes' own addresses, where they lie in the pods' networks; repeat for several
+    #[arg(long = "node-network", value_name = "CIDR")]
+    pub node_networks: Vec<String>,
     /// What holds for a port that no Server selects: deny, all-authenticated, all-unauthenticated,
     /// cluster-authenticated, cluster-unauthenticated or audit [default: deny]
     #[arg(long, value_name = "POLICY")]

@@ -46,6 +46,8 @@ pub struct Config {
     pub pod_networks: Vec<IpNet>,
     /// The Services' own networks: an address in them that no Service has is refused.
     pub service_networks: Vec<IpNet>,
+    /// The nodes' own networks: addresses in them that are no pod's may lie in the pods' networks.
+    pub node_networks: Vec<IpNet>,
     /// What holds for a port that no Server selects.
     #[serde(serialize_with = "by_name")]
     pub default_inbound_policy: DefaultPolicy,
@@ -209,6 +211,7 @@ impl Config {
             cluster_networks: self.cluster_networks.clone(),
             pod_networks: self.pod_networks.clone(),
             service_networks: self.service_networks.clone(),
+            node_networks: self.node_networks.clone(),
             default_inbound_policy: self.default_inbound_policy,
             default_outbound: self.default_outbound,
             same_node: self.same_node,

@@ -221,6 +221,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let pod_networks = check.networks("podNetworks", &flags.pod_networks, file.pod_networks, &[]);
     let service_networks =
         check.networks("serviceNetworks", &flags.service_networks, file.service_networks, &[]);
+    let node_networks = check.networks("nodeNetworks", &flags.node_networks, file.node_networks, &[]);
 
     let inbound = given(flags.default_inbound_policy.as_ref(), file.default_inbound_policy, "deny".into());
     let inbounds = DefaultPolicy::ALL.map(|policy| (policy.as_str(), policy));
@@ -286,6 +287,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             cluster_networks,
             pod_networks,
             service_networks,
+            node_networks,
             default_inbound_policy: inbound?,
             default_outbound: default_outbound?,
             same_node: same_node?,
