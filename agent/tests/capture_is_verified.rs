@@ -183,7 +183,9 @@ fn a_pod_that_cannot_be_repaired_is_cut_off() -> Result<()> {
     };
     assert!(attempt(&shop.client, &shop.near)?.answered());
     // A way out that no veth is: nothing could guard it.
-    shop.near.place().check(&["ip", "link", "add", "link", "eth0", "name", "another", "type", "macvlan"])?;
+    let host = shop.lab.at("node-a")?.host();
+    host.check(&["ip", "link", "add", "link", "uplink", "name", "another", "type", "macvlan"])?;
+    host.check(&["ip", "link", "set", "another", "netns", &shop.near.place().netns().display().to_string()])?;
     shop.lab.at("node-a")?.host().check(&["rm", &pin(&format!("links/lookup-{cookie}"))])?;
     eventually("the status to say that it cannot be put back", TOLD, || {
         let said = said(&shop, &shop.near)?;
@@ -197,6 +199,41 @@ fn a_pod_that_cannot_be_repaired_is_cut_off() -> Result<()> {
     assert!(agent.log().contains("the pod is cut off"));
     shop.near.place().check(&["ip", "link", "del", "another"])?;
     eventually("the pod to be reached again", TOLD, || Ok(attempt(&shop.client, &shop.near)?.answered()))?;
+    shop.close()
+}
+
+/// What a pod builds inside itself leaves by its own veth: it is no reason to cut it off.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn interfaces_of_a_pods_own_making_do_not_cut_it_off() -> Result<()> {
+    let shop = Shop::open("own-links")?;
+    let _echo = shop.near.app(&["echo", "[::]:7000"])?;
+    let agent = shop.lab.agent("node-a")?;
+    let (cookie, _) = row_of(&shop, &shop.near)?;
+    let place = shop.near.place();
+    let nested = place.nested("behind")?;
+    let behind = nested.netns().display().to_string();
+    place.check(&["ip", "link", "add", "down", "type", "veth", "peer", "name", "up", "netns", &behind])?;
+    place.check(&["ip", "link", "add", "link", "eth0", "name", "another", "type", "macvlan"])?;
+    let answered = || {
+        let attempt = Attempt { milliseconds: 1000, ..Attempt::new((shop.near.v4, 7000), "through") };
+        Ok(shop.client.connect(&attempt)?.answered())
+    };
+    // Whatever is taken away now is put back as before, and an agent that starts anew takes the pod over.
+    shop.lab.at("node-a")?.host().check(&["rm", &pin(&format!("links/lookup-{cookie}"))])?;
+    eventually("the repair to be told", TOLD, || Ok(said(&shop, &shop.near)?.contains("no look-up")))?;
+    assert!(!said(&shop, &shop.near)?.contains("failed"), "{}", said(&shop, &shop.near)?);
+    let in_force = || -> Result<bool> {
+        let status = agent.status()?;
+        let pods = status["pods"].as_array().cloned().unwrap_or_default();
+        Ok(pods.iter().any(|pod| pod["name"] == shop.near.name && pod["inForce"] == true))
+    };
+    eventually("everything to be in force", TOLD, in_force)?;
+    eventually("the pod to be reached", TOLD, answered)?;
+    agent.kill()?;
+    shop.lab.start_agent("node-a")?;
+    eventually("everything to be in force after the restart", TOLD, in_force)?;
+    eventually("the pod to be reached after the restart", TOLD, answered)?;
     shop.close()
 }
 

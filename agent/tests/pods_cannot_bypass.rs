@@ -471,7 +471,11 @@ fn another_interface_leads_nowhere() -> Result<()> {
     loom.lab.agent(A)?.kill()?;
     loom.lab.agent(A)?.start(&loom.lab.heddle()?, &xtask::lab::Settings::default())?;
     assert_eq!(cross("again", v4, &host)?, [0, 0]);
-    client.place().shell("ip link add link eth0 name another type macvlan")?;
+    let pod = client.place().netns().display().to_string();
+    let host = loom.lab.at(A)?.host();
+    host.shell(&format!(
+        "ip link add link uplink name another type macvlan; ip link set another netns {pod}"
+    ))?;
     eventually("a way out that no veth is to be told", SOON, || Ok(problems()?.contains("another")))?;
     client.place().shell("ip link del another; ip link del eth1")?;
     eventually("nothing to be missing", SOON, || Ok(problems()? == "[]"))?;

@@ -58,6 +58,7 @@ fn list() -> io::Result<Vec<Interface>> {
             if link.header.link_layer_type == rtnetlink::packet_route::link::LinkLayerType::Loopback {
                 interface.kind = Kind::Loopback;
             }
+            let mut elsewhere = false;
             for attribute in link.attributes {
                 match attribute {
                     LinkAttribute::IfName(name) => interface.name = name,
@@ -67,6 +68,7 @@ fn list() -> io::Result<Vec<Interface>> {
                         }
                     }
                     LinkAttribute::Link(peer) => interface.peer = Some(peer),
+                    LinkAttribute::LinkNetNsId(_) => elsewhere = true,
                     LinkAttribute::LinkInfo(infos) => {
                         for info in infos {
                             if let LinkInfo::Kind(kind) = info {
@@ -76,6 +78,10 @@ fn list() -> io::Result<Vec<Interface>> {
                     }
                     _ => {}
                 }
+            }
+            if interface.kind == Kind::Inner && elsewhere {
+                // What it lies on is in another namespace, and that is where it leads.
+                interface.kind = Kind::Other;
             }
             found.push(interface);
         }
@@ -154,6 +160,10 @@ fn classify(kind: &InfoKind) -> Kind {
         | InfoKind::GreTap6
         | InfoKind::Vti
         | InfoKind::Vlan
+        | InfoKind::MacVlan
+        | InfoKind::MacVtap
+        | InfoKind::IpVlan
+        | InfoKind::IpVtap
         | InfoKind::Bond
         | InfoKind::Vxlan
         | InfoKind::Wireguard => Kind::Inner,

@@ -461,7 +461,9 @@ fn guarded(
 ) -> Result<Vec<(Interface, Interface)>, AttachRefusal> {
     let mut ways = ways_out(namespace, home)
         .map_err(CaptureError::system("listing the pod's and the host's interfaces"))?;
-    if let Some(name) = ways.unguarded.first() {
+    // A pod that runs may have made the nested ones itself: they are no reason to cut it off.
+    let nested = ways.nested.first().filter(|_| !known);
+    if let Some(name) = ways.unguarded.first().or(nested) {
         return Err(AttachRefusal::Interface(name.clone()));
     }
     let expected: HashSet<IpAddr> = addresses.iter().copied().collect();

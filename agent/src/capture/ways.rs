@@ -18,6 +18,9 @@ pub(super) struct Ways {
     pub pairs: Vec<(Interface, Interface)>,
     /// What leads out past any veth of the host's, by name.
     pub unguarded: Vec<String>,
+    /// Veths whose other end is in a namespace that is neither the host's nor this one, by name. Before a pod runs
+    /// somebody else made it; a pod that runs makes namespaces of its own, from which the only way out is through it.
+    pub nested: Vec<String>,
     /// The namespace's addresses beyond the link, loopback's aside.
     pub addresses: Vec<IpAddr>,
 }
@@ -25,7 +28,8 @@ pub(super) struct Ways {
 /// Every way out of `namespace` as it is now.
 pub(super) fn ways_out(namespace: &Namespace, home: &Namespace) -> io::Result<Ways> {
     let (inside, host) = (links::interfaces(namespace)?, links::interfaces(home)?);
-    let mut ways = Ways { pairs: Vec::new(), unguarded: Vec::new(), addresses: Vec::new() };
+    let mut ways =
+        Ways { pairs: Vec::new(), unguarded: Vec::new(), nested: Vec::new(), addresses: Vec::new() };
     for interface in &inside {
         match interface.kind {
             Kind::Loopback => continue,
@@ -42,7 +46,7 @@ pub(super) fn ways_out(namespace: &Namespace, home: &Namespace) -> io::Result<Wa
                     Some(end) => ways.pairs.push((interface.clone(), end.clone())),
                     // Both ends inside the pod: it leads nowhere.
                     None if inside.iter().any(|other| Some(other.index) == interface.peer) => {}
-                    None => ways.unguarded.push(interface.name.clone()),
+                    None => ways.nested.push(interface.name.clone()),
                 }
             }
         }

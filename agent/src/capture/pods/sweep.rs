@@ -62,6 +62,14 @@ impl Capture {
                 return;
             }
         };
+        if !ways.nested.is_empty() {
+            let interfaces = ways.nested.join(", ");
+            tracing::info!(
+                pod = name,
+                interfaces,
+                "the pod has namespaces behind it; what leaves them leaves by its own veth"
+            );
+        }
         watch.unguarded = ways
             .unguarded
             .iter()
