@@ -8,7 +8,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead as _, BufReader},
-    os::unix::process::CommandExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -234,7 +234,8 @@ fn a_demo_that_is_interrupted_leaves_nothing() -> Result<()> {
         .spawn()
         .with_context(|| format!("cannot run {}", xtask.display()))?;
     let mut id = String::new();
-    for line in BufReader::new(demo.stdout.take().context("no pipe")?).lines() {
+    let mut said = BufReader::new(demo.stdout.take().context("no pipe")?).lines();
+    for line in said.by_ref() {
         let line = line?;
         if let Some((_, rest)) = line.split_once("manifests in /run/heddle-lab/") {
             id = rest.split('/').next().unwrap_or_default().to_owned();
@@ -248,7 +249,10 @@ fn a_demo_that_is_interrupted_leaves_nothing() -> Result<()> {
     assert!(!left(&before, &id, &BTreeSet::new())?.is_empty(), "the control: the demo's lab is there");
     std::thread::sleep(Duration::from_secs(1));
     kill_process(Pid::from_raw(i32::try_from(demo.id())?).context("no such process")?, Signal::INT)?;
-    demo.wait()?;
+    let ended = demo.wait()?;
+    // Nobody closed the pipe that it writes to: it ended by the signal, and without a word.
+    drop(said);
+    assert_eq!(ended.signal(), Some(Signal::INT.as_raw()), "{ended}");
     eventually(
         "nothing of the demo to be left",
         SOON,

@@ -59,6 +59,41 @@ fn port_number(number: i32) -> Option<u16> {
 const PORT_REMEDY: &str = "write a number from 1 to 65535";
 const TRANSPORT_REMEDY: &str = "write TCP, UDP or SCTP";
 
+/// A port's number, in `name` under `field`, and its protocol. `None`: `wrong` was told what is wrong with one of them.
+fn port_of(
+    field: &str,
+    (name, number): (&str, i32),
+    protocol: Option<&str>,
+    mut wrong: impl FnMut(&str, String, &'static str),
+) -> Option<(u16, Transport)> {
+    let Some(port) = port_number(number) else {
+        wrong(&format!("{field}.{name}"), format!("{number} is not a port: it is ignored"), PORT_REMEDY);
+        return None;
+    };
+    let Some(transport) = transport(protocol) else {
+        let reason = "is not a protocol: the port is ignored".to_owned();
+        wrong(&format!("{field}.protocol"), reason, TRANSPORT_REMEDY);
+        return None;
+    };
+    Some((port, transport))
+}
+
+/// The addresses that `fields` write, each once; `wrong` is told of those that `whose` they cannot be.
+fn addresses(fields: Vec<(String, String)>, whose: &str, mut wrong: impl FnMut(&str, String)) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for (field, text) in fields {
+        match text.parse::<IpAddr>() {
+            Ok(ip) if usable(&ip) => {
+                if !addresses.contains(&ip) {
+                    addresses.push(ip);
+                }
+            }
+            _ => wrong(&field, format!("{text:?} is not an address that {whose} can have: it is ignored")),
+        }
+    }
+    addresses
+}
+
 impl Pod {
     pub(super) fn from_k8s(source: &Source, pod: v1::Pod, problems: &mut Vec<Problem>) -> Self {
         let spec = pod.spec.unwrap_or_default();
@@ -91,19 +126,8 @@ impl Pod {
         let listed = status.pod_ips.unwrap_or_default().into_iter().map(|ip| ip.ip);
         let mut fields = vec![("status.podIP".to_owned(), status.pod_ip.unwrap_or_default())];
         fields.extend(listed.enumerate().map(|(i, ip)| (format!("status.podIPs[{i}].ip"), ip)));
-        for (field, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
-            match text.parse::<IpAddr>() {
-                Ok(ip) if usable(&ip) => {
-                    if !it.addresses.contains(&ip) {
-                        it.addresses.push(ip);
-                    }
-                }
-                _ => problems.push(it.problem(
-                    &field,
-                    format!("{text:?} is not an address that a pod can have: it is ignored"),
-                )),
-            }
-        }
+        fields.retain(|(_, text)| !text.is_empty());
+        it.addresses = addresses(fields, "a pod", |field, reason| problems.push(it.problem(field, reason)));
         it
     }
 
@@ -115,16 +139,11 @@ impl Pod {
         let mut own = Vec::new();
         for (i, port) in container.ports.unwrap_or_default().into_iter().enumerate() {
             let field = format!("{field}.ports[{i}]");
-            let Some(number) = port_number(port.container_port) else {
-                let reason = format!("{} is not a port: it is ignored", port.container_port);
-                problems.push(self.problem(&format!("{field}.containerPort"), reason).remedy(PORT_REMEDY));
-                continue;
-            };
-            let Some(transport) = transport(port.protocol.as_deref()) else {
-                let reason = "is not a protocol: the port is ignored";
-                problems.push(self.problem(&format!("{field}.protocol"), reason).remedy(TRANSPORT_REMEDY));
-                continue;
-            };
+            let number = ("containerPort", port.container_port);
+            let read = port_of(&field, number, port.protocol.as_deref(), |field, reason, remedy| {
+                problems.push(self.problem(field, reason).remedy(remedy));
+            });
+            let Some((number, transport)) = read else { continue };
             own.push(PodPort { name: port.name.unwrap_or_default(), number, transport });
         }
         for (name, probe) in [
@@ -206,34 +225,16 @@ impl Service {
         let mut fields = vec![("spec.clusterIP".to_owned(), spec.cluster_ip.unwrap_or_default())];
         let listed = spec.cluster_ips.unwrap_or_default();
         fields.extend(listed.into_iter().enumerate().map(|(i, ip)| (format!("spec.clusterIPs[{i}]"), ip)));
-        for (field, text) in fields {
-            if text.is_empty() || text == "None" || name_only {
-                continue;
-            }
-            match text.parse::<IpAddr>() {
-                Ok(ip) if usable(&ip) => {
-                    if !it.addresses.contains(&ip) {
-                        it.addresses.push(ip);
-                    }
-                }
-                _ => problems.push(it.problem(
-                    &field,
-                    format!("{text:?} is not an address that a Service can have: it is ignored"),
-                )),
-            }
-        }
+        fields.retain(|(_, text)| !(text.is_empty() || text == "None" || name_only));
+        it.addresses =
+            addresses(fields, "a Service", |field, reason| problems.push(it.problem(field, reason)));
         for (i, port) in spec.ports.unwrap_or_default().into_iter().enumerate() {
             let field = format!("spec.ports[{i}]");
-            let Some(number) = port_number(port.port) else {
-                let reason = format!("{} is not a port: it is ignored", port.port);
-                problems.push(it.problem(&format!("{field}.port"), reason).remedy(PORT_REMEDY));
-                continue;
-            };
-            let Some(transport) = transport(port.protocol.as_deref()) else {
-                let reason = "is not a protocol: the port is ignored";
-                problems.push(it.problem(&format!("{field}.protocol"), reason).remedy(TRANSPORT_REMEDY));
-                continue;
-            };
+            let read =
+                port_of(&field, ("port", port.port), port.protocol.as_deref(), |field, reason, remedy| {
+                    problems.push(it.problem(field, reason).remedy(remedy))
+                });
+            let Some((number, transport)) = read else { continue };
             let target = match port.target_port {
                 // Zero and the empty name are how clients write "none".
                 None | Some(IntOrString::Int(0)) => Some(TargetPort::Number(number)),

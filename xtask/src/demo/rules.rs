@@ -23,7 +23,7 @@ spec:
 
 /// A Server for `app` on `port`, and the policy that lets `clients` reach it.
 fn server(app: &str, port: u16, protocol: &str) -> String {
-    format!(
+    let server = format!(
         "apiVersion: policy.linkerd.io/v1beta3
 kind: Server
 metadata:
@@ -36,10 +36,18 @@ spec:
   port: {port}
   proxyProtocol: {protocol}
 ---
-apiVersion: policy.linkerd.io/v1alpha1
+"
+    );
+    server + &opened(app, "clients", "MeshTLSAuthentication", "clients")
+}
+
+/// The policy that lets whom the authentication `name` names reach the Server of `app`.
+fn opened(app: &str, whom: &str, kind: &str, name: &str) -> String {
+    format!(
+        "apiVersion: policy.linkerd.io/v1alpha1
 kind: AuthorizationPolicy
 metadata:
-  name: {app}-for-clients
+  name: {app}-for-{whom}
   namespace: shop
 spec:
   targetRef:
@@ -48,8 +56,8 @@ spec:
     name: {app}
   requiredAuthenticationRefs:
     - group: policy.linkerd.io
-      kind: MeshTLSAuthentication
-      name: clients
+      kind: {kind}
+      name: {name}
 ---
 "
     )
@@ -57,24 +65,7 @@ spec:
 
 /// Lets `office` reach a Server, whoever it is.
 fn for_office(app: &str) -> String {
-    format!(
-        "apiVersion: policy.linkerd.io/v1alpha1
-kind: AuthorizationPolicy
-metadata:
-  name: {app}-for-the-office
-  namespace: shop
-spec:
-  targetRef:
-    group: policy.linkerd.io
-    kind: Server
-    name: {app}
-  requiredAuthenticationRefs:
-    - group: policy.linkerd.io
-      kind: NetworkAuthentication
-      name: office
----
-"
-    )
+    opened(app, "the-office", "NetworkAuthentication", "office")
 }
 
 pub fn servers(outside: std::net::IpAddr) -> String {
