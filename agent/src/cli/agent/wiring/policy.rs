@@ -53,7 +53,7 @@ impl SnapshotPolicy {
 }
 
 fn refusal(decision: &heddle_policy::Decision) -> Refusal {
-    Refusal { reason: decision.verdict.reason, rule: decision.rule.as_str().into() }
+    Refusal { reason: decision.verdict.reason, rule: (&*decision.rule).into() }
 }
 
 fn upstream(endpoint: &Endpoint) -> Result<Upstream, Refusal> {
@@ -144,7 +144,7 @@ impl Policy for SnapshotPolicy {
         Decision {
             allowed: decision.allowed(),
             reason: decision.verdict.reason,
-            rule: decision.rule.as_str().into(),
+            rule: (&*decision.rule).into(),
         }
     }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::compile::tests::{SHOP, address, compiled};
+use crate::{Hop, Route};
 
 fn named(dns: Option<&str>, spiffe: Option<&str>) -> ClientIdentity {
     ClientIdentity::Mesh { dns: dns.map(str::to_owned), spiffe: spiffe.map(str::to_owned) }
@@ -18,7 +19,7 @@ fn either_spelling_of_an_identity_serves() {
     for client in [named(Some(WEB), None), named(None, Some(WEB_URI)), named(Some(WEB), Some(WEB_URI))] {
         let decision = judge(SHOP, &client);
         assert_eq!(decision.verdict.reason, Reason::Authorized, "{client:?}");
-        assert_eq!(decision.rule, "AuthorizationPolicy shop/allow-web");
+        assert_eq!(&*decision.rule, "AuthorizationPolicy shop/allow-web");
     }
 }
 
@@ -63,7 +64,7 @@ fn audit_says_so() {
     let audit = SHOP.replace("  proxyProtocol: opaque", "  proxyProtocol: opaque\n  accessPolicy: audit");
     let decision = judge(&audit, &ClientIdentity::None);
     assert!(decision.allowed() && decision.audited);
-    assert_eq!(decision.rule, "Server shop/redis (accessPolicy audit)");
+    assert_eq!(&*decision.rule, "Server shop/redis (accessPolicy audit)");
     assert!(
         !judge(&audit, &named(Some(WEB), None)).audited,
         "a rule that names the client is credited first"
