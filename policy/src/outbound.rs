@@ -57,6 +57,13 @@ pub enum Hop {
         /// The verdict. `Direct`: the kernel would carry it alone.
         decision: Decision,
     },
+    /// In mutual TLS to a workload outside the cluster, if it shows its identity.
+    External {
+        /// What must be asked for and demanded.
+        workload: External,
+        /// The verdict.
+        decision: Decision,
+    },
     /// In plain text.
     Plain(Decision),
     /// Not at all.
@@ -120,8 +127,11 @@ impl Compiled {
                 Hop::Mesh { identity, local: info.is_some_and(|info| info.local), decision }
             }
             (Outcome::Direct, _, _) => Hop::Plain(decision),
-            // A meshed address without an identity to demand: never in the clear.
-            (Outcome::Proxy, _, _) => Hop::Refuse(self.refuse(Reason::UnknownClusterAddress, "")),
+            (Outcome::Proxy, _, _) => match self.external(address) {
+                Some(workload) => Hop::External { workload: workload.clone(), decision },
+                // A meshed address without an identity to demand: never in the clear.
+                None => Hop::Refuse(self.refuse(Reason::UnknownClusterAddress, "")),
+            },
         }
     }
 

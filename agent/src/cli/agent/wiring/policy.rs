@@ -60,6 +60,11 @@ fn upstream(endpoint: &Endpoint) -> Result<Upstream, Refusal> {
     let address = SocketAddr::new(endpoint.address.to_ip(), endpoint.port);
     match &endpoint.hop {
         Hop::Mesh { identity, .. } => Ok(Upstream { address, expected: Some(PeerName::new(identity.dns())) }),
+        // The identity is asked for by its own name only: another SNI than the name that is demanded is not supported.
+        Hop::External { workload, .. } if workload.identity == workload.server_name => {
+            Ok(Upstream { address, expected: Some(PeerName::new(&workload.identity)) })
+        }
+        Hop::External { .. } => Err(Refusal::new(Reason::NoIdentity)),
         Hop::Plain(_) => Ok(Upstream { address, expected: None }),
         Hop::Refuse(decision) => Err(refusal(decision)),
     }

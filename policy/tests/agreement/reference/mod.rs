@@ -6,13 +6,18 @@ use std::net::IpAddr;
 use heddle_policy::{
     ClusterSettings, DefaultOutbound,
     resources::{
-        Attached, AuthorizationPolicy, DefaultPolicy, IdentityMatch, IdentityRef, Meta, ObjectName, Operator,
-        Pod, ProxyProtocol, Resource, Server, ServerPort, ServerScope, Service, Target, TargetPort,
-        Transport,
+        AuthorizationPolicy, DefaultPolicy, ExternalWorkload, IdentityMatch, IdentityRef, Kind, Meta,
+        ObjectName, Operator, Pod, ProxyProtocol, Resource, Selector, Server, ServerPort, ServerScope,
+        Service, Target, TargetPort, Transport,
     },
 };
 
 use crate::random::NODE;
+
+mod access;
+mod requests;
+
+pub use requests::Asked;
 
 pub struct Reference<'a> {
     pub resources: &'a [Resource],
@@ -24,6 +29,8 @@ pub struct Reference<'a> {
 pub struct Client {
     pub names: Vec<String>,
     pub address: IpAddr,
+    /// Whether it speaks mesh TLS; who has a name does.
+    pub tls: bool,
 }
 
 /// Which rule is credited: the most specific, the oldest (of unknown age last).
@@ -36,6 +43,10 @@ pub enum Answer {
     Unauthorized,
     NoIdentity,
     UnknownAddress,
+    Denied,
+    NoRoute,
+    BadRequest,
+    InvalidPolicy,
     Allowed,
 }
 
@@ -96,13 +107,28 @@ impl<'a> Reference<'a> {
         self.annotation(pod, "mesh").is_some_and(|(value, _)| value != "disabled")
     }
 
+    fn externals(&self) -> impl Iterator<Item = &'a ExternalWorkload> {
+        self.resources
+            .iter()
+            .filter_map(|it| if let Resource::ExternalWorkload(it) = it { Some(it) } else { None })
+    }
+
+    /// The workload outside the cluster that is believed to have an address.
+    pub fn external_at(&self, address: IpAddr) -> Option<&'a ExternalWorkload> {
+        let claimed = self.pods().any(|pod| !pod.finished && pod.addresses.contains(&address));
+        self.externals().find(|it| it.addresses.contains(&address) && !it.identity.is_empty() && !claimed)
+    }
+
     fn contested(&self, pod: &Pod) -> bool {
-        self.pods().filter(|other| !other.finished && other.meta.object_name() != pod.meta.object_name()).any(
-            |other| {
-                other.addresses.iter().any(|address| pod.addresses.contains(address))
-                    && !(other.host_network && pod.host_network)
-            },
-        )
+        let outside = self.externals().any(|it| it.addresses.iter().any(|ip| pod.addresses.contains(ip)));
+        outside
+            || self
+                .pods()
+                .filter(|other| !other.finished && other.meta.object_name() != pod.meta.object_name())
+                .any(|other| {
+                    other.addresses.iter().any(|address| pod.addresses.contains(address))
+                        && !(other.host_network && pod.host_network)
+                })
     }
 
     /// The pod that is believed to have an address.
@@ -120,6 +146,9 @@ impl<'a> Reference<'a> {
             || self.pods().any(|pod| {
                 !pod.finished && !pod.host_network && pod.addresses.contains(&address) && self.contested(pod)
             })
+            || self
+                .externals()
+                .any(|it| it.addresses.contains(&address) && self.external_at(address).is_none())
     }
 
     fn local_meshed(&self, pod: &'a Pod) -> bool {
@@ -150,16 +179,37 @@ impl<'a> Reference<'a> {
             .copied()
     }
 
+    /// Whether something unreadable is attached to a Server.
+    fn closed(&self, server: &Server) -> bool {
+        let opaque = matches!(server.protocol, ProxyProtocol::Opaque | ProxyProtocol::Tls);
+        !opaque
+            && self.resources.iter().any(|it| match it {
+                Resource::Route(route) if route.meta.namespace == server.meta.namespace => {
+                    match self.attached(route, server) {
+                        None => true,
+                        Some(attached) => attached && route.rules.is_none(),
+                    }
+                }
+                Resource::RateLimitPolicy(it) if it.meta.namespace == server.meta.namespace => {
+                    match &it.server {
+                        None => true,
+                        Some(name) => *name == server.meta.name && it.limit.is_none(),
+                    }
+                }
+                _ => false,
+            })
+    }
+
     fn needs_request(&self, server: &Server) -> bool {
+        let opaque = matches!(server.protocol, ProxyProtocol::Opaque | ProxyProtocol::Tls);
         let attached = self.resources.iter().any(|it| match it {
-            Resource::Attachment(it) if it.meta.namespace == server.meta.namespace => match &it.servers {
-                Attached::Servers(names) => names.contains(&server.meta.name),
-                Attached::Unreadable => true,
-            },
+            Resource::Route(route) => self.attached(route, server) == Some(true),
+            Resource::RateLimitPolicy(it) => {
+                it.meta.namespace == server.meta.namespace && it.server.as_ref() == Some(&server.meta.name)
+            }
             _ => false,
         });
-        attached
-            || matches!(server.protocol, ProxyProtocol::Http1 | ProxyProtocol::Http2 | ProxyProtocol::Grpc)
+        !opaque && (attached || self.closed(server) || server.protocol != ProxyProtocol::Unknown)
     }
 
     fn default_allows(&self, policy: DefaultPolicy, client: &Client) -> bool {
@@ -241,19 +291,39 @@ impl<'a> Reference<'a> {
         let Some(pod) = self.pod_at(server).filter(|pod| self.local_meshed(pod)) else {
             return (Answer::NotHere, String::new());
         };
+        if self.governor(pod, port).is_some_and(|server| self.needs_request(server)) {
+            return (Answer::NeedsRequest, self.governs(pod, port));
+        }
+        self.judge(pod, port, client, None)
+    }
+
+    fn governs(&self, pod: &'a Pod, port: u16) -> String {
+        match self.governor(pod, port) {
+            Some(server) => format!("Server {}", server.meta.object_name()),
+            None => self.default_policy(pod, port).1,
+        }
+    }
+
+    /// Judges a client by the rules of a port, and by those of a route if one took the request.
+    fn judge(
+        &self,
+        pod: &'a Pod,
+        port: u16,
+        client: &Client,
+        route: Option<(Kind, &str)>,
+    ) -> (Answer, String) {
         let governor = self.governor(pod, port);
         let (default, default_name) = self.default_policy(pod, port);
-        let governs = governor.map_or(default_name.clone(), |it| format!("Server {}", it.meta.object_name()));
-        if governor.is_some_and(|server| self.needs_request(server)) {
-            return (Answer::NeedsRequest, governs);
-        }
+        let governs = self.governs(pod, port);
         let mut allowing: Vec<(Credit, String)> = Vec::new();
         let mut any_rule = false;
+        let readable = governor.is_none_or(|server| server.readable);
         if let Some(server) = governor.filter(|it| it.readable) {
             for policy in self.policies().filter(|it| it.meta.namespace == server.meta.namespace) {
                 let specificity = match policy.rule.as_ref().map(|rule| &rule.target) {
-                    Some(Target::Server(name)) if *name == server.meta.name => 0,
-                    Some(Target::Namespace) => 1,
+                    Some(Target::Route { kind, name }) if route == Some((*kind, name)) => 0,
+                    Some(Target::Server(name)) if *name == server.meta.name => 1,
+                    Some(Target::Namespace) => 2,
                     _ => continue,
                 };
                 any_rule |= self.could_allow(policy);
@@ -262,31 +332,55 @@ impl<'a> Reference<'a> {
                     allowing.push((age, format!("AuthorizationPolicy {}", policy.meta.object_name())));
                 }
             }
+            for (it, holds) in self.older_forms(server, client) {
+                any_rule = true;
+                if holds {
+                    let age = (1, it.created.is_none(), it.created);
+                    allowing.push((age, format!("ServerAuthorization {}", it.object_name())));
+                }
+            }
             let name =
                 format!("Server {} (accessPolicy {})", server.meta.object_name(), server.access.as_str());
             any_rule |= server.access != DefaultPolicy::Deny;
             if self.default_allows(server.access, client) {
-                let last = if server.access == DefaultPolicy::Audit { 3 } else { 2 };
+                let last = if server.access == DefaultPolicy::Audit { 6 } else { 5 };
                 allowing.push(((last, true, None), name));
             }
         } else if governor.is_none() {
             any_rule |= default != DefaultPolicy::Deny;
             if self.default_allows(default, client) {
-                allowing.push(((2, true, None), default_name));
+                let last = if default == DefaultPolicy::Audit { 6 } else { 5 };
+                allowing.push(((last, true, None), default_name));
             }
         }
-        if client.names.is_empty() {
-            match self.pod_at(client.address) {
-                Some(other) if self.wants_mesh(other) => {
-                    let answer = if any_rule { Answer::NoIdentity } else { Answer::Unauthorized };
-                    return (answer, governs);
+        let mut denying: Vec<(Credit, String)> = Vec::new();
+        for (credit, rule, denies, holds) in self.access_rules(pod, port, client) {
+            if denies && holds {
+                denying.push((credit, rule));
+            } else if !denies && readable {
+                any_rule = true;
+                if holds {
+                    allowing.push((credit, rule));
                 }
-                Some(_) => {}
+            }
+        }
+        if client.names.is_empty() && !client.tls {
+            let meshed = match self.pod_at(client.address) {
+                Some(other) => self.wants_mesh(other),
+                None if self.external_at(client.address).is_some() => true,
                 None if self.refused_address(client.address) => {
                     return (Answer::UnknownAddress, String::new());
                 }
-                None => {}
+                None => false,
+            };
+            if meshed {
+                let answer = if any_rule { Answer::NoIdentity } else { Answer::Unauthorized };
+                return (answer, governs);
             }
+        }
+        denying.sort();
+        if let Some((_, rule)) = denying.into_iter().next() {
+            return (Answer::Denied, rule);
         }
         allowing.sort();
         match allowing.into_iter().next() {
@@ -366,17 +460,25 @@ impl<'a> Reference<'a> {
         if neighbor {
             return Way::Refused;
         }
+        let leave = self.leave(source, address, port);
+        if leave == Some(false) {
+            return Way::Refused;
+        }
+        if let Some(external) = self.external_at(address) {
+            return Way::Mesh(external.identity.clone());
+        }
         let Some(pod) = self.pod_at(address) else {
             let plain = match self.settings.default_outbound {
                 DefaultOutbound::Allow => true,
                 DefaultOutbound::Cluster => self.in_cluster(address),
                 DefaultOutbound::Deny => false,
             };
+            let plain = leave.unwrap_or(plain) && !self.by_name(source, address, port);
             return if plain && !self.refused_address(address) { Way::Plain } else { Way::Refused };
         };
         if !self.wants_mesh(pod) {
-            let plain = self.settings.default_outbound != DefaultOutbound::Deny;
-            return if plain { Way::Plain } else { Way::Refused };
+            let plain = leave.unwrap_or(self.settings.default_outbound != DefaultOutbound::Deny);
+            return if plain && !self.by_name(source, address, port) { Way::Plain } else { Way::Refused };
         }
         let identity = dns(&ObjectName::new(&*pod.meta.namespace, &*pod.service_account));
         if pod.node != NODE {
@@ -386,6 +488,7 @@ impl<'a> Reference<'a> {
         let client = Client {
             names: spellings(&dns(&ObjectName::new(&*own.meta.namespace, &*own.service_account))),
             address: source,
+            tls: true,
         };
         match self.inbound(address, port, &client).0 {
             Answer::Allowed => Way::Mesh(identity),
@@ -432,21 +535,22 @@ fn selected(server: &Server, pod: &Pod) -> bool {
     match &server.scope {
         ServerScope::ExternalWorkloads => false,
         ServerScope::Unreadable => true,
-        ServerScope::Pods(selector) => {
-            let labels = &pod.meta.labels;
-            selector.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
-                && selector.expressions.iter().all(|it| {
-                    let label = labels.get(&it.key);
-                    let listed = label.is_some_and(|label| it.values.contains(label));
-                    match it.operator {
-                        Operator::In => listed,
-                        Operator::NotIn => !listed,
-                        Operator::Exists => label.is_some(),
-                        Operator::DoesNotExist => label.is_none(),
-                    }
-                })
-        }
+        ServerScope::Pods(selector) => picks(selector, &pod.meta.labels),
     }
+}
+
+pub fn picks(selector: &Selector, labels: &std::collections::BTreeMap<String, String>) -> bool {
+    selector.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+        && selector.expressions.iter().all(|it| {
+            let label = labels.get(&it.key);
+            let listed = label.is_some_and(|label| it.values.contains(label));
+            match it.operator {
+                Operator::In => listed,
+                Operator::NotIn => !listed,
+                Operator::Exists => label.is_some(),
+                Operator::DoesNotExist => label.is_none(),
+            }
+        })
 }
 
 fn port_matches(server: &Server, pod: &Pod, port: u16) -> bool {
