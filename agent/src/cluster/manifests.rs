@@ -5,10 +5,14 @@ use super::{
     snapshot::{PublishError, Publisher, Shared},
 };
 use heddle_policy::{
-    ClusterSettings, Compiled, Index, Problem, Severity,
+    ClusterSettings, Compiled, Compiler, Problem, Severity,
     resources::{Parsed, parse_file},
 };
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 use tokio::sync::watch;
 
 /// The manifests of a folder.
@@ -32,14 +36,67 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Malformed> {
     }
 }
 
-/// Works out what `node` needs from everything that is in force in the folder, and everything that is wrong with it.
-pub fn compile(folder: &Manifests, settings: &ClusterSettings, node: &str) -> (Compiled, Vec<Problem>) {
-    let files = || folder.contents().map(|(_, parsed)| parsed.as_ref());
-    let compiled = Index::of(files().cloned()).compile(settings, node);
-    let mut problems: Vec<Problem> = files().flat_map(|parsed| parsed.problems.iter().cloned()).collect();
-    problems.extend(compiled.problems.iter().cloned());
-    problems.sort_by(|a, b| (&a.file, a.line, a.severity).cmp(&(&b.file, b.line, b.severity)));
-    (compiled, problems)
+/// What a folder holds, worked out: of a change only what it touches is worked out anew.
+struct Rules {
+    compiler: Compiler,
+    files: BTreeMap<String, Arc<Parsed>>,
+    expiry: Option<i64>,
+}
+
+/// The time in microseconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A clock that was set is noticed after this long.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
+
+impl Rules {
+    fn new(settings: ClusterSettings, node: String) -> Self {
+        Self { compiler: Compiler::new(settings, Some(node)), files: BTreeMap::new(), expiry: None }
+    }
+
+    /// Takes over what changed in the folder.
+    fn take(&mut self, folder: &Manifests) {
+        let held: BTreeMap<String, Arc<Parsed>> =
+            folder.contents().map(|(file, parsed)| (file, Arc::clone(parsed))).collect();
+        let gone: Vec<&String> = self.files.keys().filter(|file| !held.contains_key(*file)).collect();
+        for file in gone {
+            self.compiler.remove_file(file);
+        }
+        for (file, parsed) in &held {
+            if self.files.get(file).is_some_and(|before| Arc::ptr_eq(before, parsed)) {
+                continue;
+            }
+            self.compiler.remove_file(file);
+            for resource in &parsed.resources {
+                self.compiler.apply(resource.clone());
+            }
+        }
+        self.files = held;
+    }
+
+    /// What is in force at a time, and everything that is wrong with it.
+    fn compile(&mut self, now: i64) -> (Compiled, Vec<Problem>) {
+        let compiled = self.compiler.compile(now);
+        self.expiry = compiled.next_expiry;
+        let parsed = self.files.values().flat_map(|parsed| parsed.problems.iter().cloned());
+        let mut problems: Vec<Problem> = parsed.chain(compiled.problems.iter().cloned()).collect();
+        problems.sort_by(|a, b| (&a.file, a.line, a.severity).cmp(&(&b.file, b.line, b.severity)));
+        (compiled, problems)
+    }
+
+    /// Whether a rule that was in force has expired.
+    fn expired(&self, now: i64) -> bool {
+        self.expiry.is_some_and(|at| at <= now)
+    }
+
+    /// When to look whether one has.
+    fn due(&self, now: i64) -> Option<Duration> {
+        let left = u64::try_from(self.expiry?.saturating_sub(now)).unwrap_or(0);
+        Some(Duration::from_micros(left).min(LOOK_AT_CLOCK))
+    }
 }
 
 /// The one who publishes, shared between the folder's thread and whoever tries again.
@@ -65,20 +122,26 @@ impl FollowedManifests {
         publisher: SharedPublisher,
     ) -> std::io::Result<Self> {
         let (told, status) = watch::channel(folder.status());
-        let publish = move |folder: &Manifests| -> Result<Shared<Compiled>, PublishError> {
-            let (compiled, problems) = compile(folder, &settings, &node);
+        let mut rules = Rules::new(settings, node);
+        let publish = move |rules: &mut Rules| -> Result<Shared<Compiled>, PublishError> {
+            let (compiled, problems) = rules.compile(now());
             for problem in &problems {
                 tell(problem);
             }
             publisher.lock().unwrap_or_else(PoisonError::into_inner).publish(compiled, problems)
         };
         // An error is in the publication and in the log already.
-        let _ = publish(&folder);
+        rules.take(&folder);
+        let _ = publish(&mut rules);
         let following = follow(folder, pace, move |folder, brought| {
             told.send_replace(folder.status());
             if brought.content {
-                let _ = publish(folder);
+                rules.take(folder);
             }
+            if brought.content || rules.expired(now()) {
+                let _ = publish(&mut rules);
+            }
+            rules.due(now())
         })?;
         Ok(Self { status, _following: following })
     }
@@ -101,6 +164,7 @@ fn tell(problem: &Problem) {
 mod tests {
     use super::*;
     use crate::cluster::snapshot::{Change, Compare};
+    use heddle_policy::Index;
 
     const NAMESPACE: &str =
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {heddle.io/mesh: enabled}}\n";

@@ -146,14 +146,15 @@ fn access_spec(checks: &mut Checks<'_>, spec: Option<&Value>) -> Option<AccessSp
         Some(raw) => selector(checks, "spec.podSelector", raw)?,
     };
     let ports = ports(checks, raw.ports);
-    let transport = match raw.protocol.as_deref() {
-        None | Some("TCP") => Transport::Tcp,
-        Some("UDP") => Transport::Udp,
-        Some(_) => {
-            checks.fail("spec.protocol", "is not a protocol", "write TCP or UDP");
-            Transport::Tcp
-        }
-    };
+    match raw.protocol.as_deref() {
+        None | Some("TCP") => {}
+        Some("UDP") => checks.fail(
+            "spec.protocol",
+            "UDP is judged by the rules for TCP of the same port, not by rules of its own",
+            "remove the field: the rule then holds for both",
+        ),
+        Some(_) => checks.fail("spec.protocol", "is not a protocol", "write TCP"),
+    }
     let direction = match (raw.from, raw.to) {
         (Some(from), None) => Direction::Inbound(peers(checks, from)),
         (None, Some(to)) => Direction::Outbound(destinations(checks, to)),
@@ -162,23 +163,7 @@ fn access_spec(checks: &mut Checks<'_>, spec: Option<&Value>) -> Option<AccessSp
             return None;
         }
     };
-    if transport == Transport::Udp && action == Action::Allow && names_identities(&direction) {
-        checks.fail(
-            "spec.protocol",
-            "UDP bears no identity across the network",
-            "allow UDP by networks, and nothing else",
-        );
-    }
-    Some(AccessSpec { action, audit, expires, namespaces, pods, ports, transport, direction })
-}
-
-fn names_identities(direction: &Direction) -> bool {
-    match direction {
-        Direction::Inbound(peers) => peers
-            .iter()
-            .any(|it| !it.identities.is_empty() || it.namespaces.is_some() || !it.except.is_empty()),
-        Direction::Outbound(to) => to.iter().any(|it| !it.identities.is_empty()),
-    }
+    Some(AccessSpec { action, audit, expires, namespaces, pods, ports, transport: Transport::Tcp, direction })
 }
 
 fn ports(checks: &mut Checks<'_>, raw: Option<Vec<Value>>) -> Vec<PortMatch> {
@@ -233,6 +218,7 @@ fn with_name(namespace: &str) -> IdentityMatch {
 }
 
 /// An entry that says nothing would never match, or always: neither is what anybody means.
+const EMPTY: &str = "is empty";
 const SAYS_NOTHING: &str = "says nothing";
 
 fn peers(checks: &mut Checks<'_>, raw: Vec<RawPeer>) -> Vec<Peer> {
@@ -249,7 +235,7 @@ fn peers(checks: &mut Checks<'_>, raw: Vec<RawPeer>) -> Vec<Peer> {
             ("exceptIdentities", raw.except_identities.as_ref().is_some_and(Vec::is_empty)),
         ] {
             if empty {
-                checks.fail(&format!("{field}.{name}"), "is empty", "write an entry at least, or remove it");
+                checks.fail(&format!("{field}.{name}"), EMPTY, "write an entry at least, or remove it");
             }
         }
         let mut it = Peer::default();
@@ -283,6 +269,16 @@ fn destinations(checks: &mut Checks<'_>, raw: Vec<RawDestination>) -> Vec<Destin
     let mut found = Vec::new();
     for (i, raw) in raw.into_iter().enumerate() {
         let field = format!("spec.to[{i}]");
+        for (name, empty) in [
+            ("identities", raw.identities.as_ref().is_some_and(Vec::is_empty)),
+            ("serviceAccounts", raw.service_accounts.as_ref().is_some_and(Vec::is_empty)),
+            ("namespaces", raw.namespaces.as_ref().is_some_and(Vec::is_empty)),
+            ("hosts", raw.hosts.as_ref().is_some_and(Vec::is_empty)),
+        ] {
+            if empty {
+                checks.fail(&format!("{field}.{name}"), EMPTY, "write an entry at least, or remove it");
+            }
+        }
         let mut it = Destination::default();
         let identities = raw.identities.unwrap_or_default();
         it.identities = identity_matches(checks, &format!("{field}.identities"), &identities);

@@ -44,7 +44,7 @@ impl Scene {
         Self { seed, resources, settings, compiled }
     }
     fn reference(&self) -> Reference<'_> {
-        Reference { resources: &self.resources, settings: &self.settings }
+        Reference { resources: &self.resources, settings: &self.settings, node: NODE }
     }
     fn captured(&self, address: &Address) -> Option<u64> {
         let info = self.compiled.workload(address)?;

@@ -12,8 +12,6 @@ use heddle_policy::{
     },
 };
 
-use crate::random::NODE;
-
 mod access;
 mod requests;
 
@@ -22,6 +20,8 @@ pub use requests::Asked;
 pub struct Reference<'a> {
     pub resources: &'a [Resource],
     pub settings: &'a ClusterSettings,
+    /// The node that it is seen from.
+    pub node: &'a str,
 }
 
 /// A client: every name that it goes by; none: no identity.
@@ -152,7 +152,7 @@ impl<'a> Reference<'a> {
     }
 
     fn local_meshed(&self, pod: &'a Pod) -> bool {
-        pod.node == NODE && self.wants_mesh(pod)
+        pod.node == self.node && self.wants_mesh(pod)
     }
 
     fn in_cluster(&self, address: IpAddr) -> bool {
@@ -481,7 +481,7 @@ impl<'a> Reference<'a> {
             return if plain && !self.by_name(source, address, port) { Way::Plain } else { Way::Refused };
         }
         let identity = dns(&ObjectName::new(&*pod.meta.namespace, &*pod.service_account));
-        if pod.node != NODE {
+        if pod.node != self.node {
             return Way::Mesh(identity);
         }
         let own = self.pod_at(source).unwrap();

@@ -62,7 +62,7 @@ fn upstream(endpoint: &Endpoint) -> Result<Upstream, Refusal> {
         Hop::Mesh { identity, .. } => Ok(Upstream { address, expected: Some(PeerName::new(identity.dns())) }),
         // The identity is asked for by its own name only: another SNI than the name that is demanded is not supported.
         Hop::External { workload, .. } if workload.identity == workload.server_name => {
-            Ok(Upstream { address, expected: Some(PeerName::new(&workload.identity)) })
+            Ok(Upstream { address, expected: Some(PeerName::new(&*workload.identity)) })
         }
         Hop::External { .. } => Err(Refusal::new(Reason::NoIdentity)),
         Hop::Plain(_) => Ok(Upstream { address, expected: None }),
