@@ -157,10 +157,10 @@ impl Authorizations {
     }
 }
 
-fn follow(
-    rule: &Authorization,
-    references: &impl References,
-) -> Result<(Clients, Option<Arc<[NetworkMatch]>>), String> {
+/// Whom a rule is about, and at which addresses.
+type Followed = (Clients, Option<Arc<[NetworkMatch]>>);
+
+fn follow(rule: &Authorization, references: &impl References) -> Result<Followed, String> {
     const NOTHING: &str = "the policy grants nothing";
     let clients = match &rule.identity {
         None => Clients::Everybody,

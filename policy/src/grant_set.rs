@@ -42,6 +42,9 @@ pub(crate) struct GrantSet {
     deny_index: Lookup,
 }
 
+/// The first rule that holds in each network of one length; `None`: none does.
+type Networks = HashMap<IpNet, Option<u32>, RandomState>;
+
 /// Rules by whom they are about, each list sorted.
 #[derive(Clone, Debug, Default)]
 struct Lookup {
@@ -54,7 +57,7 @@ struct Lookup {
     /// About everybody, from anywhere.
     everybody: Option<u32>,
     /// About everybody at some addresses: by the length of the prefix, longest first, and the network.
-    open: Vec<(u8, HashMap<IpNet, Option<u32>, RandomState>)>,
+    open: Vec<(u8, Networks)>,
 }
 
 impl GrantSet {
@@ -176,7 +179,7 @@ impl Lookup {
 
     /// For each network at which the answer can change, the first rule that holds inside it and outside every smaller.
     fn fill_open(&mut self, open: &[(u32, &Grant)]) {
-        let mut by_length: std::collections::BTreeMap<(bool, u8), HashMap<IpNet, Option<u32>, RandomState>> =
+        let mut by_length: std::collections::BTreeMap<(bool, u8), Networks> =
             std::collections::BTreeMap::new();
         for (point, index) in first_holders(open) {
             let family = matches!(point, IpNet::V6(_));

@@ -298,7 +298,8 @@ fn destinations(checks: &mut Checks<'_>, raw: Vec<RawDestination>) -> Vec<Destin
                 }
             }
         }
-        if !it.identities.is_empty() && !(it.networks.is_empty() && it.hosts.is_empty()) {
+        let by_address = !it.networks.is_empty() || !it.hosts.is_empty();
+        if by_address && !it.identities.is_empty() {
             checks.fail(&field, "has identities beside networks or hosts", "write an entry for each");
         }
         let anywhere = raw.anywhere == Some(true);

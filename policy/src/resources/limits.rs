@@ -64,9 +64,11 @@ pub(super) fn rate_limit(meta: Meta, spec: Option<&Value>, problems: &mut Vec<Pr
     };
     let raw = checks.read::<RawLimit>("spec", spec);
     let limit = raw.and_then(|raw| {
-        let mut it = RateLimit::default();
-        it.total = raw.total.map(|rate| rate.requests_per_second);
-        it.identity = raw.identity.map(|rate| rate.requests_per_second);
+        let mut it = RateLimit {
+            total: raw.total.map(|rate| rate.requests_per_second),
+            identity: raw.identity.map(|rate| rate.requests_per_second),
+            overrides: Vec::new(),
+        };
         for (i, raw) in raw.overrides.unwrap_or_default().into_iter().enumerate() {
             let mut clients = Vec::new();
             for (j, reference) in raw.client_refs.iter().enumerate() {
