@@ -7,7 +7,6 @@ use crate::{
     compiler::Compiler,
     problems::{Origin, Problem, Severity},
     resources::{Kind, ObjectName, Parsed, Resource, ResourceId},
-    servers,
     settings::ClusterSettings,
 };
 
@@ -127,25 +126,6 @@ impl Index {
     /// The same for the whole cluster, as if every pod ran on one node: for questions about any of them.
     pub fn compile_cluster(&self, settings: &ClusterSettings, now: i64) -> Compiled {
         Compiler::new(settings.clone(), None).with(self.clone()).compile(now)
-    }
-
-    /// Everything that is wrong with the resources taken together, on whichever node: for a check of a folder before it
-    /// is put in force.
-    pub fn check(&self, settings: &ClusterSettings) -> Vec<Problem> {
-        let pods =
-            || self.resources().filter_map(|it| if let Resource::Pod(pod) = it { Some(pod) } else { None });
-        let mut problems = self.compile_cluster(settings, i64::MIN).problems;
-        for resource in self.resources() {
-            let Resource::Server(server) = resource else { continue };
-            let in_namespace = pods().filter(|pod| pod.meta.namespace == server.meta.namespace);
-            if server.readable && !in_namespace.into_iter().any(|pod| servers::may_govern(pod, server)) {
-                let reason = "governs no port of any pod that is known";
-                problems.push(server.meta.problem(Kind::Server, Severity::Note, "spec", reason));
-            }
-        }
-        problems.sort();
-        problems.dedup();
-        problems
     }
 
     pub(crate) fn duplicates(&self) -> Vec<Problem> {

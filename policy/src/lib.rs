@@ -52,6 +52,8 @@ pub mod index;
 #[cfg(feature = "std")]
 mod limits;
 #[cfg(feature = "std")]
+pub mod lint;
+#[cfg(feature = "std")]
 pub mod names;
 #[cfg(feature = "std")]
 mod namespace;

@@ -1,7 +1,7 @@
 //! The commands of `heddle`.
 //!
 //! `agent` runs a node's agent and `door` is where it is asked; the other commands ask there (`client`) or look at
-//! the host (`check`) and at folders (`policy_check`) by themselves.
+//! the host (`check`) and at rules (`policy`) by themselves.
 
 pub mod agent;
 mod check;
@@ -11,7 +11,7 @@ pub mod door;
 mod events;
 mod mountinfo;
 mod pods;
-mod policy_check;
+mod policy;
 mod render;
 mod status;
 
@@ -113,10 +113,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Look at policy
+    /// Look at rules: check, explain, matrix, diff, suggest, test
+    #[command(long_about = policy::ABOUT)]
     Policy {
         #[command(subcommand)]
-        command: PolicyCommand,
+        command: policy::Command,
     },
     /// Print the version
     Version {
@@ -130,20 +131,6 @@ enum Command {
 enum Checked {
     /// This host, its kernel first
     Node,
-}
-
-#[derive(Subcommand)]
-enum PolicyCommand {
-    /// Say what is wrong with a folder's manifests. Ends with 0: nothing; 1: something that is written would not be in
-    /// force; 2: the folder cannot be read
-    Check {
-        /// The folder
-        #[arg(value_name = "DIR")]
-        folder: PathBuf,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 /// Which agent to ask.
@@ -165,9 +152,7 @@ pub fn main() -> ExitCode {
         Command::Status { at, json } => status::show(&at.socket, json),
         Command::Events { at, json } => events::follow(&at.socket, json),
         Command::Check { what: Checked::Node, bpffs, json } => check::run(&bpffs, json),
-        Command::Policy { command: PolicyCommand::Check { folder, json } } => {
-            policy_check::run(&folder, json)
-        }
+        Command::Policy { command } => policy::run(&command),
         Command::Version { json } => version(json),
     };
     done.unwrap_or_else(|failure| {

@@ -16,7 +16,23 @@ use std::{
 use tokio::sync::watch;
 
 /// The manifests of a folder.
-pub type Manifests = Folder<Parsed>;
+pub type Manifests = Folder<Manifest>;
+
+/// A file in force.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// As it is written.
+    pub text: Arc<str>,
+    /// What it says.
+    pub parsed: Parsed,
+}
+
+/// The text of every file in force, by path.
+pub type Texts = Arc<[(String, Arc<str>)]>;
+
+fn texts(folder: &Manifests) -> Texts {
+    folder.contents().map(|(file, manifest)| (file, Arc::clone(&manifest.text))).collect()
+}
 
 /// Reads a file's documents. One that does not even show which resource it means, for it is no YAML or lacks its kind or
 /// name, breaks the file: whatever it was to say, the file's last good content says it until it can be read. A resource
@@ -24,7 +40,7 @@ pub type Manifests = Folder<Parsed>;
 ///
 /// # Errors
 /// The first such document.
-pub fn parse(text: &str, file: &str) -> Result<Parsed, Malformed> {
+pub fn parse(text: &str, file: &str) -> Result<Manifest, Malformed> {
     let parsed = parse_file(file, text);
     let nameless = |problem: &&Problem| problem.severity == Severity::Error && problem.resource.is_empty();
     match parsed.problems.iter().find(nameless) {
@@ -32,14 +48,14 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Malformed> {
             let document = format!("document {}: {}", problem.document, problem.reason);
             Err(Malformed { line: problem.line.into(), message: document })
         }
-        None => Ok(parsed),
+        None => Ok(Manifest { text: text.into(), parsed }),
     }
 }
 
 /// What a folder holds, worked out: of a change only what it touches is worked out anew.
 struct Rules {
     compiler: Compiler,
-    files: BTreeMap<String, Arc<Parsed>>,
+    files: BTreeMap<String, Arc<Manifest>>,
     expiry: Option<i64>,
 }
 
@@ -59,18 +75,18 @@ impl Rules {
 
     /// Takes over what changed in the folder.
     fn take(&mut self, folder: &Manifests) {
-        let held: BTreeMap<String, Arc<Parsed>> =
-            folder.contents().map(|(file, parsed)| (file, Arc::clone(parsed))).collect();
+        let held: BTreeMap<String, Arc<Manifest>> =
+            folder.contents().map(|(file, manifest)| (file, Arc::clone(manifest))).collect();
         let gone: Vec<&String> = self.files.keys().filter(|file| !held.contains_key(*file)).collect();
         for file in gone {
             self.compiler.remove_file(file);
         }
-        for (file, parsed) in &held {
-            if self.files.get(file).is_some_and(|before| Arc::ptr_eq(before, parsed)) {
+        for (file, manifest) in &held {
+            if self.files.get(file).is_some_and(|before| Arc::ptr_eq(before, manifest)) {
                 continue;
             }
             self.compiler.remove_file(file);
-            for resource in &parsed.resources {
+            for resource in &manifest.parsed.resources {
                 self.compiler.apply(resource.clone());
             }
         }
@@ -81,7 +97,7 @@ impl Rules {
     fn compile(&mut self, now: i64) -> (Compiled, Vec<Problem>) {
         let compiled = self.compiler.compile(now);
         self.expiry = compiled.next_expiry;
-        let parsed = self.files.values().flat_map(|parsed| parsed.problems.iter().cloned());
+        let parsed = self.files.values().flat_map(|manifest| manifest.parsed.problems.iter().cloned());
         let mut problems: Vec<Problem> = parsed.chain(compiled.problems.iter().cloned()).collect();
         problems.sort_by(|a, b| (&a.file, a.line, a.severity).cmp(&(&b.file, b.line, b.severity)));
         (compiled, problems)
@@ -105,6 +121,7 @@ pub type SharedPublisher = Arc<Mutex<Publisher<Compiled>>>;
 /// Manifests that are in force and followed.
 pub struct FollowedManifests {
     status: watch::Receiver<FolderStatus>,
+    texts: watch::Receiver<Texts>,
     _following: Following,
 }
 
@@ -122,6 +139,7 @@ impl FollowedManifests {
         publisher: SharedPublisher,
     ) -> std::io::Result<Self> {
         let (told, status) = watch::channel(folder.status());
+        let (kept, in_force) = watch::channel(texts(&folder));
         let mut rules = Rules::new(settings, node);
         let publish = move |rules: &mut Rules| -> Result<Shared<Compiled>, PublishError> {
             let (compiled, problems) = rules.compile(now());
@@ -137,18 +155,24 @@ impl FollowedManifests {
             told.send_replace(folder.status());
             if brought.content {
                 rules.take(folder);
+                kept.send_replace(texts(folder));
             }
             if brought.content || rules.expired(now()) {
                 let _ = publish(&mut rules);
             }
             rules.due(now())
         })?;
-        Ok(Self { status, _following: following })
+        Ok(Self { status, texts: in_force, _following: following })
     }
 
     /// Which files are in force and which are stale.
     pub fn status(&self) -> FolderStatus {
         self.status.borrow().clone()
+    }
+
+    /// The files in force, as they are written.
+    pub fn texts(&self) -> Texts {
+        Arc::clone(&self.texts.borrow())
     }
 }
 
@@ -189,7 +213,7 @@ mod tests {
     }
 
     fn compiled(text: &str) -> Compiled {
-        let parsed = parse(text, "a.yaml").unwrap();
+        let parsed = parse(text, "a.yaml").unwrap().parsed;
         let compiled = Index::of([parsed]).compile(&ClusterSettings::default(), "a");
         assert_eq!(compiled.problems, []);
         compiled
@@ -197,11 +221,11 @@ mod tests {
 
     #[test]
     fn a_document_that_is_nothing_breaks_its_file_and_a_wrong_field_does_not() {
-        assert!(parse(NAMESPACE, "a.yaml").unwrap().problems.is_empty());
+        assert!(parse(NAMESPACE, "a.yaml").unwrap().parsed.problems.is_empty());
         let broken = parse(&format!("{NAMESPACE}---\n\nkind: [\n"), "a.yaml").unwrap_err();
         assert!(broken.line == 6 && broken.message.starts_with("document 2: is not YAML"), "{broken}");
         let wrong = rules("").replace("port: 80", "port: 70000");
-        let parsed = parse(&wrong, "a.yaml").unwrap();
+        let parsed = parse(&wrong, "a.yaml").unwrap().parsed;
         assert!(parsed.has_errors() && parsed.problems.iter().all(|problem| !problem.resource.is_empty()));
     }
 

@@ -15,6 +15,7 @@ mod outside;
 mod parse;
 mod pattern;
 mod ports;
+mod raw;
 mod resource;
 mod routes;
 mod rules;
@@ -34,6 +35,7 @@ pub use self::{
     parse::{Parsed, parse_document, parse_file, parse_value},
     pattern::Pattern,
     ports::{PortSet, check_port_name},
+    raw::{Document, read_documents},
     resource::Resource,
     routes::{
         BackendRef, HostMatch, NamedMatch, Parent, ParentKind, Parents, PathMatch, RateLimit,

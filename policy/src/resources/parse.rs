@@ -12,6 +12,7 @@ use super::{
     linkerd::{self, GATEWAY_GROUP, GROUP},
     meta::{Kind, Meta, ResourceId},
     outside,
+    raw::has_content,
     resource::Resource,
     tree::{self, Lines, NotYaml, nearest_line},
     typed::{Unreadable, typed},
@@ -43,11 +44,7 @@ pub fn parse_file(file: &str, text: &str) -> Parsed {
     let mut parsed = Parsed::default();
     let mut document = 0;
     for (first_line, text) in documents(text) {
-        let is_content = |line: &str| {
-            let line = line.trim();
-            !(line.is_empty() || line == "---" || line == "..." || line.starts_with('#'))
-        };
-        if text.lines().any(is_content) {
+        if has_content(text) {
             document += 1;
             read_document(text, Origin::new(file, document), first_line, &mut parsed);
         }
@@ -71,7 +68,7 @@ pub fn parse_value(value: Value, origin: Origin) -> Parsed {
 }
 
 /// Divides a file where a line begins with `---`, as kubectl does, and says on which line each part begins.
-fn documents(text: &str) -> Vec<(u32, &str)> {
+pub(super) fn documents(text: &str) -> Vec<(u32, &str)> {
     let mut parts = Vec::new();
     let (mut start, mut start_line, mut at) = (0, 1, 0);
     for (number, line) in (1u32..).zip(text.split_inclusive('\n')) {

@@ -169,11 +169,11 @@ async fn serve<O: Opened>(
     let publisher: SharedPublisher = Arc::new(Mutex::new(publisher));
     let retrying = tokio::spawn(retry(Arc::clone(&publisher)));
     let manifests =
-        FollowedManifests::start(folder, Pace::default(), settings, config.node.clone(), publisher)
+        FollowedManifests::start(folder, Pace::default(), settings.clone(), config.node.clone(), publisher)
             .map_err(|error| miette!("cannot follow the manifests: {error}"))?;
     let node = Arc::new(opened.start(rules.clone()).await?);
 
-    let door = open_door::OpenDoor::new(config, Arc::clone(&node), rules, manifests);
+    let door = open_door::OpenDoor::new(config, &settings, Arc::clone(&node), rules, manifests);
     let server = Server::new(door, Bounds::default()).map_err(|error| {
         miette!(help = "mount /proc", "the agent's own namespaces cannot be read: {error}")
     })?;

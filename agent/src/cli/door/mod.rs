@@ -12,6 +12,7 @@
 //! | `GET /v1/status` | what is in force, what is wrong |
 //! | `GET /v1/events` | refusals and drops as they happen, one JSON object a line |
 //! | `GET /v1/metrics` | OpenMetrics text |
+//! | `GET /v1/policy` | the resources in force, as they are written, and the settings that rules depend on |
 //!
 //! Errors are `{"error","code","field","remedy"}`.
 
@@ -25,7 +26,8 @@ mod socket;
 mod tests;
 
 pub use api::{
-    AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus, RepairStatus, Status,
+    AttachError, AttachErrorCode, AttachRequest, Attached, ManifestText, PodName, PodStatus, PolicyInForce,
+    PolicySettings, RepairStatus, Status,
 };
 pub use bounds::{Bounds, Counts};
 pub use serve::Server;
@@ -51,4 +53,7 @@ pub trait Door: Send + Sync + 'static {
 
     /// Every metric as OpenMetrics text.
     fn metrics(&self) -> String;
+
+    /// The resources in force, as they are written.
+    fn policy(&self) -> PolicyInForce;
 }

@@ -1,0 +1,3 @@
+//! Flows as they are recorded.
+
+pub mod record;
