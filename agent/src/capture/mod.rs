@@ -19,6 +19,7 @@ mod object;
 mod pod;
 mod pods;
 mod programs;
+mod seen;
 mod sock_diag;
 mod sockets;
 mod syscalls;
@@ -38,6 +39,7 @@ pub use self::{
     namespace::Namespace,
     pod::CapturedPod,
     pods::{AttachRefusal, AttachRequest, Attachment, Capture, release_guards, upkeep::Repair},
+    seen::{DirectCounts, DirectSeen},
     sockets::{OriginalDestination, PodSockets},
     tables::{Publication, TableRows},
 };

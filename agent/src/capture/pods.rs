@@ -34,6 +34,7 @@ use super::{
     namespace::Namespace,
     pod::{CapturedPod, string},
     programs,
+    seen::DirectCounts,
     sockets::{Marks, PodSockets},
     tables::{Publication, TableRows},
     ways::{Watch, ways_out},
@@ -637,6 +638,14 @@ impl Capture {
     /// When the map cannot be opened.
     pub fn counters(&self) -> Result<Counters, CaptureError> {
         Counters::open(&self.kernel.pins)
+    }
+
+    /// What the programs counted of connections that the kernel carries alone.
+    ///
+    /// # Errors
+    /// When the map cannot be opened.
+    pub fn direct_counts(&self) -> Result<DirectCounts, CaptureError> {
+        DirectCounts::open(&self.kernel.pins)
     }
 }
 

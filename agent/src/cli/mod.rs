@@ -9,6 +9,7 @@ mod client;
 pub mod config;
 pub mod door;
 mod events;
+mod flows;
 mod mountinfo;
 mod pods;
 mod policy;
@@ -92,6 +93,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Follow who reaches whom, or record it
+    #[command(long_about = flows::ABOUT)]
+    Flows {
+        #[command(flatten)]
+        at: At,
+        /// Record into this file, in the form that `heddle policy` reads as --observed; it is gone on with
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// How much the file and the one before it (`.1`) may hold together
+        #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_240))]
+        megabytes: u64,
+    },
     /// Follow refusals and drops as they happen
     Events {
         #[command(flatten)]
@@ -150,6 +163,7 @@ pub fn main() -> ExitCode {
         Command::Attach { pod, netns, at } => pods::attach(&at.socket, &pod, &netns),
         Command::Detach { pod, at } => pods::detach(&at.socket, &pod),
         Command::Status { at, json } => status::show(&at.socket, json),
+        Command::Flows { at, output, megabytes } => flows::follow(&at.socket, output.as_ref(), megabytes),
         Command::Events { at, json } => events::follow(&at.socket, json),
         Command::Check { what: Checked::Node, bpffs, json } => check::run(&bpffs, json),
         Command::Policy { command } => policy::run(&command),

@@ -5,12 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use heddle_ebpf::Address;
 use ipnet::IpNet;
 
-use crate::{
-    Compiled,
-    grant_set::GrantSet,
-    grants::{Grant, Specificity},
-    policy::PortRules,
-};
+use crate::{Compiled, grant_set::GrantSet, grants::Grant, policy::PortRules};
 
 /// The sets of grants of a port, those of its routes included.
 pub(super) fn sets(rules: &PortRules) -> impl Iterator<Item = &Arc<GrantSet>> {
@@ -51,13 +46,5 @@ impl Compiled {
             })
             .collect();
         named.into_iter().collect()
-    }
-
-    /// The rules of the node's pods that are `audit`: what only they allow, a `deny` would have refused.
-    pub fn audit_rules(&self) -> BTreeSet<Arc<str>> {
-        self.all_grants()
-            .filter(|grant| grant.specificity == Specificity::Audit)
-            .map(|grant| Arc::clone(&grant.rule))
-            .collect()
     }
 }

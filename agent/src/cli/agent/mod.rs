@@ -82,6 +82,8 @@ pub(crate) trait Node: Send + Sync + 'static {
     fn events(&self) -> broadcast::Receiver<Arc<str>>;
     /// As [`super::door::Door::metrics`].
     fn metrics(&self) -> String;
+    /// As [`super::door::Door::flows`].
+    fn flows(&self) -> broadcast::Receiver<Arc<str>>;
     /// Takes no new connection and waits until the others have ended, at most so long. Pins stay.
     fn drain(&self, at_most: Duration) -> impl Future<Output = ()> + Send;
 }

@@ -8,6 +8,7 @@ use super::{
     Config, Node,
 };
 use crate::cluster::{manifests::FollowedManifests, snapshot::SnapshotReader};
+use crate::observe::flows::record::{FlowLine, LeftOut, VERSION};
 use heddle_policy::{ClusterSettings, Compiled};
 use std::{collections::BTreeMap, sync::Arc};
 use time::OffsetDateTime;
@@ -99,6 +100,21 @@ impl<N: Node> Door for OpenDoor<N> {
 
     fn metrics(&self) -> String {
         self.node.metrics()
+    }
+
+    fn flows(&self) -> broadcast::Receiver<Arc<str>> {
+        self.node.flows()
+    }
+
+    fn flows_missed(&self, lines: u64) -> String {
+        FlowLine::LeftOut(LeftOut {
+            version: VERSION,
+            node: self.node_name.clone(),
+            time: OffsetDateTime::now_utc(),
+            left_out: lines,
+            why: "they came faster than they were read".into(),
+        })
+        .to_json()
     }
 
     fn policy(&self) -> PolicyInForce {

@@ -78,6 +78,9 @@ impl Node for BenchNode {
     fn metrics(&self) -> String {
         "# EOF\n".into()
     }
+    fn flows(&self) -> broadcast::Receiver<Arc<str>> {
+        self.0.events.subscribe()
+    }
     async fn drain(&self, _at_most: Duration) {
         self.0.drained.store(true, Ordering::SeqCst);
     }

@@ -77,6 +77,14 @@ impl Door for Fake {
         "# EOF\n".into()
     }
 
+    fn flows(&self) -> broadcast::Receiver<Arc<str>> {
+        self.events.subscribe()
+    }
+
+    fn flows_missed(&self, lines: u64) -> String {
+        format!("{{\"leftOut\":{lines}}}")
+    }
+
     fn policy(&self) -> PolicyInForce {
         PolicyInForce {
             node: "a".into(),

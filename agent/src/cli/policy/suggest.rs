@@ -158,14 +158,29 @@ fn document(kind: &str, version: &str, name: &ObjectName, spec: Value) -> String
 
 fn manifests(
     picture: &Picture,
-    place: &Place,
+    at: &Place,
     seen: &Seen,
     pod: &WorkloadInfo,
     port: u16,
 ) -> Result<String, String> {
     let mut out = format!("# Seen {} times: {}:{port}\n", seen.count, observed::named(pod));
-    let server = match place {
-        Place::Server(server) => server.clone(),
+    let server = match at {
+        Place::Server(server) => {
+            let governs = |other: &&WorkloadInfo| {
+                other.meshed()
+                    && observed::named(other) != observed::named(pod)
+                    && place(picture, other, port) == Place::Server(server.clone())
+            };
+            let others: BTreeSet<String> = picture.pods().filter(governs).map(observed::named).collect();
+            if !others.is_empty() {
+                let others: Vec<_> = others.into_iter().collect();
+                out += &format!(
+                    "# Server {server} governs {} too, where this allows the same: divide it where that is too much.\n",
+                    others.join(", ")
+                );
+            }
+            server.clone()
+        }
         Place::Port { workload, port } => {
             let labels = observed::lasting_labels(pod);
             if labels.is_empty() {

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod enforcer;
+mod flows;
 mod listening;
 mod names;
 mod node;
@@ -10,6 +11,7 @@ mod pods;
 mod policy;
 mod readings;
 mod recorder;
+mod shadow;
 mod sockets;
 mod upkeep;
 
