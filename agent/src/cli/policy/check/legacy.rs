@@ -198,7 +198,7 @@ fn profile(document: &Document, picture: &Picture) -> Legacy {
     );
     Legacy {
         problem: document
-            .problem(Severity::Warning, "kind", reason)
+            .problem(Severity::Error, "kind", reason)
             .remedy("write HTTPRoutes with annotations in its place; what they would be is shown with this"),
         equivalent: yaml(&routes, &notes, picture),
     }
@@ -281,7 +281,7 @@ fn split(document: &Document, picture: &Picture) -> Legacy {
         timeout: None,
     };
     Legacy {
-        problem: document.problem(Severity::Warning, "kind", reason).remedy(
+        problem: document.problem(Severity::Error, "kind", reason).remedy(
             "write an HTTPRoute with weighted backendRefs in its place; what it would be is shown with this",
         ),
         equivalent: yaml(&[route], &notes, picture),

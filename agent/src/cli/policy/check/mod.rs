@@ -91,14 +91,12 @@ impl Findings {
         let mut findings: Vec<Finding> = picture
             .problems
             .iter()
-            // Of the older kinds the parser knows only that policy is not made of them.
+            // Of the older kinds the parser says only that they are not in force.
             .filter(|it| {
-                !(it.severity == Severity::Note
-                    && legacy.iter().any(|old| {
-                        old.problem.file == it.file
-                            && old.problem.document == it.document
-                            && it.field == "kind"
-                    }))
+                let same = |old: &legacy::Legacy| {
+                    old.problem.file == it.file && old.problem.document == it.document && old.problem.line == it.line
+                };
+                !(it.field == "kind" && legacy.iter().any(same))
             })
             .map(|problem| Finding { problem: problem.clone(), equivalent: None })
             .collect();
