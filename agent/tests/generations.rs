@@ -77,19 +77,21 @@ fn tables(generation: u64) -> TableSet {
             open: 1,
             pad: 0,
         },
-        workloads: BTreeMap::from([(at(CLIENT), row(1, number)), (at(SERVER), row(2, 7 * number))]),
+        workloads: [(at(CLIENT), row(1, number)), (at(SERVER), row(2, 7 * number))].into_iter().collect(),
         ports: BTreeMap::from([(PortKey { policy, port, pad: 0 }, open)]),
         allows: BTreeMap::from([(AllowKey { rules, client: number }, Allow { rule: number })]),
         networks: BTreeMap::from([(everything, Network { rule: 30 + number, allow: 1 })]),
         services: BTreeMap::from([(
             ServiceKey { address: at(SERVICE), port: 80, protocol: 6, pad: 0 },
             Service { service, backends: 1, flags: 0 },
-        )]),
+        )])
+        .into(),
         backends: BTreeMap::from([(
             BackendKey { service, index: 0 },
             Backend { address: at(SERVER), port, pad: 0 },
-        )]),
-        identities: BTreeMap::from([(number, "somebody".to_owned())]),
+        )])
+        .into(),
+        identities: BTreeMap::from([(number, "somebody".to_owned())]).into(),
         rules: BTreeMap::from([(number, "some rule".to_owned())]),
     }
 }

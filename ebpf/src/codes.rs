@@ -126,8 +126,16 @@ reasons! {
     AssignFailed = 40, "assign_failed";
     /// A fragment that no policy can judge.
     Fragment = 41, "fragment";
-    /// Too many packets of a kind that passes only in small numbers.
+    /// More packets or requests of a kind than may pass in a while.
     RateLimited = 42, "rate_limited";
+    /// A rule that denies names this client or this destination, whatever others allow.
+    Denied = 43, "denied";
+    /// No route of the Server's takes the request.
+    NoRoute = 44, "no_route";
+    /// Something that is attached to the Server cannot be read.
+    InvalidPolicy = 45, "invalid_policy";
+    /// The request can be read in two ways, or is none.
+    BadRequest = 46, "bad_request";
 
     /// TLS failed: no ClientHello for this pod's name, no certificate, or one that does not verify.
     TlsFailed = 60, "tls_failed";

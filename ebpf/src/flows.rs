@@ -12,6 +12,8 @@ pub mod maps {
     /// [`super::Tuple`] → [`super::DirectFlow`]: every live `direct` connection, from before its SYN until its client's
     /// socket closes. Written by sockops, read by sk_lookup, the guard and the agent.
     pub const DIRECT_FLOWS: &str = "direct_flows";
+    /// [`super::SeenKey`] → count: `direct` connections that were accepted. Written by sockops, read and emptied by the agent.
+    pub const DIRECT_SEEN: &str = "direct_seen";
     /// [`super::FlowKey`] → [`super::Asked`]: the agent's hops to applications under way, with the real client. Written and deleted by sockops.
     pub const HOPS: &str = "hops";
     /// Socket storage, inherited by accepted children: [`super::AgentMark`]. Written by the agent.
@@ -103,6 +105,22 @@ pub struct DirectFlow {
 pub const ROLE_CLIENT: u32 = 1;
 /// The socket is the server's.
 pub const ROLE_SERVER: u32 = 2;
+
+/// `direct` connections that are alike. All zeros: those for which the map had no room.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(C)]
+pub struct SeenKey {
+    /// The client's address.
+    pub source: Address,
+    /// The server's address.
+    pub destination: Address,
+    /// The generation that allowed them.
+    pub generation: u64,
+    /// The rule that allowed them.
+    pub rule: u32,
+    /// The server's port, in host byte order.
+    pub port: u32,
+}
 
 /// What a socket of the agent's is for.
 pub const MARK_LISTENER: u32 = 1;
@@ -314,6 +332,7 @@ crate::plain!(
     FlowKey,
     Origin,
     DirectFlow,
+    SeenKey,
     AgentMark,
     DirectMark,
     Asked,

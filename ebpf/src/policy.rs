@@ -76,6 +76,12 @@ pub const WORKLOAD_LOCAL: u32 = 2;
 /// The workload is an endpoint of the cluster's DNS Service.
 pub const WORKLOAD_DNS: u32 = 4;
 
+/// From this bit on, [`Workload::flags`] holds the number of what leaves the pod: key of `ports` together with
+/// [`EGRESS_POLICY`]. 0: only `defaultOutbound` decides.
+pub const EGRESS_SHIFT: u32 = 16;
+/// Marks a [`PortKey::policy`] as one about what leaves a pod. Of its rows only `networks` counts.
+pub const EGRESS_POLICY: u32 = 1 << 30;
+
 /// A pod, by its address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
@@ -88,7 +94,7 @@ pub struct Workload {
     pub client: u32,
     /// Key of `ports`. 0: not meshed, or not on this node.
     pub policy: u32,
-    /// `WORKLOAD_*`.
+    /// `WORKLOAD_*`, and from [`EGRESS_SHIFT`] on a number.
     pub flags: u32,
 }
 
@@ -139,11 +145,14 @@ pub struct AllowKey {
     pub client: u32,
 }
 
-/// The class is allowed.
+/// Set in [`Allow::rule`] where the rule denies.
+pub const ALLOW_DENIES: u32 = 1 << 31;
+
+/// A rule is about the class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Allow {
-    /// Key of `rules`: the rule that allows.
+    /// Key of `rules`: the rule that allows, or, with [`ALLOW_DENIES`], that denies.
     pub rule: u32,
 }
 
@@ -174,13 +183,20 @@ impl NetworkKey {
     }
 }
 
+/// The set says that the network is allowed.
+pub const NETWORK_ALLOW: u32 = 1;
+/// The set says that the network is denied.
+pub const NETWORK_DENY: u32 = 2;
+/// Of what leaves a pod: the name that is asked for decides, which the kernel cannot read.
+pub const NETWORK_BY_NAME: u32 = 3;
+
 /// What a network in a set means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Network {
     /// Key of `rules`.
     pub rule: u32,
-    /// 1: in the set; 0: cut out of it by an `except`.
+    /// 0: nothing, as an `except` cuts it out; else `NETWORK_*`.
     pub allow: u32,
 }
 

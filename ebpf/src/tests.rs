@@ -20,6 +20,7 @@ fn layouts_have_no_padding() {
     assert_eq!(size_of::<FlowKey>(), 48);
     assert_eq!(size_of::<Origin>(), 32);
     assert_eq!(size_of::<DirectFlow>(), 24);
+    assert_eq!(size_of::<SeenKey>(), 48);
     assert_eq!(size_of::<AgentMark>(), 24);
     assert_eq!(size_of::<DirectMark>(), 56);
     assert_eq!(size_of::<Asked>(), 56);

@@ -1,166 +1,37 @@
-//! What authorizes whom on a Server or by default, with every reference followed, in the order in which rules are
-//! credited.
+//! What authorizes and forbids in one namespace, with every reference followed, in the order in which rules are credited.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
-
-use ipnet::IpNet;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    names::{IdentityName, IdentityNaming, check_dns_name},
+    clients::Match,
+    grants::{Clients, Grant, Specificity},
+    names::IdentityNaming,
     problems::{Problem, Severity},
     resources::{
-        Authorization, AuthorizationPolicy, DefaultPolicy, IdentityMatch, IdentityRef, Kind,
-        MeshTlsAuthentication, NetworkAuthentication, NetworkMatch, ObjectName, Server, Target,
+        AccessRule, Action, Authorization, AuthorizationPolicy, Direction, IdentityRef, Kind,
+        MeshTlsAuthentication, NetworkAuthentication, NetworkMatch, ObjectName, Peer, Server,
+        ServerAuthorization, ServerClients, ServerRef, Target, namespace_matches,
     },
-    settings::canonical,
 };
 
-/// An identity that a rule allows.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Match {
-    /// Every mesh identity.
-    Any,
-    /// One of ours, in whichever form.
-    Name(IdentityName),
-    /// Every service account of a namespace.
-    Namespace(String),
-    /// Every DNS form that ends in this.
-    Suffix(String),
-    /// A DNS form that is not a service account's of ours.
-    Dns(String),
-    /// A SPIFFE form that is not a service account's of ours.
-    Spiffe(String),
+/// Where references lead.
+pub(crate) trait References {
+    fn naming(&self) -> &IdentityNaming;
+    fn mesh_tls(&self, name: &ObjectName) -> Option<&MeshTlsAuthentication>;
+    fn network(&self, name: &ObjectName) -> Option<&NetworkAuthentication>;
+    fn server(&self, name: &ObjectName) -> Option<&Server>;
+    fn route(&self, kind: Kind, name: &ObjectName) -> bool;
+    /// Every namespace that is known, with its labels.
+    fn namespaces(&self) -> Vec<(&str, &BTreeMap<String, String>)>;
 }
 
-/// A client's names, as its certificate or the kernel vouches for them.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Presented {
-    /// The service account of ours, if it is one.
-    name: Option<IdentityName>,
-    dns: Option<String>,
-    spiffe: Option<String>,
-}
-
-impl Presented {
-    /// The names of a service account of ours.
-    pub(crate) fn of(name: IdentityName) -> Self {
-        Self { name: Some(name), dns: None, spiffe: None }
-    }
-
-    /// The names of a certificate. `None`: there is none, one is malformed, or the two disagree.
-    pub(crate) fn read(naming: &IdentityNaming, dns: Option<&str>, spiffe: Option<&str>) -> Option<Self> {
-        let by_dns = dns.map(|text| naming.parse_dns(text).ok());
-        let by_spiffe = spiffe.map(|text| naming.parse_spiffe(text).ok());
-        let name = match (by_dns, by_spiffe) {
-            (None, None) => return None,
-            (Some(a), Some(b)) if a != b => return None,
-            (Some(name), _) | (None, Some(name)) => name,
-        };
-        if dns.is_some_and(|text| check_dns_name(text).is_err()) || spiffe.is_some_and(str::is_empty) {
-            return None;
-        }
-        Some(Self { name, dns: dns.map(str::to_owned), spiffe: spiffe.map(str::to_owned) })
-    }
-
-    fn dns(&self) -> Option<&str> {
-        self.name.as_ref().map(IdentityName::dns).or(self.dns.as_deref())
-    }
-}
-
-impl Match {
-    fn holds(&self, client: &Presented) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Name(name) => client.name.as_ref() == Some(name),
-            Self::Namespace(namespace) => {
-                client.name.as_ref().is_some_and(|name| name.namespace() == namespace)
-            }
-            Self::Suffix(suffix) => {
-                client.dns().is_some_and(|dns| dns.len() > suffix.len() && dns.ends_with(suffix.as_str()))
-            }
-            Self::Dns(dns) => client.dns.as_ref() == Some(dns),
-            Self::Spiffe(spiffe) => client.spiffe.as_ref() == Some(spiffe),
-        }
-    }
-}
-
-/// How specific a rule is; the most specific is credited.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Specificity {
-    Server,
-    Namespace,
-    Default,
-    Audit,
-}
-
-/// One rule that allows. Sorts in the order in which rules are credited.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Grant {
-    pub(crate) specificity: Specificity,
-    /// Microseconds since 1970; unknown counts as youngest.
-    pub(crate) created: i64,
-    /// As people read it; unique among the rules of a cluster.
-    pub(crate) rule: Arc<str>,
-    /// `None`: nobody needs an identity.
-    pub(crate) clients: Option<Arc<[Match]>>,
-    /// `None`: from anywhere.
-    pub(crate) networks: Option<Arc<[NetworkMatch]>>,
-}
-
-impl Grant {
-    /// Whether it allows a client with these names, or none, at an address.
-    pub(crate) fn holds(&self, client: Option<&Presented>, address: &IpAddr) -> bool {
-        self.holds_for(client)
-            && self.networks.as_ref().is_none_or(|nets| nets.iter().any(|n| n.contains(address)))
-    }
-
-    /// Whether it allows a client with these names, or none, as far as names go.
-    pub(crate) fn holds_for(&self, client: Option<&Presented>) -> bool {
-        match (&self.clients, client) {
-            (None, _) => true,
-            (Some(_), None) => false,
-            (Some(matches), Some(client)) => matches.iter().any(|it| it.holds(client)),
-        }
-    }
-
-    /// What a default policy (or `accessPolicy`) allows, under the name of `rule`.
-    pub(crate) fn by_default(
-        policy: DefaultPolicy,
-        rule: String,
-        cluster: &Arc<[NetworkMatch]>,
-    ) -> Option<Self> {
-        let any: Option<Arc<[Match]>> = Some(Arc::from([Match::Any]));
-        let (clients, networks) = match policy {
-            DefaultPolicy::Deny => return None,
-            DefaultPolicy::AllUnauthenticated | DefaultPolicy::Audit => (None, None),
-            DefaultPolicy::AllAuthenticated => (any, None),
-            DefaultPolicy::ClusterUnauthenticated => (None, Some(Arc::clone(cluster))),
-            DefaultPolicy::ClusterAuthenticated => (any, Some(Arc::clone(cluster))),
-        };
-        let specificity =
-            if policy == DefaultPolicy::Audit { Specificity::Audit } else { Specificity::Default };
-        Some(Self { specificity, created: i64::MAX, rule: rule.into(), clients, networks })
-    }
-}
-
-/// Networks of the settings as a rule holds them.
-pub(crate) fn plain_networks(networks: &[IpNet]) -> Arc<[NetworkMatch]> {
-    networks.iter().map(|net| NetworkMatch { cidr: canonical(net), except: Vec::new() }).collect()
-}
-
-/// The AuthorizationPolicies of a cluster, their references followed.
+/// What one namespace's policies allow.
 #[derive(Default, Debug)]
 pub(crate) struct Authorizations {
-    by_server: BTreeMap<ObjectName, Vec<Grant>>,
-    by_namespace: BTreeMap<String, Vec<Grant>>,
-}
-
-/// Where references lead.
-pub(crate) struct References<'a> {
-    pub(crate) naming: &'a IdentityNaming,
-    pub(crate) mesh_tls: BTreeMap<ObjectName, &'a MeshTlsAuthentication>,
-    pub(crate) networks: BTreeMap<ObjectName, &'a NetworkAuthentication>,
-    pub(crate) servers: BTreeMap<ObjectName, &'a Server>,
+    by_server: BTreeMap<String, Vec<Grant>>,
+    by_route: BTreeMap<(Kind, String), Vec<Grant>>,
+    of_namespace: Vec<Grant>,
+    by_label: Vec<(ServerRef, Grant)>,
 }
 
 impl Authorizations {
@@ -168,7 +39,7 @@ impl Authorizations {
     pub(crate) fn add(
         &mut self,
         policy: &AuthorizationPolicy,
-        references: &References<'_>,
+        references: &impl References,
         problems: &mut Vec<Problem>,
     ) {
         let Some(rule) = &policy.rule else { return };
@@ -176,32 +47,30 @@ impl Authorizations {
             problems
                 .push(policy.meta.problem(Kind::AuthorizationPolicy, severity, field, reason).remedy(remedy));
         };
+        let own = |name: &String| ObjectName::new(&*policy.meta.namespace, &**name);
         let specificity = match &rule.target {
-            Target::Route => {
-                let reason =
-                    "is attached to a route, whose requests are not read: it grants nothing".to_owned();
-                tell(Severity::Warning, "spec.targetRef", reason, "target the Server");
-                return;
-            }
             Target::Server(server) => {
-                let name = ObjectName::new(&*policy.meta.namespace, &**server);
-                if !references.servers.contains_key(&name) {
-                    let reason = format!("there is no Server {name}: the policy grants nothing");
+                if references.server(&own(server)).is_none() {
+                    let reason = format!("there is no Server {}: the policy grants nothing", own(server));
                     tell(Severity::Warning, "spec.targetRef", reason, "write the Server or correct the name");
                 }
                 Specificity::Server
+            }
+            Target::Route { kind, name } => {
+                if !references.route(*kind, &own(name)) {
+                    let reason =
+                        format!("there is no {} {}: the policy grants nothing", kind.as_str(), own(name));
+                    tell(Severity::Warning, "spec.targetRef", reason, "write the route or correct the name");
+                }
+                Specificity::Route
             }
             Target::Namespace => Specificity::Namespace,
         };
         let (clients, networks) = match follow(rule, references) {
             Ok(found) => found,
             Err(reason) => {
-                tell(
-                    Severity::Error,
-                    "spec.requiredAuthenticationRefs",
-                    reason,
-                    "write it or correct the reference",
-                );
+                let field = "spec.requiredAuthenticationRefs";
+                tell(Severity::Error, field, reason, "write it or correct the reference");
                 return;
             }
         };
@@ -209,68 +78,113 @@ impl Authorizations {
             specificity,
             created: policy.meta.created.unwrap_or(i64::MAX),
             rule: format!("AuthorizationPolicy {}", policy.meta.object_name()).into(),
+            part: 0,
             clients,
             networks,
         };
         match &rule.target {
-            Target::Server(server) => {
-                let name = ObjectName::new(&*policy.meta.namespace, &**server);
-                self.by_server.entry(name).or_default().push(grant);
+            Target::Server(server) => self.by_server.entry(server.clone()).or_default().push(grant),
+            Target::Route { kind, name } => {
+                self.by_route.entry((*kind, name.clone())).or_default().push(grant);
             }
-            _ => self.by_namespace.entry(policy.meta.namespace.clone()).or_default().push(grant),
+            Target::Namespace => self.of_namespace.push(grant),
         }
     }
 
-    /// Everything that allows anybody on a Server, in the order of credit.
+    /// Adds an authorization of the older form.
+    pub(crate) fn add_server_authorization(
+        &mut self,
+        it: &ServerAuthorization,
+        references: &impl References,
+        cluster: &Arc<[NetworkMatch]>,
+        problems: &mut Vec<Problem>,
+    ) {
+        let Some(rule) = &it.rule else { return };
+        if let ServerRef::Name(name) = &rule.servers
+            && references.server(&ObjectName::new(&*it.meta.namespace, &**name)).is_none()
+        {
+            let reason = format!("there is no Server {}/{name}: it grants nothing", it.meta.namespace);
+            let problem =
+                it.meta.problem(Kind::ServerAuthorization, Severity::Warning, "spec.server.name", reason);
+            problems.push(problem.remedy("write the Server or correct the name"));
+        }
+        let clients = match &rule.clients {
+            ServerClients::Unauthenticated => Clients::Everybody,
+            ServerClients::UnauthenticatedTls => Clients::MeshTls,
+            ServerClients::Identities(entries) => Clients::Any(
+                entries.iter().filter_map(|entry| Match::resolve(entry, references.naming())).collect(),
+            ),
+        };
+        let grant = Grant {
+            specificity: Specificity::Server,
+            created: it.meta.created.unwrap_or(i64::MAX),
+            rule: format!("ServerAuthorization {}", it.meta.object_name()).into(),
+            part: 0,
+            clients,
+            networks: Some(
+                rule.networks.as_ref().map_or_else(|| Arc::clone(cluster), |it| it.as_slice().into()),
+            ),
+        };
+        match &rule.servers {
+            ServerRef::Name(name) => self.by_server.entry(name.clone()).or_default().push(grant),
+            ServerRef::Selector(_) => self.by_label.push((rule.servers.clone(), grant)),
+        }
+    }
+
+    /// Everything that allows anybody on a Server.
     pub(crate) fn of_server(&self, server: &Server, cluster: &Arc<[NetworkMatch]>) -> Vec<Grant> {
         if !server.readable {
             return Vec::new();
         }
         let name = server.meta.object_name();
-        let access = format!("Server {name} (accessPolicy {})", server.access.as_str());
-        let mut grants: Vec<Grant> = self
-            .by_server
-            .get(&name)
-            .into_iter()
-            .chain(self.by_namespace.get(&name.namespace))
-            .flatten()
+        let access = format!("Server {name} (accessPolicy {})", server.access.as_str()).into();
+        let labeled = self.by_label.iter().filter(|(servers, _)| match servers {
+            ServerRef::Selector(selector) => selector.matches(&server.meta.labels),
+            ServerRef::Name(_) => false,
+        });
+        let by_name = self.by_server.get(&name.name).into_iter().flatten();
+        by_name
+            .chain(&self.of_namespace)
+            .chain(labeled.map(|(_, grant)| grant))
             .cloned()
-            .chain(Grant::by_default(server.access, access, cluster))
-            .collect();
-        grants.sort();
-        grants
+            .chain(Grant::by_default(server.access, &access, cluster))
+            .collect()
+    }
+
+    /// What policies allow on a route by its name.
+    pub(crate) fn of_route(&self, kind: Kind, name: &str) -> &[Grant] {
+        self.by_route.get(&(kind, name.to_owned())).map_or(&[], Vec::as_slice)
     }
 }
 
-type Followed = (Option<Arc<[Match]>>, Option<Arc<[NetworkMatch]>>);
+/// Whom a rule is about, and at which addresses.
+type Followed = (Clients, Option<Arc<[NetworkMatch]>>);
 
-fn follow(rule: &Authorization, references: &References<'_>) -> Result<Followed, String> {
+fn follow(rule: &Authorization, references: &impl References) -> Result<Followed, String> {
     const NOTHING: &str = "the policy grants nothing";
     let clients = match &rule.identity {
-        None => None,
+        None => Clients::Everybody,
         Some(IdentityRef::ServiceAccount(account)) => {
-            let name = account_match(account, references.naming)
+            let name = Match::account(account, references.naming())
                 .ok_or_else(|| format!("{account} cannot be a service account: {NOTHING}"))?;
-            Some(Arc::from([name]))
+            Clients::Any(Arc::from([name]))
         }
         Some(IdentityRef::MeshTls(name)) => {
             let found = references
-                .mesh_tls
-                .get(name)
+                .mesh_tls(name)
                 .ok_or_else(|| format!("there is no MeshTLSAuthentication {name}: {NOTHING}"))?;
             let clients = found
                 .clients
                 .as_ref()
                 .ok_or_else(|| format!("MeshTLSAuthentication {name} cannot be read: {NOTHING}"))?;
-            Some(clients.iter().filter_map(|client| resolve(client, references.naming)).collect())
+            Clients::Any(clients.iter().filter_map(|it| Match::resolve(it, references.naming())).collect())
         }
     };
     let networks = match &rule.network {
         None => None,
         Some(name) => {
             let found = references
-                .networks
-                .get(name)
+                .network(name)
                 .ok_or_else(|| format!("there is no NetworkAuthentication {name}: {NOTHING}"))?;
             let networks = found
                 .networks
@@ -282,22 +196,71 @@ fn follow(rule: &Authorization, references: &References<'_>) -> Result<Followed,
     Ok((clients, networks))
 }
 
-fn account_match(account: &ObjectName, naming: &IdentityNaming) -> Option<Match> {
-    naming.name(&account.namespace, &account.name).ok().map(Match::Name)
+/// How a rule of Heddle's is named.
+pub(crate) fn rule_name(rule: &AccessRule) -> Arc<str> {
+    match rule.kind {
+        Kind::AccessRule => format!("AccessRule {}", rule.meta.object_name()).into(),
+        kind => format!("{} {}", kind.as_str(), rule.meta.name).into(),
+    }
 }
 
-/// An entry in terms of identities. `None`: nobody can have it.
-fn resolve(entry: &IdentityMatch, naming: &IdentityNaming) -> Option<Match> {
-    Some(match entry {
-        IdentityMatch::Any => Match::Any,
-        IdentityMatch::Suffix(suffix) => Match::Suffix(suffix.clone()),
-        IdentityMatch::Dns(dns) => {
-            naming.parse_dns(dns).map_or_else(|_| Match::Dns(dns.clone()), Match::Name)
-        }
-        IdentityMatch::Spiffe(id) => {
-            naming.parse_spiffe(id).map_or_else(|_| Match::Spiffe(id.clone()), Match::Name)
-        }
-        IdentityMatch::ServiceAccount(account) => account_match(account, naming)?,
-        IdentityMatch::Namespace(namespace) => Match::Namespace(namespace.clone()),
-    })
+/// What a rule of Heddle's says of those who reach a pod: one grant for each entry. Empty where it looks the other way.
+pub(crate) fn inbound_grants(rule: &AccessRule, references: &impl References) -> Vec<Grant> {
+    let specificity =
+        if rule.kind == Kind::AccessRule { Specificity::Rule } else { Specificity::ClusterRule };
+    let name = rule_name(rule);
+    let grant = |part, clients, networks: &[NetworkMatch]| Grant {
+        specificity,
+        created: rule.meta.created.unwrap_or(i64::MAX),
+        rule: Arc::clone(&name),
+        part,
+        clients,
+        networks: (!networks.is_empty()).then(|| networks.into()),
+    };
+    match &rule.spec {
+        Some(spec) => match &spec.direction {
+            Direction::Inbound(peers) => (0..)
+                .zip(peers)
+                .map(|(part, peer)| grant(part, clients(peer, references), &peer.networks))
+                .collect(),
+            Direction::Outbound(_) => Vec::new(),
+        },
+        None if rule.closes.is_some() => vec![grant(0, Clients::Everybody, &[])],
+        None => Vec::new(),
+    }
+}
+
+/// Whether a rule denies; one that cannot be read and may have meant it does.
+pub(crate) fn denies(rule: &AccessRule) -> bool {
+    rule.spec.as_ref().map_or(rule.closes.is_some(), |spec| spec.action == Action::Deny)
+}
+
+fn clients(peer: &Peer, references: &impl References) -> Clients {
+    let naming = references.naming();
+    let resolve = |list: &[_]| -> Vec<Match> {
+        let mut found: Vec<Match> = list.iter().filter_map(|it| Match::resolve(it, naming)).collect();
+        found.sort();
+        found.dedup();
+        found
+    };
+    let mut named = resolve(&peer.identities);
+    if let Some(selector) = &peer.namespaces {
+        let namespaces = references.namespaces();
+        let picked = namespaces.iter().filter(|(name, labels)| namespace_matches(selector, name, labels));
+        named.extend(picked.map(|(name, _)| Match::Namespace((*name).to_owned())));
+    }
+    let says_who = !peer.identities.is_empty() || peer.namespaces.is_some();
+    let except = resolve(&peer.except);
+    match (says_who, except.is_empty()) {
+        (false, true) => Clients::Everybody,
+        (true, true) => Clients::Any(named.into()),
+        (says_who, false) => Clients::Except(says_who.then(|| named.into()), except.into()),
+    }
+}
+
+/// A problem of a rule that is no longer in force.
+pub(crate) fn expired(rule: &AccessRule) -> Problem {
+    let reason = "has expired: it is no longer in force";
+    let problem = rule.meta.problem(rule.kind, Severity::Note, "spec.expires", reason);
+    problem.remedy("remove the rule or give it more time")
 }

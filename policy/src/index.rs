@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    compile::{Compiled, compile},
+    compile::Compiled,
+    compiler::Compiler,
     problems::{Origin, Problem, Severity},
-    resources::{Kind, Parsed, Resource, ResourceId},
-    servers,
+    resources::{Kind, ObjectName, Parsed, Resource, ResourceId},
     settings::ClusterSettings,
 };
 
@@ -17,6 +17,8 @@ type Place = (Origin, u32);
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Index {
     resources: BTreeMap<ResourceId, BTreeMap<Place, Resource>>,
+    /// Those that are written in more than one place.
+    twice: BTreeSet<ResourceId>,
 }
 
 impl Index {
@@ -34,20 +36,37 @@ impl Index {
     pub fn apply(&mut self, resource: Resource) {
         let meta = resource.meta();
         let place = (meta.origin.clone(), meta.lines.get("").copied().unwrap_or(0));
-        self.resources.entry(resource.id()).or_default().insert(place, resource);
+        let id = resource.id();
+        let places = self.resources.entry(id.clone()).or_default();
+        places.insert(place, resource);
+        if places.len() > 1 {
+            self.twice.insert(id);
+        }
     }
 
     /// Removes a resource, wherever it was written.
     pub fn remove(&mut self, id: &ResourceId) {
         self.resources.remove(id);
+        self.twice.remove(id);
     }
 
-    /// Removes everything that a file held.
-    pub fn remove_file(&mut self, file: &str) {
-        self.resources.retain(|_, places| {
+    /// Removes everything that a file held; returns what is no longer as it was.
+    pub fn remove_file(&mut self, file: &str) -> Vec<ResourceId> {
+        let mut removed = Vec::new();
+        self.resources.retain(|id, places| {
+            let before = places.len();
             places.retain(|(origin, _), _| origin.file != file);
+            if places.len() != before {
+                removed.push(id.clone());
+            }
             !places.is_empty()
         });
+        for id in &removed {
+            if self.resources.get(id).is_none_or(|places| places.len() < 2) {
+                self.twice.remove(id);
+            }
+        }
+        removed
     }
 
     /// How many resources there are.
@@ -65,35 +84,54 @@ impl Index {
         self.resources.values().filter_map(|places| places.values().next())
     }
 
-    /// Works out everything that `node` needs: never fails, since what cannot be worked out is refused and told.
+    /// The resource of a kind and name that is in force.
+    pub fn get(&self, kind: Kind, name: &ObjectName) -> Option<&Resource> {
+        let id = ResourceId { kind, namespace: name.namespace.clone(), name: name.name.clone() };
+        self.resources.get(&id)?.values().next()
+    }
+
+    /// The resources of a kind in a namespace, sorted by name.
+    pub fn of_kind<'a>(&'a self, kind: Kind, namespace: &'a str) -> impl Iterator<Item = &'a Resource> {
+        let first = ResourceId { kind, namespace: namespace.to_owned(), name: String::new() };
+        self.resources
+            .range(first..)
+            .take_while(move |(id, _)| id.kind == kind && id.namespace == namespace)
+            .filter_map(|(_, places)| places.values().next())
+    }
+
+    /// The resources of a kind everywhere, sorted by namespace and name.
+    pub fn of_every_kind(&self, kind: Kind) -> impl Iterator<Item = &Resource> {
+        let first = ResourceId { kind, namespace: String::new(), name: String::new() };
+        self.resources
+            .range(first..)
+            .take_while(move |(id, _)| id.kind == kind)
+            .filter_map(|(_, places)| places.values().next())
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &ResourceId> {
+        self.resources.keys()
+    }
+
+    /// Works out everything that `node` needs at a time when no rule has expired: never fails, since what cannot be
+    /// worked out is refused and told. Whoever follows changes keeps a [`Compiler`] instead.
     pub fn compile(&self, settings: &ClusterSettings, node: &str) -> Compiled {
-        compile(self.resources(), self.duplicates(), settings, node)
+        self.compile_at(settings, node, i64::MIN)
     }
 
-    /// Everything that is wrong with the resources taken together, on whichever node: for a check of a folder before it
-    /// is put in force.
-    pub fn check(&self, settings: &ClusterSettings) -> Vec<Problem> {
-        let pods =
-            || self.resources().filter_map(|it| if let Resource::Pod(pod) = it { Some(pod) } else { None });
-        let nodes: BTreeSet<&str> = pods().map(|pod| &*pod.node).chain([""]).collect();
-        let mut problems: Vec<Problem> =
-            nodes.into_iter().flat_map(|node| self.compile(settings, node).problems).collect();
-        for resource in self.resources() {
-            let Resource::Server(server) = resource else { continue };
-            let in_namespace = pods().filter(|pod| pod.meta.namespace == server.meta.namespace);
-            if server.readable && !in_namespace.into_iter().any(|pod| servers::may_govern(pod, server)) {
-                let reason = "governs no port of any pod that is known";
-                problems.push(server.meta.problem(Kind::Server, Severity::Note, "spec", reason));
-            }
-        }
-        problems.sort();
-        problems.dedup();
-        problems
+    /// The same at a time, in microseconds since 1970.
+    pub fn compile_at(&self, settings: &ClusterSettings, node: &str, now: i64) -> Compiled {
+        Compiler::new(settings.clone(), Some(node.to_owned())).with(self.clone()).compile(now)
     }
 
-    fn duplicates(&self) -> Vec<Problem> {
+    /// The same for the whole cluster, as if every pod ran on one node: for questions about any of them.
+    pub fn compile_cluster(&self, settings: &ClusterSettings, now: i64) -> Compiled {
+        Compiler::new(settings.clone(), None).with(self.clone()).compile(now)
+    }
+
+    pub(crate) fn duplicates(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for (id, places) in &self.resources {
+        for id in &self.twice {
+            let Some(places) = self.resources.get(id) else { continue };
             let mut places = places.iter();
             let Some(((first, first_line), _)) = places.next() else { continue };
             for ((origin, line), _) in places {

@@ -62,15 +62,6 @@ pub(crate) fn governors<'a>(
     it
 }
 
-/// Whether a Server selects a pod and a port that it has.
-pub(crate) fn may_govern(pod: &Pod, server: &Server) -> bool {
-    let selected = match &server.scope {
-        ServerScope::Pods(selector) => selector.matches(&pod.meta.labels),
-        ServerScope::ExternalWorkloads | ServerScope::Unreadable => true,
-    };
-    selected && !ports_of(pod, server).is_empty()
-}
-
 fn ports_of(pod: &Pod, server: &Server) -> Vec<u16> {
     match &server.port {
         ServerPort::Number(port) => vec![*port],

@@ -1,7 +1,11 @@
 //! One generation of policy in numbers: what the kernel's maps hold, in memory.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
+use foldhash::fast::RandomState;
 use heddle_ebpf::{
     Address,
     policy::{
@@ -19,7 +23,7 @@ pub struct TableSet {
     /// What holds for the node.
     pub settings: Settings,
     /// Pods by address.
-    pub workloads: BTreeMap<Address, Workload>,
+    pub workloads: Workloads,
     /// The ports of this node's meshed pods.
     pub ports: BTreeMap<PortKey, PortPolicy>,
     /// Which classes of this node's clients are allowed under which rules.
@@ -27,13 +31,67 @@ pub struct TableSet {
     /// Networks by set.
     pub networks: BTreeMap<NetworkKey, Network>,
     /// Services by address and port.
-    pub services: BTreeMap<ServiceKey, Service>,
+    pub services: Arc<BTreeMap<ServiceKey, Service>>,
     /// Endpoints of Services.
-    pub backends: BTreeMap<BackendKey, Backend>,
+    pub backends: Arc<BTreeMap<BackendKey, Backend>>,
     /// Identities in their DNS form.
-    pub identities: BTreeMap<u32, String>,
+    pub identities: Arc<BTreeMap<u32, String>>,
     /// Rules as people read them.
     pub rules: BTreeMap<u32, String>,
+}
+
+/// Pods by address: those of other nodes, which generations share until a pod changes, and those of this one.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Workloads {
+    elsewhere: Arc<HashMap<Address, Workload, RandomState>>,
+    here: BTreeMap<Address, Workload>,
+}
+
+impl Workloads {
+    pub(crate) fn new(
+        elsewhere: Arc<HashMap<Address, Workload, RandomState>>,
+        here: BTreeMap<Address, Workload>,
+    ) -> Self {
+        Self { elsewhere, here }
+    }
+
+    /// The pod at an address.
+    pub fn get(&self, address: &Address) -> Option<&Workload> {
+        self.here.get(address).or_else(|| self.elsewhere.get(address))
+    }
+
+    /// Whether a pod is known at an address.
+    pub fn contains_key(&self, address: &Address) -> bool {
+        self.get(address).is_some()
+    }
+
+    /// How many addresses are known.
+    pub fn len(&self) -> usize {
+        self.here.len() + self.elsewhere.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every one, sorted by address.
+    pub fn iter(&self) -> impl Iterator<Item = (&Address, &Workload)> {
+        let mut all: Vec<_> = self.here.iter().chain(self.elsewhere.iter()).collect();
+        all.sort_unstable_by_key(|(address, _)| **address);
+        all.into_iter()
+    }
+
+    /// Every address, sorted.
+    pub fn keys(&self) -> impl Iterator<Item = &Address> {
+        self.iter().map(|(address, _)| address)
+    }
+}
+
+impl FromIterator<(Address, Workload)> for Workloads {
+    fn from_iter<I: IntoIterator<Item = (Address, Workload)>>(rows: I) -> Self {
+        Self { elsewhere: Arc::default(), here: rows.into_iter().collect() }
+    }
 }
 
 /// How many entries each map has room for.

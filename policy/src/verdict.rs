@@ -7,7 +7,8 @@ use heddle_ebpf::{
     Address,
     codes::{Outcome, Reason, Verdict},
     policy::{
-        Allow, Backend, NETWORKS_CLUSTER, NETWORKS_PODS, Network, OUTBOUND_ALLOW, OUTBOUND_CLUSTER,
+        ALLOW_DENIES, Allow, Backend, EGRESS_POLICY, EGRESS_SHIFT, NETWORK_ALLOW, NETWORK_BY_NAME,
+        NETWORK_DENY, NETWORKS_CLUSTER, NETWORKS_PODS, Network, OUTBOUND_ALLOW, OUTBOUND_CLUSTER,
         PORT_L4_ONLY, PORT_MESH_CLIENTS, PORT_NEEDS_REQUEST, PortPolicy, SERVICE_DNS, Service, Settings,
         WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
     },
@@ -147,9 +148,19 @@ fn endpoint<T: Tables>(
     if *destination == *source_address {
         return Verdict::direct(Reason::Loopback, 0);
     }
+    let (way, rule) = egress(tables, source.flags >> EGRESS_SHIFT, destination, port);
+    if way == NETWORK_DENY {
+        return Verdict::refuse(Reason::Denied, rule);
+    }
     let Some(workload) = tables.workload(destination) else {
         if in_networks(tables, NETWORKS_PODS, destination) {
             return Verdict::refuse(Reason::UnknownClusterAddress, 0);
+        }
+        if way == NETWORK_ALLOW {
+            return Verdict::direct(Reason::PlainOutside, rule);
+        }
+        if way == NETWORK_BY_NAME {
+            return Verdict::refuse(Reason::NeedsRequest, rule);
         }
         if settings.default_outbound == OUTBOUND_ALLOW {
             return Verdict::direct(Reason::PlainOutside, 0);
@@ -163,6 +174,12 @@ fn endpoint<T: Tables>(
         return Verdict::refuse(Reason::OutboundDenied, 0);
     };
     if workload.flags & WORKLOAD_MESHED == 0 {
+        if way == NETWORK_ALLOW {
+            return Verdict::direct(Reason::PlainCluster, rule);
+        }
+        if way == NETWORK_BY_NAME {
+            return Verdict::refuse(Reason::NeedsRequest, rule);
+        }
         if settings.default_outbound == OUTBOUND_ALLOW || settings.default_outbound == OUTBOUND_CLUSTER {
             return Verdict::direct(Reason::PlainCluster, 0);
         }
@@ -188,10 +205,28 @@ fn endpoint<T: Tables>(
     }
     match tables.allow(policy.rules, source.client) {
         None => Verdict::refuse(Reason::Unauthorized, policy.governs),
+        Some(allow) if allow.rule & ALLOW_DENIES != 0 => {
+            Verdict::refuse(Reason::Denied, allow.rule & !ALLOW_DENIES)
+        }
         Some(allow) if policy.flags & PORT_L4_ONLY != 0 && settings.same_node_encrypt == 0 => {
             Verdict::direct(Reason::Authorized, allow.rule)
         }
         Some(allow) => Verdict::proxy(Reason::Meshed, allow.rule),
+    }
+}
+
+/// What the rules about what leaves a pod say of a destination, and which rule.
+#[inline(always)]
+fn egress<T: Tables>(tables: &T, policy: u32, destination: &Address, port: u16) -> (u32, u32) {
+    if policy == 0 {
+        return (0, 0);
+    }
+    let Some(row) = port_policy(tables, EGRESS_POLICY | policy, port) else {
+        return (NETWORK_DENY, 0);
+    };
+    match tables.network(row.networks, destination) {
+        Some(network) => (network.allow, network.rule),
+        None => (0, 0),
     }
 }
 
@@ -229,10 +264,14 @@ pub fn inbound<T: Tables>(tables: &T, client: &Address, server: &Address, port: 
         }
         None => {}
     }
+    if policy.networks == 0 {
+        return Verdict::refuse(Reason::NoIdentity, policy.governs);
+    }
     match tables.network(policy.networks, client) {
-        Some(network) if policy.networks != 0 && network.allow == 1 => {
+        Some(network) if network.allow == NETWORK_ALLOW => {
             Verdict::proxy(Reason::Unauthenticated, network.rule)
         }
+        Some(network) if network.allow == NETWORK_DENY => Verdict::refuse(Reason::Denied, network.rule),
         _ => Verdict::refuse(Reason::NoIdentity, policy.governs),
     }
 }
@@ -252,7 +291,7 @@ pub fn port_policy<T: Tables>(tables: &T, policy: u32, port: u16) -> Option<&Por
 #[inline(always)]
 fn in_networks<T: Tables>(tables: &T, set: u32, address: &Address) -> bool {
     match tables.network(set, address) {
-        Some(network) => network.allow == 1,
+        Some(network) => network.allow == NETWORK_ALLOW,
         None => false,
     }
 }

@@ -1,15 +1,17 @@
 //! The pods and who they are: which address belongs to whom, and whom no address can be believed for.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
+
+use foldhash::fast::RandomState;
 
 use crate::{
     defaults::is_meshed,
     names::{IdentityName, IdentityNaming},
     problems::{Problem, Severity},
-    resources::{Kind, Meta, Pod, Probe},
+    resources::{ExternalWorkload, Kind, Meta, Pod, Probe},
 };
 
 /// What a pod is to the mesh.
@@ -84,21 +86,40 @@ pub(crate) struct Claims {
 impl Claims {
     /// Takes the claims of every pod that has not ended. Pods on one node's network share its address; nobody else
     /// shares one.
-    pub(crate) fn of<'a>(pods: impl Iterator<Item = &'a Pod>) -> Self {
-        let mut claims: BTreeMap<IpAddr, Vec<&Pod>> = BTreeMap::new();
+    pub(crate) fn of<'a>(pods: impl Iterator<Item = &'a Pod>, externals: &[&ExternalWorkload]) -> Self {
+        let mut claims: HashMap<IpAddr, Vec<&Pod>, RandomState> = HashMap::default();
         for pod in pods.filter(|pod| !pod.finished) {
             for address in &pod.addresses {
                 claims.entry(*address).or_default().push(pod);
             }
         }
-        let contested = claims
+        let mut outside: HashMap<IpAddr, BTreeSet<String>, RandomState> = HashMap::default();
+        for external in externals {
+            for address in &external.addresses {
+                let name = format!("ExternalWorkload {}", external.meta.object_name());
+                outside.entry(*address).or_default().insert(name);
+            }
+        }
+        let mut contested: BTreeMap<IpAddr, BTreeSet<String>> = claims
             .into_iter()
-            .filter(|(_, pods)| pods.len() > 1 && !pods.iter().all(|pod| pod.host_network))
+            .filter(|(address, pods)| {
+                pods.len() > 1 && !pods.iter().all(|pod| pod.host_network) || outside.contains_key(address)
+            })
             .map(|(address, pods)| {
                 (address, pods.iter().map(|pod| pod.meta.object_name().to_string()).collect())
             })
             .collect();
+        for (address, names) in outside {
+            if names.len() > 1 || contested.contains_key(&address) {
+                contested.entry(address).or_default().extend(names);
+            }
+        }
         Self { contested }
+    }
+
+    /// Whether more than one claims an address.
+    pub(crate) fn is_contested(&self, address: &IpAddr) -> bool {
+        self.contested.contains_key(address)
     }
 
     fn contested(&self, pod: &Pod) -> Option<(&IpAddr, &BTreeSet<String>)> {
@@ -112,7 +133,8 @@ pub(crate) fn workload(
     namespace: Option<&Meta>,
     claims: &Claims,
     naming: &IdentityNaming,
-    node: &str,
+    node: Option<&str>,
+    names: &mut HashMap<(String, String), IdentityName, RandomState>,
     problems: &mut Vec<Problem>,
 ) -> WorkloadInfo {
     let meta = &pod.meta;
@@ -140,10 +162,16 @@ pub(crate) fn workload(
     } else {
         let mut found = Vec::new();
         let meshed = is_meshed(pod, namespace, &mut found);
-        let standing = match meshed.then(|| naming.name(&meta.namespace, &pod.service_account)) {
+        let key = (meta.namespace.clone(), pod.service_account.clone());
+        let named = || match names.get(&key) {
+            Some(name) => Ok(name.clone()),
+            None => naming.name(&key.0, &key.1),
+        };
+        let standing = match meshed.then(named) {
             None => Standing::Plain,
             Some(Ok(name)) => {
-                identity = Some(name);
+                identity = Some(name.clone());
+                names.entry(key).or_insert(name);
                 Standing::Meshed
             }
             Some(Err(error)) => {
@@ -166,7 +194,7 @@ pub(crate) fn workload(
         uid: meta.uid.clone(),
         digest: uid_digest(&meta.namespace, &meta.name, &meta.uid),
         node: pod.node.clone(),
-        local: !pod.node.is_empty() && pod.node == node,
+        local: node.is_none_or(|node| !pod.node.is_empty() && pod.node == node),
         service_account: pod.service_account.clone(),
         addresses: pod.addresses.clone(),
         standing,

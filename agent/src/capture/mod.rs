@@ -22,6 +22,7 @@ mod programs;
 mod release;
 mod request;
 mod rows;
+mod seen;
 mod sock_diag;
 mod sockets;
 mod syscalls;
@@ -43,6 +44,7 @@ pub use self::{
     pods::{Capture, upkeep::Repair},
     release::release_guards,
     request::{AttachRefusal, AttachRequest, Attachment},
+    seen::{DirectCounts, DirectSeen},
     sockets::{OriginalDestination, PodSockets},
     tables::{Publication, TableRows},
 };

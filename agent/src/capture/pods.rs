@@ -33,6 +33,7 @@ use super::{
     programs,
     request::{AttachRefusal, AttachRequest, Attachment},
     rows::{Maps, address, free_slot, interfaces_of, occupied, remove_rows},
+    seen::DirectCounts,
     sockets::{Marks, PodSockets},
     tables::{Publication, TableRows},
     ways::{Watch, ways_out},
@@ -448,6 +449,14 @@ impl Capture {
     /// When the map cannot be opened.
     pub fn counters(&self) -> Result<Counters, CaptureError> {
         Counters::open(&self.kernel.pins)
+    }
+
+    /// What the programs counted of connections that the kernel carries alone.
+    ///
+    /// # Errors
+    /// When the map cannot be opened.
+    pub fn direct_counts(&self) -> Result<DirectCounts, CaptureError> {
+        DirectCounts::open(&self.kernel.pins)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The commands of `heddle`.
 //!
 //! `agent` runs a node's agent and `door` is where it is asked; the other commands ask there (`client`) or look at
-//! the host (`check`) and at folders (`policy_check`) by themselves.
+//! the host (`check`) and at rules (`policy`) by themselves.
 
 pub mod agent;
 mod check;
@@ -9,9 +9,10 @@ mod client;
 pub mod config;
 pub mod door;
 mod events;
+mod flows;
 mod mountinfo;
 mod pods;
-mod policy_check;
+mod policy;
 mod render;
 mod status;
 
@@ -92,6 +93,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Follow who reaches whom, or record it
+    #[command(long_about = flows::ABOUT)]
+    Flows {
+        #[command(flatten)]
+        at: At,
+        /// Record into this file, in the form that `heddle policy` reads as --observed; it is gone on with
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// How much the file and the one before it (`.1`) may hold together
+        #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_240))]
+        megabytes: u64,
+    },
     /// Follow refusals and drops as they happen
     Events {
         #[command(flatten)]
@@ -113,10 +126,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Look at policy
+    /// Look at rules: check, explain, matrix, diff, suggest, test
+    #[command(long_about = policy::ABOUT)]
     Policy {
         #[command(subcommand)]
-        command: PolicyCommand,
+        command: policy::Command,
     },
     /// Print the version
     Version {
@@ -130,20 +144,6 @@ enum Command {
 enum Checked {
     /// This host, its kernel first
     Node,
-}
-
-#[derive(Subcommand)]
-enum PolicyCommand {
-    /// Say what is wrong with a folder's manifests. Ends with 0: nothing; 1: something that is written would not be in
-    /// force; 2: the folder cannot be read
-    Check {
-        /// The folder
-        #[arg(value_name = "DIR")]
-        folder: PathBuf,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 /// Which agent to ask.
@@ -163,11 +163,10 @@ pub fn main() -> ExitCode {
         Command::Attach { pod, netns, at } => pods::attach(&at.socket, &pod, &netns),
         Command::Detach { pod, at } => pods::detach(&at.socket, &pod),
         Command::Status { at, json } => status::show(&at.socket, json),
+        Command::Flows { at, output, megabytes } => flows::follow(&at.socket, output.as_ref(), megabytes),
         Command::Events { at, json } => events::follow(&at.socket, json),
         Command::Check { what: Checked::Node, bpffs, json } => check::run(&bpffs, json),
-        Command::Policy { command: PolicyCommand::Check { folder, json } } => {
-            policy_check::run(&folder, json)
-        }
+        Command::Policy { command } => policy::run(&command),
         Command::Version { json } => version(json),
     };
     done.unwrap_or_else(|failure| {

@@ -5,14 +5,34 @@ use super::{
     snapshot::{PublishError, Publisher, Shared},
 };
 use heddle_policy::{
-    ClusterSettings, Compiled, Index, Problem, Severity,
+    ClusterSettings, Compiled, Compiler, Problem, Severity,
     resources::{Parsed, parse_file},
 };
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 use tokio::sync::watch;
 
 /// The manifests of a folder.
-pub type Manifests = Folder<Parsed>;
+pub type Manifests = Folder<Manifest>;
+
+/// A file in force.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// As it is written.
+    pub text: Arc<str>,
+    /// What it says.
+    pub parsed: Parsed,
+}
+
+/// The text of every file in force, by path.
+pub type Texts = Arc<[(String, Arc<str>)]>;
+
+fn texts(folder: &Manifests) -> Texts {
+    folder.contents().map(|(file, manifest)| (file, Arc::clone(&manifest.text))).collect()
+}
 
 /// Reads a file's documents. One that does not even show which resource it means, for it is no YAML or lacks its kind or
 /// name, breaks the file: whatever it was to say, the file's last good content says it until it can be read. A resource
@@ -20,7 +40,7 @@ pub type Manifests = Folder<Parsed>;
 ///
 /// # Errors
 /// The first such document.
-pub fn parse(text: &str, file: &str) -> Result<Parsed, Malformed> {
+pub fn parse(text: &str, file: &str) -> Result<Manifest, Malformed> {
     let parsed = parse_file(file, text);
     let nameless = |problem: &&Problem| problem.severity == Severity::Error && problem.resource.is_empty();
     match parsed.problems.iter().find(nameless) {
@@ -28,18 +48,71 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Malformed> {
             let document = format!("document {}: {}", problem.document, problem.reason);
             Err(Malformed { line: problem.line.into(), message: document })
         }
-        None => Ok(parsed),
+        None => Ok(Manifest { text: text.into(), parsed }),
     }
 }
 
-/// Works out what `node` needs from everything that is in force in the folder, and everything that is wrong with it.
-pub fn compile(folder: &Manifests, settings: &ClusterSettings, node: &str) -> (Compiled, Vec<Problem>) {
-    let files = || folder.contents().map(|(_, parsed)| parsed.as_ref());
-    let compiled = Index::of(files().cloned()).compile(settings, node);
-    let mut problems: Vec<Problem> = files().flat_map(|parsed| parsed.problems.iter().cloned()).collect();
-    problems.extend(compiled.problems.iter().cloned());
-    problems.sort_by(|a, b| (&a.file, a.line, a.severity).cmp(&(&b.file, b.line, b.severity)));
-    (compiled, problems)
+/// What a folder holds, worked out: of a change only what it touches is worked out anew.
+struct Rules {
+    compiler: Compiler,
+    files: BTreeMap<String, Arc<Manifest>>,
+    expiry: Option<i64>,
+}
+
+/// The time in microseconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A clock that was set is noticed after this long.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
+
+impl Rules {
+    fn new(settings: ClusterSettings, node: String) -> Self {
+        Self { compiler: Compiler::new(settings, Some(node)), files: BTreeMap::new(), expiry: None }
+    }
+
+    /// Takes over what changed in the folder.
+    fn take(&mut self, folder: &Manifests) {
+        let held: BTreeMap<String, Arc<Manifest>> =
+            folder.contents().map(|(file, manifest)| (file, Arc::clone(manifest))).collect();
+        let gone: Vec<&String> = self.files.keys().filter(|file| !held.contains_key(*file)).collect();
+        for file in gone {
+            self.compiler.remove_file(file);
+        }
+        for (file, manifest) in &held {
+            if self.files.get(file).is_some_and(|before| Arc::ptr_eq(before, manifest)) {
+                continue;
+            }
+            self.compiler.remove_file(file);
+            for resource in &manifest.parsed.resources {
+                self.compiler.apply(resource.clone());
+            }
+        }
+        self.files = held;
+    }
+
+    /// What is in force at a time, and everything that is wrong with it.
+    fn compile(&mut self, now: i64) -> (Compiled, Vec<Problem>) {
+        let compiled = self.compiler.compile(now);
+        self.expiry = compiled.next_expiry;
+        let parsed = self.files.values().flat_map(|manifest| manifest.parsed.problems.iter().cloned());
+        let mut problems: Vec<Problem> = parsed.chain(compiled.problems.iter().cloned()).collect();
+        problems.sort_by(|a, b| (&a.file, a.line, a.severity).cmp(&(&b.file, b.line, b.severity)));
+        (compiled, problems)
+    }
+
+    /// Whether a rule that was in force has expired.
+    fn expired(&self, now: i64) -> bool {
+        self.expiry.is_some_and(|at| at <= now)
+    }
+
+    /// When to look whether one has.
+    fn due(&self, now: i64) -> Option<Duration> {
+        let left = u64::try_from(self.expiry?.saturating_sub(now)).unwrap_or(0);
+        Some(Duration::from_micros(left).min(LOOK_AT_CLOCK))
+    }
 }
 
 /// The one who publishes, shared between the folder's thread and whoever tries again.
@@ -48,6 +121,7 @@ pub type SharedPublisher = Arc<Mutex<Publisher<Compiled>>>;
 /// Manifests that are in force and followed.
 pub struct FollowedManifests {
     status: watch::Receiver<FolderStatus>,
+    texts: watch::Receiver<Texts>,
     _following: Following,
 }
 
@@ -65,27 +139,40 @@ impl FollowedManifests {
         publisher: SharedPublisher,
     ) -> std::io::Result<Self> {
         let (told, status) = watch::channel(folder.status());
-        let publish = move |folder: &Manifests| -> Result<Shared<Compiled>, PublishError> {
-            let (compiled, problems) = compile(folder, &settings, &node);
+        let (kept, in_force) = watch::channel(texts(&folder));
+        let mut rules = Rules::new(settings, node);
+        let publish = move |rules: &mut Rules| -> Result<Shared<Compiled>, PublishError> {
+            let (compiled, problems) = rules.compile(now());
             for problem in &problems {
                 tell(problem);
             }
             publisher.lock().unwrap_or_else(PoisonError::into_inner).publish(compiled, problems)
         };
         // An error is in the publication and in the log already.
-        let _ = publish(&folder);
+        rules.take(&folder);
+        let _ = publish(&mut rules);
         let following = follow(folder, pace, move |folder, brought| {
             told.send_replace(folder.status());
             if brought.content {
-                let _ = publish(folder);
+                rules.take(folder);
+                kept.send_replace(texts(folder));
             }
+            if brought.content || rules.expired(now()) {
+                let _ = publish(&mut rules);
+            }
+            rules.due(now())
         })?;
-        Ok(Self { status, _following: following })
+        Ok(Self { status, texts: in_force, _following: following })
     }
 
     /// Which files are in force and which are stale.
     pub fn status(&self) -> FolderStatus {
         self.status.borrow().clone()
+    }
+
+    /// The files in force, as they are written.
+    pub fn texts(&self) -> Texts {
+        Arc::clone(&self.texts.borrow())
     }
 }
 
@@ -101,6 +188,7 @@ fn tell(problem: &Problem) {
 mod tests {
     use super::*;
     use crate::cluster::snapshot::{Change, Compare};
+    use heddle_policy::Index;
 
     const NAMESPACE: &str =
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {heddle.io/mesh: enabled}}\n";
@@ -125,7 +213,7 @@ mod tests {
     }
 
     fn compiled(text: &str) -> Compiled {
-        let parsed = parse(text, "a.yaml").unwrap();
+        let parsed = parse(text, "a.yaml").unwrap().parsed;
         let compiled = Index::of([parsed]).compile(&ClusterSettings::default(), "a");
         assert_eq!(compiled.problems, []);
         compiled
@@ -133,11 +221,11 @@ mod tests {
 
     #[test]
     fn a_document_that_is_nothing_breaks_its_file_and_a_wrong_field_does_not() {
-        assert!(parse(NAMESPACE, "a.yaml").unwrap().problems.is_empty());
+        assert!(parse(NAMESPACE, "a.yaml").unwrap().parsed.problems.is_empty());
         let broken = parse(&format!("{NAMESPACE}---\n\nkind: [\n"), "a.yaml").unwrap_err();
         assert!(broken.line == 6 && broken.message.starts_with("document 2: is not YAML"), "{broken}");
         let wrong = rules("").replace("port: 80", "port: 70000");
-        let parsed = parse(&wrong, "a.yaml").unwrap();
+        let parsed = parse(&wrong, "a.yaml").unwrap().parsed;
         assert!(parsed.has_errors() && parsed.problems.iter().all(|problem| !problem.resource.is_empty()));
     }
 

@@ -3,3 +3,4 @@
 pub mod folder;
 pub mod manifests;
 pub mod snapshot;
+pub mod workload;

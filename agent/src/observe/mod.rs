@@ -6,5 +6,6 @@
 
 pub mod audit;
 pub mod events;
+pub mod flows;
 pub mod metrics;
 pub mod record;

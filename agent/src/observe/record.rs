@@ -26,6 +26,8 @@ pub trait Names: Send + Sync {
 pub struct WorkloadName {
     /// `namespace/name`.
     pub name: Arc<str>,
+    /// `namespace/name` of the workload that the pod is of.
+    pub workload: Arc<str>,
     /// Its identity in DNS form; `None`: not meshed.
     pub identity: Option<Arc<str>>,
 }

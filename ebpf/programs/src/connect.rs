@@ -103,9 +103,13 @@ fn connect(ctx: &SockAddrContext, decided: &mut Outbound) -> Decision {
     judge_outbound(&tables, &asked, decided);
     if decided.verdict.outcome == Outcome::Proxy {
         if agent_alive() {
-            // Any port: the connection is told by its whole tuple, and nothing listens there.
+            // Any port will do, the connection is told by its whole tuple, but its own: it would connect to itself.
+            // The kernel gives out none below 1024, and one that the application has bound is seen here.
             decided.destination = asked.source;
-            decided.port = (1024 + unsafe { bpf_get_prandom_u32() } % 64000) as u16;
+            decided.port = (1 + unsafe { bpf_get_prandom_u32() } % 1022) as u16;
+            if u32::from(decided.port) == read(unsafe { &raw const (*socket).src_port }) {
+                decided.port = 1023;
+            }
         } else {
             decided.verdict = Verdict::refuse(Reason::AgentGone, decided.verdict.rule);
         }

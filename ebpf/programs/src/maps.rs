@@ -11,7 +11,7 @@ use heddle_ebpf::{
     attach::{Limits, ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth},
     flows::{
         AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, FlowKey, Origin, Pending,
-        PendingKey, Tuple, UdpFlow,
+        PendingKey, SeenKey, Tuple, UdpFlow,
     },
     policy::{
         Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
@@ -62,6 +62,7 @@ maps! {
 
     "proxied" PROXIED: HashMap<FlowKey, Origin, 65536, LAZY>;
     "direct_flows" DIRECT_FLOWS: HashMap<Tuple, DirectFlow, 262144, LAZY>;
+    "direct_seen" DIRECT_SEEN: HashMap<SeenKey, u64, 16384, LAZY>;
     "hops" HOPS: HashMap<FlowKey, Asked, 65536, LAZY>;
     "probes" PROBES: LruHashMap<Tuple, u64, 4096>;
     "pending" PENDING: LruHashMap<PendingKey, Pending, 4096>;

@@ -17,7 +17,7 @@ use heddle_ebpf::{
     codes::{Hook, Outcome, Reason, Verdict},
     flows::{
         ASKED_CLIENT, ASKED_DIRECT, ASKED_PROXY, ASKED_SELF, AgentMark, Asked, DirectFlow, DirectMark,
-        FlowKey, MARK_HOP, Origin, PendingKey, ROLE_CLIENT, ROLE_SERVER, Tuple,
+        FlowKey, MARK_HOP, Origin, PendingKey, ROLE_CLIENT, ROLE_SERVER, SeenKey, Tuple,
     },
 };
 
@@ -233,11 +233,38 @@ fn accepted_direct(socket: *mut core::ffi::c_void, netns: u64, tuple: &Tuple) ->
         return false;
     }
     // The pod itself crosses no veth. Without a mark the guard drops what this socket sends.
-    if flow.netns != netns && !mark(socket, flow.generation, tuple, ROLE_SERVER, flow.rule) {
-        tell(netns, tuple, flow.generation, &Verdict::refuse(Reason::MapFull, flow.rule));
+    if flow.netns != netns {
+        if mark(socket, flow.generation, tuple, ROLE_SERVER, flow.rule) {
+            seen(tuple, flow.generation, flow.rule);
+        } else {
+            tell(netns, tuple, flow.generation, &Verdict::refuse(Reason::MapFull, flow.rule));
+        }
     }
     flow.opening = 0;
     true
+}
+
+/// Counts a connection that the kernel carries alone, for those who want to know who reaches whom.
+#[inline(never)]
+fn seen(tuple: &Tuple, generation: u64, rule: u32) {
+    let mut key = SeenKey {
+        source: tuple.source,
+        destination: tuple.destination,
+        generation,
+        rule,
+        port: u32::from(tuple.destination_port),
+    };
+    if maps::DIRECT_SEEN.get_ptr_mut(&key).is_none() && maps::DIRECT_SEEN.insert(&key, &0, BPF_NOEXIST.into()).is_err()
+    {
+        // Another processor was first, or there is no room: then the entry that the agent keeps for this counts it.
+        if maps::DIRECT_SEEN.get_ptr_mut(&key).is_none() {
+            key = SeenKey::default();
+        }
+    }
+    if let Some(count) = maps::DIRECT_SEEN.get_ptr_mut(&key) {
+        // SAFETY: a word of a map value; one that the agent has just removed is counted into nothing.
+        unsafe { add(count, 1) };
+    }
 }
 
 /// Gives a socket the tables' permission.

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The Services, with the addresses that only one of them claims.
-pub(super) struct Services<'a> {
+pub(crate) struct Services<'a> {
     services: Vec<(&'a Service, Vec<&'a Pod>)>,
     contested: BTreeSet<IpAddr>,
     dns: ObjectName,
@@ -29,7 +29,7 @@ pub(super) struct Services<'a> {
 }
 
 impl<'a> Services<'a> {
-    pub(super) fn of(
+    pub(crate) fn of(
         services: &[&'a Service],
         pods: &[(&'a Pod, Arc<WorkloadInfo>)],
         settings: &ClusterSettings,
@@ -98,12 +98,12 @@ impl<'a> Services<'a> {
     }
 
     /// Whether an address is that of a pod behind the cluster's DNS Service.
-    pub(super) fn is_dns(&self, address: &IpAddr) -> bool {
+    pub(crate) fn is_dns(&self, address: &IpAddr) -> bool {
         self.dns_pods.contains(address)
     }
 
     /// Fills the tables, and tells whose each address is.
-    pub(super) fn fill(&self, tables: &mut TableSet) -> BTreeMap<Address, ObjectName> {
+    pub(crate) fn fill(&self, tables: &mut TableSet) -> BTreeMap<Address, ObjectName> {
         let mut rows: BTreeMap<ServiceKey, (u32, BTreeSet<(Address, u16)>)> = BTreeMap::new();
         let mut names = BTreeMap::new();
         for (service, pods) in &self.services {
@@ -131,13 +131,15 @@ impl<'a> Services<'a> {
                 }
             }
         }
+        let (mut services_rows, mut backend_rows) = (BTreeMap::new(), BTreeMap::new());
         for (service, (key, (flags, backends))) in (1u32..).zip(rows) {
             let count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
-            tables.services.insert(key, Row { service, backends: count, flags });
+            services_rows.insert(key, Row { service, backends: count, flags });
             for (index, (address, port)) in (0u32..).zip(backends) {
-                tables.backends.insert(BackendKey { service, index }, Backend { address, port, pad: 0 });
+                backend_rows.insert(BackendKey { service, index }, Backend { address, port, pad: 0 });
             }
         }
+        (tables.services, tables.backends) = (Arc::new(services_rows), Arc::new(backend_rows));
         names
     }
 }

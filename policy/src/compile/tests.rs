@@ -1,14 +1,16 @@
+use std::net::IpAddr;
+
 use super::*;
-use crate::{Index, Severity};
 use crate::{
-    authorize::ClientIdentity,
+    ClientIdentity, Standing,
     resources::{DefaultPolicy, parse_file},
     tables::Capacity,
     verdict::{self, Connect, TCP, UDP},
 };
+use crate::{Index, Severity};
 use heddle_ebpf::{
     codes::{Outcome, Reason},
-    policy::{PORT_DETECT, PORT_L4_ONLY, PORT_NEEDS_REQUEST},
+    policy::{PORT_DETECT, PORT_L4_ONLY, PORT_NEEDS_REQUEST, WORKLOAD_DNS},
 };
 
 pub(crate) const SHOP: &str = include_str!("shop.yaml");
@@ -29,7 +31,7 @@ pub(crate) fn address(text: &str) -> Address {
 
 fn port(it: &Compiled, pod: &str, port: u16) -> (u8, String) {
     let view = it.tables.with_captured(|_| None);
-    let policy = it.tables.workloads[&address(pod)].policy;
+    let policy = it.tables.workloads.get(&address(pod)).unwrap().policy;
     let row = verdict::port_policy(&view, policy, port).unwrap();
     (row.flags, it.tables.rules[&row.governs].clone())
 }
@@ -93,8 +95,8 @@ fn refusals_name_what_governs() {
 fn dns_is_marked_and_passes_by_udp() {
     let it = compiled(SHOP);
     assert_eq!(connect(&it, "10.1.0.1", "10.96.0.10", 53, UDP).0, Outcome::Direct);
-    assert_ne!(it.tables.workloads[&address("10.1.0.53")].flags & WORKLOAD_DNS, 0);
-    assert_eq!(it.tables.workloads[&address("10.1.0.2")].flags & WORKLOAD_DNS, 0);
+    assert_ne!(it.tables.workloads.get(&address("10.1.0.53")).unwrap().flags & WORKLOAD_DNS, 0);
+    assert_eq!(it.tables.workloads.get(&address("10.1.0.2")).unwrap().flags & WORKLOAD_DNS, 0);
     assert_eq!(connect(&it, "10.1.0.1", "10.1.0.2", 53, UDP).1, Reason::PlainToMeshed);
 }
 
@@ -109,7 +111,7 @@ fn routes_limits_and_http_servers_need_requests() {
     let route = "\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\n\
                  spec: {parentRefs: [{group: policy.linkerd.io, kind: Server, name: redis}]}\n";
     for text in [
-        format!("{SHOP}{route}"),
+        format!("{}{route}", SHOP.replace("proxyProtocol: opaque", "proxyProtocol: unknown")),
         SHOP.replace("proxyProtocol: opaque", "proxyProtocol: HTTP/1"),
         SHOP.replace("proxyProtocol: opaque", "proxyProtocol: gRPC"),
     ] {
@@ -118,6 +120,10 @@ fn routes_limits_and_http_servers_need_requests() {
         assert_eq!(connect(&it, "10.1.0.1", "10.1.0.2", 6379, TCP).1, Reason::NeedsRequest);
         assert_eq!(port(&it, "10.1.0.2", 1).0 & PORT_NEEDS_REQUEST, 0, "other ports are not touched");
     }
+    // As in Linkerd: an HTTPRoute has no effect on a port whose bytes nobody reads, and here that is told.
+    let it = compiled(&format!("{SHOP}{route}"));
+    assert_eq!(connect(&it, "10.1.0.1", "10.1.0.2", 6379, TCP).1, Reason::Authorized);
+    assert!(it.problems[0].reason.contains("has no effect there"), "{:?}", it.problems);
 }
 
 #[test]

@@ -40,25 +40,3 @@ fn files_and_resources_go_again() {
     index.remove(&id);
     assert!(index.is_empty());
 }
-
-#[test]
-fn a_check_sees_every_node() {
-    let text = crate::compile::tests::SHOP
-        .replace("nodeName: a # redis", "nodeName: far")
-        .replace("# redis annotations", "config.linkerd.io/default-inbound-policy: everybody");
-    let index = Index::of([parse_file("shop.yaml", &text)]);
-    let settings = ClusterSettings::default();
-    assert_eq!(index.compile(&settings, "a").problems, [], "another node's pod is not this node's matter");
-    let problems = index.check(&settings);
-    assert_eq!(problems.len(), 1);
-    assert_eq!(problems[0].resource, "Pod shop/redis");
-
-    let index = Index::of([parse_file("shop.yaml", &text.replace("port: redis", "port: rediss"))]);
-    let notes: Vec<Problem> =
-        index.check(&settings).into_iter().filter(|problem| problem.severity == Severity::Note).collect();
-    assert_eq!(notes.len(), 1);
-    assert_eq!(
-        (&*notes[0].resource, &*notes[0].reason),
-        ("Server shop/redis", "governs no port of any pod that is known")
-    );
-}

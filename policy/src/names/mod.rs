@@ -192,6 +192,30 @@ impl IdentityNaming {
         self.name(namespace, service_account)
     }
 
+    /// Namespace and service account of a DNS form that is one of ours, of a text that [`check_dns_name`] found sound:
+    /// its labels are sound then. Takes no memory.
+    pub(crate) fn split_dns<'a>(&self, text: &'a str) -> Option<(&'a str, &'a str)> {
+        let (account, namespace) = text.strip_suffix(&*self.dns_suffix)?.rsplit_once('.')?;
+        Some((namespace, account))
+    }
+
+    /// The same of a SPIFFE form.
+    pub(crate) fn split_spiffe<'a>(&self, text: &'a str) -> Option<(&'a str, &'a str)> {
+        let (namespace, account) = text.strip_prefix(&*self.spiffe_prefix)?.split_once("/sa/")?;
+        let fits = check_namespace(namespace).is_ok()
+            && check_dns_name(account).is_ok()
+            && account.len() + 1 + namespace.len() + self.dns_suffix.len() <= MAX_DNS_NAME;
+        fits.then_some((namespace, account))
+    }
+
+    /// Writes the DNS form into `buffer`.
+    pub(crate) fn write_dns(&self, namespace: &str, account: &str, buffer: &mut String) {
+        buffer.clear();
+        for part in [account, ".", namespace, &self.dns_suffix] {
+            buffer.push_str(part);
+        }
+    }
+
     /// Parses the SPIFFE form.
     pub fn parse_spiffe(&self, text: &str) -> Result<IdentityName, NameError> {
         let Some(path) = text.strip_prefix(&self.spiffe_prefix) else {

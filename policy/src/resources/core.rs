@@ -195,7 +195,7 @@ impl Pod {
 }
 
 /// Whether an address can be a pod's or a Service's: a unicast one of its own, and in its plain form.
-fn usable(ip: &IpAddr) -> bool {
+pub(super) fn usable(ip: &IpAddr) -> bool {
     let address = heddle_ebpf::Address::from(*ip);
     !(address.is_loopback()
         || address.is_unspecified()

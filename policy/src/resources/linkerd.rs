@@ -1,114 +1,22 @@
 //! Linkerd's kinds. Whatever in a `spec` cannot be read, or is not known here, may have narrowed the rule: the rule
 //! then grants nothing, and a problem says so.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    meta::{Kind, Meta, ObjectName},
+    checks::{Checks, RawNetwork, RawRef, RawSelector, identity_match, networks, selector},
+    meta::{Kind, Meta},
     ports::check_port_name,
     rules::{
-        Attached, Attachment, Authorization, AuthorizationPolicy, DefaultPolicy, IdentityMatch, IdentityRef,
-        MeshTlsAuthentication, NetworkAuthentication, NetworkMatch, NotAPolicy, ProxyProtocol, Server,
-        ServerPort, ServerScope, Target,
+        Authorization, AuthorizationPolicy, DefaultPolicy, IdentityMatch, IdentityRef, MeshTlsAuthentication,
+        NetworkAuthentication, NotAPolicy, ProxyProtocol, Server, ServerPort, ServerScope, Target,
     },
-    selector::{Operator, Requirement, Selector},
-    typed::{Unreadable, typed},
 };
-use crate::{
-    names::check_dns_name,
-    problems::{Problem, Severity},
-};
+use crate::problems::Problem;
 
 pub(super) const GROUP: &str = "policy.linkerd.io";
 pub(super) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
-
-/// Collects what is wrong with one resource's spec.
-struct Checks<'a> {
-    kind: Kind,
-    meta: &'a Meta,
-    consequence: &'static str,
-    problems: &'a mut Vec<Problem>,
-    sound: bool,
-}
-
-impl<'a> Checks<'a> {
-    fn new(kind: Kind, meta: &'a Meta, consequence: &'static str, problems: &'a mut Vec<Problem>) -> Self {
-        Self { kind, meta, consequence, problems, sound: true }
-    }
-
-    fn fail(&mut self, field: &str, reason: impl std::fmt::Display, remedy: &str) {
-        self.sound = false;
-        let reason = format!("{reason}: {}", self.consequence);
-        self.problems.push(self.meta.problem(self.kind, Severity::Error, field, reason).remedy(remedy));
-    }
-
-    /// Reads a spec. Fields that are not known fail the checks, but what is known is returned.
-    fn read<T: DeserializeOwned>(&mut self, field: &str, value: Option<&Value>) -> Option<T> {
-        let Some(value) = value else {
-            self.fail(field, "is missing", "write it");
-            return None;
-        };
-        match typed::<T>(value, field) {
-            Ok((spec, unknown)) => {
-                for path in unknown {
-                    self.fail(&path, "is not a known field", "remove it or correct its name");
-                }
-                Some(spec)
-            }
-            Err(Unreadable { path, reason }) => {
-                self.fail(&path, reason, "correct it");
-                None
-            }
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawSelector {
-    match_labels: Option<std::collections::BTreeMap<String, String>>,
-    match_expressions: Option<Vec<RawRequirement>>,
-}
-
-#[derive(Deserialize)]
-struct RawRequirement {
-    key: String,
-    operator: String,
-    values: Option<Vec<String>>,
-}
-
-fn selector(checks: &mut Checks<'_>, field: &str, raw: RawSelector) -> Option<Selector> {
-    let mut it = Selector { labels: raw.match_labels.unwrap_or_default(), ..Selector::default() };
-    for (i, raw) in raw.match_expressions.unwrap_or_default().into_iter().enumerate() {
-        let values = raw.values.unwrap_or_default();
-        let (operator, valued) = match raw.operator.as_str() {
-            "In" => (Operator::In, true),
-            "NotIn" => (Operator::NotIn, true),
-            "Exists" => (Operator::Exists, false),
-            "DoesNotExist" => (Operator::DoesNotExist, false),
-            _ => {
-                let field = format!("{field}.matchExpressions[{i}].operator");
-                checks.fail(&field, "is not an operator", "write In, NotIn, Exists or DoesNotExist");
-                return None;
-            }
-        };
-        if valued == values.is_empty() {
-            let field = format!("{field}.matchExpressions[{i}].values");
-            checks.fail(
-                &field,
-                "does not go with the operator",
-                "In and NotIn need values, Exists and DoesNotExist none",
-            );
-            return None;
-        }
-        it.expressions.push(Requirement { key: raw.key, operator, values });
-    }
-    Some(it)
-}
 
 /// Each part as it was written, so that one that cannot be read does not hide the others.
 #[derive(Deserialize)]
@@ -189,31 +97,6 @@ pub(super) fn server(version: &str, meta: Meta, spec: Option<&Value>, problems: 
 }
 
 #[derive(Deserialize)]
-struct RawRef {
-    group: Option<String>,
-    kind: String,
-    name: String,
-    namespace: Option<String>,
-}
-
-impl RawRef {
-    /// Kinds and groups compare without case, as in Linkerd; the core group is written `""`, `core` or left out.
-    fn is(&self, group: &str, kind: &str) -> bool {
-        let own = self.group.as_deref().unwrap_or_default();
-        let own = if own.eq_ignore_ascii_case("core") { "" } else { own };
-        own.eq_ignore_ascii_case(group) && self.kind.eq_ignore_ascii_case(kind)
-    }
-
-    fn object_name(&self, meta: &Meta) -> ObjectName {
-        ObjectName::new(self.namespace.as_deref().unwrap_or(&meta.namespace), &*self.name)
-    }
-
-    fn leaves(&self, meta: &Meta) -> bool {
-        self.namespace.as_deref().is_some_and(|namespace| namespace != meta.namespace)
-    }
-}
-
-#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawAuthorizationPolicy {
     target_ref: RawRef,
@@ -247,11 +130,8 @@ fn authorization(checks: &mut Checks<'_>, spec: Option<&Value>) -> Option<Author
         Target::Server(target.name.clone())
     } else if own_name {
         Target::Namespace
-    } else if [(GROUP, "HTTPRoute"), (GATEWAY_GROUP, "HTTPRoute"), (GATEWAY_GROUP, "GRPCRoute")]
-        .iter()
-        .any(|(group, kind)| target.is(group, kind))
-    {
-        Target::Route
+    } else if let Some(kind) = route_kind(target) {
+        Target::Route { kind, name: target.name.clone() }
     } else {
         checks.fail(
             "spec.targetRef",
@@ -287,6 +167,16 @@ fn authorization(checks: &mut Checks<'_>, spec: Option<&Value>) -> Option<Author
         }
     }
     Some(it)
+}
+
+fn route_kind(target: &RawRef) -> Option<Kind> {
+    [
+        (GROUP, "HTTPRoute", Kind::LinkerdHttpRoute),
+        (GATEWAY_GROUP, "HTTPRoute", Kind::HttpRoute),
+        (GATEWAY_GROUP, "GRPCRoute", Kind::GrpcRoute),
+    ]
+    .into_iter()
+    .find_map(|(group, name, kind)| target.is(group, name).then_some(kind))
 }
 
 #[derive(Deserialize)]
@@ -350,41 +240,9 @@ fn mesh_clients(checks: &mut Checks<'_>, spec: Option<&Value>) -> Option<Vec<Ide
     Some(clients)
 }
 
-fn identity_match(text: &str) -> Result<IdentityMatch, String> {
-    if text == "*" {
-        return Ok(IdentityMatch::Any);
-    }
-    if let Some(rest) = text.strip_prefix("*.") {
-        check_dns_name(rest).map_err(|error| error.to_string())?;
-        return Ok(IdentityMatch::Suffix(format!(".{rest}")));
-    }
-    if let Some(rest) = text.strip_prefix("spiffe://") {
-        let mut segments = rest.split('/');
-        let domain = segments.next().unwrap_or_default();
-        let domain_fits = !domain.is_empty()
-            && domain.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b));
-        let segment_fits = |segment: &str| {
-            !matches!(segment, "" | "." | "..")
-                && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-        };
-        if !domain_fits || !segments.all(segment_fits) || !rest.contains('/') {
-            return Err("is not a SPIFFE id".to_owned());
-        }
-        return Ok(IdentityMatch::Spiffe(text.to_owned()));
-    }
-    check_dns_name(text).map_err(|error| error.to_string())?;
-    Ok(IdentityMatch::Dns(text.to_owned()))
-}
-
 #[derive(Deserialize)]
 struct RawNetworkAuthentication {
     networks: Vec<RawNetwork>,
-}
-
-#[derive(Deserialize)]
-struct RawNetwork {
-    cidr: String,
-    except: Option<Vec<String>>,
 }
 
 pub(super) fn network(
@@ -394,102 +252,8 @@ pub(super) fn network(
 ) -> NetworkAuthentication {
     let mut checks =
         Checks::new(Kind::NetworkAuthentication, &meta, "the authentication matches nobody", problems);
-    let networks = networks(&mut checks, spec).filter(|_| checks.sound);
+    let raw = checks.read::<RawNetworkAuthentication>("spec", spec);
+    let networks = raw.map(|raw| networks(&mut checks, "spec.networks", raw.networks));
+    let networks = networks.filter(|_| checks.sound);
     NetworkAuthentication { meta, networks }
-}
-
-fn networks(checks: &mut Checks<'_>, spec: Option<&Value>) -> Option<Vec<NetworkMatch>> {
-    const REMEDY: &str = "write an address or a network such as 10.0.0.0/8 or fd00::/8";
-    let raw = checks.read::<RawNetworkAuthentication>("spec", spec)?;
-    if raw.networks.is_empty() {
-        checks.fail("spec.networks", "is empty", "write a network at least");
-    }
-    let mut networks = Vec::new();
-    for (i, raw) in raw.networks.into_iter().enumerate() {
-        let field = format!("spec.networks[{i}]");
-        let Some(cidr) = cidr(&raw.cidr) else {
-            checks.fail(&format!("{field}.cidr"), format!("{:?} is not a network", raw.cidr), REMEDY);
-            continue;
-        };
-        let mut it = NetworkMatch { cidr, except: Vec::new() };
-        for (j, text) in raw.except.unwrap_or_default().iter().enumerate() {
-            let field = format!("{field}.except[{j}]");
-            match self::cidr(text) {
-                None => checks.fail(&field, format!("{text:?} is not a network"), REMEDY),
-                Some(cut) if cut.contains(&cidr) => {
-                    checks.fail(&field, format!("{cut} covers its network {cidr}"), "write a part of it");
-                }
-                Some(cut) if !cidr.contains(&cut) => {
-                    checks.fail(
-                        &field,
-                        format!("{cut} lies outside its network {cidr}"),
-                        "write a part of it",
-                    );
-                }
-                Some(cut) => it.except.push(cut),
-            }
-        }
-        networks.push(it);
-    }
-    Some(networks)
-}
-
-/// Reads a network or a single address. IPv4 in its IPv6 form is refused: it would mean another network to each
-/// reader.
-pub(crate) fn cidr(text: &str) -> Option<IpNet> {
-    let net = match text.parse::<IpNet>() {
-        Ok(net) => net.trunc(),
-        Err(_) => IpNet::from(text.parse::<IpAddr>().ok()?),
-    };
-    match net {
-        IpNet::V6(v6) if v6.prefix_len() >= 96 && v6.network().to_ipv4_mapped().is_some() => None,
-        net => Some(net),
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawAttachment {
-    parent_refs: Option<Vec<RawParent>>,
-    target_ref: Option<RawParent>,
-}
-
-#[derive(Deserialize)]
-struct RawParent {
-    group: Option<String>,
-    kind: Option<String>,
-    name: String,
-    namespace: Option<String>,
-}
-
-/// Reads to which Servers a route or a rate limit is attached; the rest of it needs requests to be read.
-pub(super) fn attachment(
-    kind: Kind,
-    meta: Meta,
-    spec: Option<&Value>,
-    problems: &mut Vec<Problem>,
-) -> Attachment {
-    let read = spec.map_or(Ok(None), |spec| typed::<RawAttachment>(spec, "spec").map(|(raw, _)| Some(raw)));
-    let raw = match read {
-        Ok(raw) => raw,
-        Err(Unreadable { path, reason }) => {
-            let reason = format!("{reason}: every Server of the namespace that it may have meant is closed");
-            problems.push(meta.problem(kind, Severity::Error, &path, reason).remedy("correct it"));
-            return Attachment { kind, meta, servers: Attached::Unreadable };
-        }
-    };
-    let parents = raw.map(|raw| raw.parent_refs.into_iter().flatten().chain(raw.target_ref));
-    let servers = parents
-        .into_iter()
-        .flatten()
-        .filter(|parent| {
-            let group = parent.group.as_deref().unwrap_or(GATEWAY_GROUP);
-            let kind = parent.kind.as_deref().unwrap_or("Gateway");
-            group.eq_ignore_ascii_case(GROUP)
-                && kind.eq_ignore_ascii_case("Server")
-                && parent.namespace.as_deref().is_none_or(|namespace| namespace == meta.namespace)
-        })
-        .map(|parent| parent.name)
-        .collect();
-    Attachment { kind, meta, servers: Attached::Servers(servers) }
 }

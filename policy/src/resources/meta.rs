@@ -22,10 +22,25 @@ pub enum Kind {
     /// The Gateway API's.
     HttpRoute,
     GrpcRoute,
+    TlsRoute,
+    TcpRoute,
     HttpLocalRateLimitPolicy,
+    ServerAuthorization,
+    EgressNetwork,
+    ExternalWorkload,
+    ReferenceGrant,
+    /// Heddle's own, for its namespace.
+    AccessRule,
+    /// Heddle's own, for the whole cluster.
+    ClusterAccessRule,
 }
 
 impl Kind {
+    /// Whether its resources belong to a namespace.
+    pub const fn namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::ClusterAccessRule)
+    }
+
     /// As manifests spell it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -39,7 +54,15 @@ impl Kind {
             Self::NetworkAuthentication => "NetworkAuthentication",
             Self::LinkerdHttpRoute | Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::HttpLocalRateLimitPolicy => "HTTPLocalRateLimitPolicy",
+            Self::ServerAuthorization => "ServerAuthorization",
+            Self::EgressNetwork => "EgressNetwork",
+            Self::ExternalWorkload => "ExternalWorkload",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::AccessRule => "AccessRule",
+            Self::ClusterAccessRule => "ClusterAccessRule",
         }
     }
 }
@@ -71,7 +94,7 @@ impl fmt::Display for ObjectName {
 pub struct ResourceId {
     /// What it is.
     pub kind: Kind,
-    /// Its namespace; empty for a Namespace.
+    /// Its namespace; empty for what belongs to none.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -91,7 +114,7 @@ impl fmt::Display for ResourceId {
 /// What every resource has.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Meta {
-    /// Its namespace; empty for a Namespace.
+    /// Its namespace; empty for what belongs to none.
     pub namespace: String,
     /// Its name.
     pub name: String,

@@ -8,8 +8,11 @@ use serde_json::Value;
 
 use super::{
     core::{Source, meta},
+    gateway, heddle, limits,
     linkerd::{self, GATEWAY_GROUP, GROUP},
     meta::{Kind, Meta, ResourceId},
+    outside,
+    raw::has_content,
     resource::Resource,
     tree::{self, Lines, NotYaml, nearest_line},
     typed::{Unreadable, typed},
@@ -41,11 +44,7 @@ pub fn parse_file(file: &str, text: &str) -> Parsed {
     let mut parsed = Parsed::default();
     let mut document = 0;
     for (first_line, text) in documents(text) {
-        let is_content = |line: &str| {
-            let line = line.trim();
-            !(line.is_empty() || line == "---" || line == "..." || line.starts_with('#'))
-        };
-        if text.lines().any(is_content) {
+        if has_content(text) {
             document += 1;
             read_document(text, Origin::new(file, document), first_line, &mut parsed);
         }
@@ -69,7 +68,7 @@ pub fn parse_value(value: Value, origin: Origin) -> Parsed {
 }
 
 /// Divides a file where a line begins with `---`, as kubectl does, and says on which line each part begins.
-fn documents(text: &str) -> Vec<(u32, &str)> {
+pub(super) fn documents(text: &str) -> Vec<(u32, &str)> {
     let mut parts = Vec::new();
     let (mut start, mut start_line, mut at) = (0, 1, 0);
     for (number, line) in (1u32..).zip(text.split_inclusive('\n')) {
@@ -101,13 +100,17 @@ fn read_document(text: &str, origin: Origin, first_line: u32, parsed: &mut Parse
     }
 }
 
+const WORKLOAD_GROUP: &str = "workload.linkerd.io";
+/// Stands for a version that is not known: the spec is not read, and what it may have meant is closed.
+const UNKNOWN_VERSION: &str = "unknown";
+
 /// What a kind of an API group is here.
 enum Known {
     Core(Kind),
     Policy(Kind, &'static str),
     /// A list, whose items are resources.
     List,
-    /// Access rules of Linkerd's that are not in force here.
+    /// Rules that are not in force here.
     NotInForce(&'static str),
     Nothing,
 }
@@ -130,20 +133,45 @@ fn known(api_version: &str, kind: &str) -> Known {
         (GROUP, "v1alpha1", "NetworkAuthentication") => {
             Known::Policy(Kind::NetworkAuthentication, "v1alpha1")
         }
-        // Of these, any version: only where they are attached is read.
-        (GROUP, _, "HTTPRoute") => Known::Policy(Kind::LinkerdHttpRoute, ""),
-        (GATEWAY_GROUP, _, "HTTPRoute") => Known::Policy(Kind::HttpRoute, ""),
-        (GATEWAY_GROUP, _, "GRPCRoute") => Known::Policy(Kind::GrpcRoute, ""),
-        (GROUP, _, "HTTPLocalRateLimitPolicy") => Known::Policy(Kind::HttpLocalRateLimitPolicy, ""),
-        (GROUP, _, "Server") => Known::NotInForce("this version of Server is not known: it governs no port"),
-        (GROUP, _, "ServerAuthorization") => {
-            Known::NotInForce("is not in force: it grants nothing; write an AuthorizationPolicy")
+        (GROUP, "v1beta1" | "v1alpha1", "ServerAuthorization") => {
+            Known::Policy(Kind::ServerAuthorization, "v1beta1")
         }
-        (GROUP, _, "EgressNetwork") => {
-            Known::NotInForce("is not in force: `defaultOutbound` alone decides about destinations outside")
+        (GROUP, "v1alpha1" | "v1beta1" | "v1beta2" | "v1beta3", "HTTPRoute") => {
+            Known::Policy(Kind::LinkerdHttpRoute, "")
         }
-        (GROUP, _, _) => {
-            Known::NotInForce("this kind or version of policy.linkerd.io is not known: it is ignored")
+        (GATEWAY_GROUP, "v1alpha2" | "v1beta1" | "v1", "HTTPRoute") => Known::Policy(Kind::HttpRoute, ""),
+        (GATEWAY_GROUP, "v1alpha2" | "v1", "GRPCRoute") => Known::Policy(Kind::GrpcRoute, ""),
+        (GATEWAY_GROUP, "v1alpha2" | "v1alpha3" | "v1", "TLSRoute") => Known::Policy(Kind::TlsRoute, ""),
+        (GATEWAY_GROUP, "v1alpha2" | "v1", "TCPRoute") => Known::Policy(Kind::TcpRoute, ""),
+        (GATEWAY_GROUP, "v1alpha2" | "v1beta1" | "v1", "ReferenceGrant") => {
+            Known::Policy(Kind::ReferenceGrant, "")
+        }
+        (GROUP, "v1alpha1", "HTTPLocalRateLimitPolicy") => Known::Policy(Kind::HttpLocalRateLimitPolicy, ""),
+        (GROUP, "v1alpha1", "EgressNetwork") => Known::Policy(Kind::EgressNetwork, ""),
+        (WORKLOAD_GROUP, "v1alpha1" | "v1beta1", "ExternalWorkload") => {
+            Known::Policy(Kind::ExternalWorkload, "")
+        }
+        (heddle::GROUP, heddle::VERSION, "AccessRule") => Known::Policy(Kind::AccessRule, ""),
+        (heddle::GROUP, heddle::VERSION, "ClusterAccessRule") => Known::Policy(Kind::ClusterAccessRule, ""),
+        // A version that is not known yet may say what these do not know: closed, as far as it can be told.
+        (GROUP, _, "HTTPRoute") => Known::Policy(Kind::LinkerdHttpRoute, UNKNOWN_VERSION),
+        (GATEWAY_GROUP, _, "HTTPRoute") => Known::Policy(Kind::HttpRoute, UNKNOWN_VERSION),
+        (GATEWAY_GROUP, _, "GRPCRoute") => Known::Policy(Kind::GrpcRoute, UNKNOWN_VERSION),
+        (GROUP, _, "HTTPLocalRateLimitPolicy") => {
+            Known::Policy(Kind::HttpLocalRateLimitPolicy, UNKNOWN_VERSION)
+        }
+        (GROUP, _, "Server") => Known::Policy(Kind::Server, UNKNOWN_VERSION),
+        (heddle::GROUP, _, "AccessRule") => Known::Policy(Kind::AccessRule, UNKNOWN_VERSION),
+        (heddle::GROUP, _, "ClusterAccessRule") => Known::Policy(Kind::ClusterAccessRule, UNKNOWN_VERSION),
+        (GROUP | WORKLOAD_GROUP | heddle::GROUP, _, _) => {
+            Known::NotInForce("this kind or version is not known here: nothing of it is in force")
+        }
+        ("linkerd.io", _, "ServiceProfile") => Known::NotInForce(
+            "is not in force: write HTTPRoutes for its routes, and the annotations retry.linkerd.io/* and \
+             timeout.linkerd.io/* for its retries and timeouts",
+        ),
+        ("split.smi-spec.io", _, "TrafficSplit") => {
+            Known::NotInForce("is not in force: write an HTTPRoute with weighted backendRefs")
         }
         _ => Known::Nothing,
     }
@@ -177,7 +205,7 @@ fn read_object(value: Value, source: &Source, parsed: &mut Parsed) {
         Known::List => read_list(value, source, parsed),
         Known::Core(kind) => read_resource(kind, None, &value, source, parsed),
         Known::Policy(kind, version) => read_resource(kind, Some(version), &value, source, parsed),
-        Known::NotInForce(reason) => parsed.problems.push(problem(Severity::Warning, "kind", reason)),
+        Known::NotInForce(reason) => parsed.problems.push(problem(Severity::Error, "kind", reason)),
         Known::Nothing => {
             parsed.problems.push(problem(
                 Severity::Note,
@@ -249,23 +277,14 @@ fn read_resource(
         (Kind::Service, _) => {
             read.typed().map(|it| Resource::Service(Service::from_k8s(source, it, problems)))
         }
-        (kind, version) => read.policy_meta(source).map(|meta| {
-            let spec = value.get("spec");
-            match kind {
-                Kind::Server => {
-                    Resource::Server(linkerd::server(version.unwrap_or_default(), meta, spec, problems))
-                }
-                Kind::AuthorizationPolicy => {
-                    Resource::AuthorizationPolicy(linkerd::authorization_policy(meta, spec, problems))
-                }
-                Kind::MeshTlsAuthentication => {
-                    Resource::MeshTlsAuthentication(linkerd::mesh_tls(meta, spec, problems))
-                }
-                Kind::NetworkAuthentication => {
-                    Resource::NetworkAuthentication(linkerd::network(meta, spec, problems))
-                }
-                kind => Resource::Attachment(linkerd::attachment(kind, meta, spec, problems)),
+        (kind, version) => read.policy_meta(kind, source).map(|meta| {
+            let version = version.unwrap_or_default();
+            if version == UNKNOWN_VERSION {
+                let reason = "this version is not known here: what it may have meant is closed";
+                let problem = meta.problem(kind, Severity::Error, "apiVersion", reason);
+                problems.push(problem.remedy("write a version that is known"));
             }
+            policy(kind, version, meta, value, problems)
         }),
     };
     let resource = match result {
@@ -302,8 +321,8 @@ fn read_resource(
         return;
     }
     let label = |text: &str| text.len() <= 63 && !text.contains('.') && check_name(text).is_ok();
-    let namespaced = kind != Kind::Namespace;
-    if namespaced && !label(&meta.namespace) || !namespaced && !label(&meta.name) {
+    let namespaced = kind.namespaced();
+    if namespaced && !label(&meta.namespace) || kind == Kind::Namespace && !label(&meta.name) {
         let field = if namespaced { "metadata.namespace" } else { "metadata.name" };
         problems.push(meta.problem(
             kind,
@@ -322,6 +341,50 @@ fn read_resource(
     parsed.resources.push(resource);
 }
 
+/// Reads a resource that rules are made of.
+fn policy(kind: Kind, version: &str, meta: Meta, value: &Value, problems: &mut Vec<Problem>) -> Resource {
+    // Nothing of a version that is not known is believed but to what it is attached.
+    let closed = version == UNKNOWN_VERSION;
+    let spec = value.get("spec");
+    let unknown = spec.filter(|_| closed).map(without_meaning);
+    let spec = if closed { unknown.as_ref() } else { spec };
+    match kind {
+        Kind::Server => Resource::Server(linkerd::server(version, meta, spec, problems)),
+        Kind::AuthorizationPolicy => {
+            Resource::AuthorizationPolicy(linkerd::authorization_policy(meta, spec, problems))
+        }
+        Kind::MeshTlsAuthentication => {
+            Resource::MeshTlsAuthentication(linkerd::mesh_tls(meta, spec, problems))
+        }
+        Kind::NetworkAuthentication => {
+            Resource::NetworkAuthentication(linkerd::network(meta, spec, problems))
+        }
+        Kind::ServerAuthorization => {
+            Resource::ServerAuthorization(outside::server_authorization(meta, spec, problems))
+        }
+        Kind::EgressNetwork => Resource::EgressNetwork(outside::egress_network(meta, spec, problems)),
+        Kind::ExternalWorkload => {
+            let status = value.get("status");
+            Resource::ExternalWorkload(outside::external_workload(meta, spec, status, problems))
+        }
+        Kind::ReferenceGrant => Resource::ReferenceGrant(gateway::reference_grant(meta, spec, problems)),
+        Kind::HttpLocalRateLimitPolicy => Resource::RateLimitPolicy(limits::rate_limit(meta, spec, problems)),
+        Kind::AccessRule | Kind::ClusterAccessRule => {
+            Resource::AccessRule(heddle::access_rule(kind, meta, spec, problems))
+        }
+        kind => Resource::Route(gateway::route(kind, meta, spec, problems)),
+    }
+}
+
+/// A spec of which only what it is attached to can be read.
+fn without_meaning(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    if let Value::Object(fields) = &mut spec {
+        fields.insert("(a version that is not known)".to_owned(), Value::Null);
+    }
+    spec
+}
+
 struct Read<'a> {
     value: &'a Value,
     unknown: &'a mut Vec<String>,
@@ -334,12 +397,12 @@ impl Read<'_> {
         Ok(it)
     }
 
-    /// The metadata of a kind of Linkerd's, whose spec is read by itself.
-    fn policy_meta(&mut self, source: &Source) -> Result<Meta, Unreadable> {
+    /// The metadata of a kind, whose spec is read by itself.
+    fn policy_meta(&mut self, kind: Kind, source: &Source) -> Result<Meta, Unreadable> {
         let known = ["apiVersion", "kind", "metadata", "spec", "status"];
         let object = typed::<PolicyObject>(self.value, "")?;
         self.unknown.extend(object.1.into_iter().filter(|field| !known.contains(&field.as_str())));
-        Ok(meta(source, object.0.metadata, true))
+        Ok(meta(source, object.0.metadata, kind.namespaced()))
     }
 }
 

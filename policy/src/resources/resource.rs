@@ -1,8 +1,10 @@
 //! Any resource.
 
 use super::{
+    access::{AccessRule, EgressNetwork, ExternalWorkload, ReferenceGrant, ServerAuthorization},
     meta::{Kind, Meta, ResourceId},
-    rules::{Attachment, AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server},
+    routes::{RateLimitPolicy, Route},
+    rules::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server},
     workload::{Pod, Service},
 };
 
@@ -18,7 +20,13 @@ pub enum Resource {
     AuthorizationPolicy(AuthorizationPolicy),
     MeshTlsAuthentication(MeshTlsAuthentication),
     NetworkAuthentication(NetworkAuthentication),
-    Attachment(Attachment),
+    Route(Route),
+    RateLimitPolicy(RateLimitPolicy),
+    ServerAuthorization(ServerAuthorization),
+    EgressNetwork(EgressNetwork),
+    ExternalWorkload(ExternalWorkload),
+    ReferenceGrant(ReferenceGrant),
+    AccessRule(AccessRule),
 }
 
 impl Resource {
@@ -33,7 +41,13 @@ impl Resource {
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTlsAuthentication(_) => Kind::MeshTlsAuthentication,
             Self::NetworkAuthentication(_) => Kind::NetworkAuthentication,
-            Self::Attachment(attachment) => attachment.kind,
+            Self::Route(route) => route.kind,
+            Self::RateLimitPolicy(_) => Kind::HttpLocalRateLimitPolicy,
+            Self::ServerAuthorization(_) => Kind::ServerAuthorization,
+            Self::EgressNetwork(_) => Kind::EgressNetwork,
+            Self::ExternalWorkload(_) => Kind::ExternalWorkload,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Self::AccessRule(rule) => rule.kind,
         }
     }
 
@@ -47,7 +61,13 @@ impl Resource {
             Self::AuthorizationPolicy(it) => &it.meta,
             Self::MeshTlsAuthentication(it) => &it.meta,
             Self::NetworkAuthentication(it) => &it.meta,
-            Self::Attachment(it) => &it.meta,
+            Self::Route(it) => &it.meta,
+            Self::RateLimitPolicy(it) => &it.meta,
+            Self::ServerAuthorization(it) => &it.meta,
+            Self::EgressNetwork(it) => &it.meta,
+            Self::ExternalWorkload(it) => &it.meta,
+            Self::ReferenceGrant(it) => &it.meta,
+            Self::AccessRule(it) => &it.meta,
         }
     }
 

@@ -88,6 +88,20 @@ pub enum ProxyProtocol {
     Tls,
 }
 
+impl ProxyProtocol {
+    /// As resources spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Http1 => "HTTP/1",
+            Self::Http2 => "HTTP/2",
+            Self::Grpc => "gRPC",
+            Self::Opaque => "opaque",
+            Self::Tls => "TLS",
+        }
+    }
+}
+
 /// Which workloads a Server governs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ServerScope {
@@ -134,8 +148,13 @@ pub enum Target {
     Server(String),
     /// Every Server in its namespace.
     Namespace,
-    /// A route, whose requests are not read here.
-    Route,
+    /// A route in its namespace.
+    Route {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// An identity that an AuthorizationPolicy demands.
@@ -216,24 +235,4 @@ pub struct NetworkAuthentication {
     pub meta: Meta,
     /// The entries, any of which is enough. `None`: it could not be read and matches nobody.
     pub networks: Option<Vec<NetworkMatch>>,
-}
-
-/// Which Servers something that needs requests to be read is attached to.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Attached {
-    /// These, in its own namespace.
-    Servers(Vec<String>),
-    /// Unreadable: it may have meant any Server of the namespace.
-    Unreadable,
-}
-
-/// A route or a rate limit: of it only matters to which Servers it is attached, since their requests must be read.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Attachment {
-    /// What it is.
-    pub kind: Kind,
-    /// Name, labels, annotations.
-    pub meta: Meta,
-    /// To which Servers.
-    pub servers: Attached,
 }

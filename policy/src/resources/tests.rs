@@ -245,8 +245,14 @@ fn policies_are_read() {
     }
     for (target, expected) in [
         ("{kind: Namespace, name: shop}", Target::Namespace),
-        ("{group: policy.linkerd.io, kind: HTTPRoute, name: r}", Target::Route),
-        ("{group: gateway.networking.k8s.io, kind: GRPCRoute, name: r}", Target::Route),
+        (
+            "{group: policy.linkerd.io, kind: HTTPRoute, name: r}",
+            Target::Route { kind: Kind::LinkerdHttpRoute, name: "r".into() },
+        ),
+        (
+            "{group: gateway.networking.k8s.io, kind: GRPCRoute, name: r}",
+            Target::Route { kind: Kind::GrpcRoute, name: "r".into() },
+        ),
     ] {
         let text = policy("[]").replace("{group: policy.linkerd.io, kind: Server, name: web}", target);
         assert_eq!(rule(&text).target, expected);
@@ -354,7 +360,7 @@ fn mesh_authentications_that_cannot_be_read_match_nobody() {
 fn network_authentications_are_read() {
     let text = authentication(
         "NetworkAuthentication",
-        "{networks: [{cidr: 10.0.0.1/8, except: [10.1.0.0/16, 10.2.0.1]}, {cidr: 'fd00::1'}, {cidr: '::/0'}]}",
+        "{networks: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16, 10.2.0.1]}, {cidr: 'fd00::1'}, {cidr: '::/0'}]}",
     );
     let Resource::NetworkAuthentication(it) = one(&text) else { panic!("wrong kind") };
     let networks = it.networks.unwrap();
@@ -396,7 +402,8 @@ fn network_authentications_that_cannot_be_read_match_nobody() {
 #[test]
 fn routes_and_limits_tell_their_servers() {
     let attached = |text: &str| match parse_file("r", text).resources.into_iter().next() {
-        Some(Resource::Attachment(it)) => it.servers,
+        Some(Resource::Route(it)) => it.servers().map(|names| names.map(str::to_owned).collect::<Vec<_>>()),
+        Some(Resource::RateLimitPolicy(it)) => it.server.map(|name| vec![name]),
         other => panic!("{other:?}"),
     };
     let parents = "[{group: policy.linkerd.io, kind: Server, name: web}, {name: gateway}, \
@@ -409,13 +416,13 @@ fn routes_and_limits_tell_their_servers() {
         let text = format!(
             "apiVersion: {group}\nkind: {kind}\nmetadata: {{name: r, namespace: shop}}\nspec: {{parentRefs: {parents}, rules: [{{}}]}}\n"
         );
-        assert_eq!(attached(&text), Attached::Servers(vec!["web".into()]));
-        assert_eq!(attached(&text.replace(parents, "5")), Attached::Unreadable);
-        assert_eq!(attached(&text.replace(parents, "~")), Attached::Servers(vec![]));
+        assert_eq!(attached(&text), Some(vec!["web".to_owned()]));
+        assert_eq!(attached(&text.replace(parents, "5")), None);
+        assert_eq!(attached(&text.replace(parents, "~")), Some(vec![]));
     }
     let limit = "apiVersion: policy.linkerd.io/v1alpha1\nkind: HTTPLocalRateLimitPolicy\nmetadata: {name: r, namespace: shop}\n\
                  spec: {targetRef: {group: policy.linkerd.io, kind: Server, name: web}, total: {requestsPerSecond: 5}}\n";
-    assert_eq!(attached(limit), Attached::Servers(vec!["web".into()]));
+    assert_eq!(attached(limit), Some(vec!["web".to_owned()]));
 }
 
 #[test]
@@ -464,18 +471,9 @@ fn what_is_no_resource_is_told() {
         ("kind: Pod\napiVersion: v1\nmetadata: {}", Severity::Error),
         ("kind: Pod\napiVersion: v1", Severity::Error),
         ("kind: Deployment\napiVersion: apps/v1\nmetadata: {name: a}", Severity::Note),
-        (
-            "kind: EgressNetwork\napiVersion: policy.linkerd.io/v1alpha1\nmetadata: {name: a}",
-            Severity::Warning,
-        ),
-        (
-            "kind: ServerAuthorization\napiVersion: policy.linkerd.io/v1beta1\nmetadata: {name: a}",
-            Severity::Warning,
-        ),
-        (
-            "kind: AuthorizationPolicy\napiVersion: policy.linkerd.io/v9\nmetadata: {name: a}",
-            Severity::Warning,
-        ),
+        ("kind: EgressNetwork\napiVersion: policy.linkerd.io/v9\nmetadata: {name: a}", Severity::Error),
+        ("kind: ServiceProfile\napiVersion: linkerd.io/v1alpha2\nmetadata: {name: a}", Severity::Error),
+        ("kind: AuthorizationPolicy\napiVersion: policy.linkerd.io/v9\nmetadata: {name: a}", Severity::Error),
         ("kind: List\napiVersion: v1\nitems: 5", Severity::Error),
     ] {
         let parsed = parse_file("x", text);

@@ -10,18 +10,24 @@ use std::{collections::BTreeMap, net::IpAddr};
 use heddle_ebpf::{
     Address,
     codes::{Outcome, Reason, Verdict},
-    policy::SERVICE_DNS,
+    policy::{EGRESS_POLICY, SERVICE_DNS},
 };
 use heddle_policy::{
-    Capacity, ClientIdentity, Compiled, Hop, Index, Route,
+    Capacity, ClientIdentity, Compiled, Compiler, Connection, Hop, Index, Request, Route,
     resources::Resource,
     verdict::{self, Connect, TCP},
 };
-use random::{ACCOUNTS, NAMESPACES, NODE, PORTS, Random};
-use reference::{Answer, Client, Reference, Way, spellings};
+use random::{ACCOUNTS, HOSTS, METHODS, NAMESPACES, NODE, NOW, PATHS, PORTS, Random};
+use reference::{Answer, Asked, Client, Reference, Way, spellings};
 
-const CLUSTERS: u64 = 1_200;
-const DECISIONS: usize = 260;
+/// How many random clusters; `HEDDLE_CLUSTERS` asks for more.
+const CLUSTERS: u64 = 1_500;
+/// How often each is asked in each way.
+const DECISIONS: usize = 150;
+
+fn clusters() -> u64 {
+    std::env::var("HEDDLE_CLUSTERS").ok().and_then(|text| text.parse().ok()).unwrap_or(CLUSTERS)
+}
 
 struct Scene {
     seed: u64,
@@ -34,11 +40,11 @@ impl Scene {
     fn new(seed: u64, random: &mut Random) -> Self {
         let settings = random::settings(random);
         let resources = random::cluster(random);
-        let compiled = index(&resources).compile(&settings, NODE);
+        let compiled = index(&resources).compile_at(&settings, NODE, NOW);
         Self { seed, resources, settings, compiled }
     }
     fn reference(&self) -> Reference<'_> {
-        Reference { resources: &self.resources, settings: &self.settings }
+        Reference { resources: &self.resources, settings: &self.settings, node: NODE }
     }
     fn captured(&self, address: &Address) -> Option<u64> {
         let info = self.compiled.workload(address)?;
@@ -48,6 +54,11 @@ impl Scene {
     fn address(&self, random: &mut Random) -> IpAddr {
         let pods: Vec<IpAddr> = self.compiled.pods().flat_map(|pod| pod.addresses.iter().copied()).collect();
         if random.chance(60) && !pods.is_empty() { *random.pick(&pods) } else { random::address(random) }
+    }
+    /// Whether a meshed workload is known at an address, in the cluster or outside.
+    fn meshed(&self, address: IpAddr) -> bool {
+        let pod = self.compiled.workload(&address.into()).is_some_and(|info| info.meshed());
+        pod || self.compiled.external(&address.into()).is_some()
     }
     fn local(&self) -> Vec<(IpAddr, String)> {
         let meshed = self.compiled.pods().filter(|pod| pod.local && pod.meshed());
@@ -86,6 +97,10 @@ fn answer(reason: Reason) -> Answer {
         Reason::NeedsRequest => Answer::NeedsRequest,
         Reason::NotCaptured => Answer::NotHere,
         Reason::UnknownClusterAddress => Answer::UnknownAddress,
+        Reason::Denied => Answer::Denied,
+        Reason::NoRoute => Answer::NoRoute,
+        Reason::BadRequest => Answer::BadRequest,
+        Reason::InvalidPolicy => Answer::InvalidPolicy,
         other => panic!("{other:?}"),
     }
 }
@@ -116,7 +131,7 @@ fn kernel_agent_and_reference_agree() {
         let part = |first| {
             move || {
                 let mut tally = Tally::default();
-                for seed in (first..CLUSTERS).step_by(workers) {
+                for seed in (first..clusters()).step_by(workers) {
                     one_cluster(seed, &mut tally);
                 }
                 tally
@@ -132,14 +147,18 @@ fn kernel_agent_and_reference_agree() {
         }
     }
     println!("{:#?}", tally.0);
-    assert!(tally.total() >= 200_000, "{}", tally.total());
+    assert!(tally.total() >= 1_000_000, "{}", tally.total());
     tally.demand(
         "without identity",
-        &["Allowed", "Unauthorized", "NoIdentity", "NeedsRequest", "NotHere", "UnknownAddress"],
+        &["Allowed", "Unauthorized", "NoIdentity", "NeedsRequest", "NotHere", "UnknownAddress", "Denied"],
         200,
     );
-    tally.demand("local client", &["Allowed", "Unauthorized", "NeedsRequest"], 1000);
-    tally.demand("any identity", &["Allowed", "Unauthorized", "NeedsRequest", "NotHere"], 1000);
+    tally.demand("local client", &["Allowed", "Unauthorized", "NeedsRequest", "Denied"], 1000);
+    tally.demand("any identity", &["Allowed", "Unauthorized", "NeedsRequest", "NotHere", "Denied"], 1000);
+    tally.demand("anonymous", &["Allowed", "NoIdentity", "Denied"], 1000);
+    let routed = ["Allowed", "Unauthorized", "Denied", "NoRoute", "BadRequest", "InvalidPolicy", "taken"];
+    tally.demand("request", &routed, 500);
+    tally.demand("local client", &["\"may not leave\""], 200);
     tally.demand("outbound", &["Refused", "Plain", "Mesh"], 1000);
 }
 
@@ -147,7 +166,7 @@ fn one_cluster(seed: u64, tally: &mut Tally) {
     let mut random = Random(seed);
     let scene = Scene::new(seed, &mut random);
     let local = scene.local();
-    for _ in 0..DECISIONS / 4 {
+    for _ in 0..DECISIONS {
         let port = *random.pick(&PORTS);
         let server = match local.is_empty() || random.chance(5) {
             true => scene.address(&mut random),
@@ -155,6 +174,8 @@ fn one_cluster(seed: u64, tally: &mut Tally) {
         };
         without_identity(&scene, server, port, &mut random, tally);
         any_identity(&scene, server, port, &mut random, tally);
+        anonymous(&scene, server, port, &mut random, tally);
+        request(&scene, server, port, &mut random, tally);
         if !local.is_empty() {
             let client = random.pick(&local);
             local_client(&scene, server, port, client, tally);
@@ -166,14 +187,15 @@ fn one_cluster(seed: u64, tally: &mut Tally) {
 fn without_identity(scene: &Scene, server: IpAddr, port: u16, random: &mut Random, tally: &mut Tally) {
     let address = scene.address(random);
     let at = format!("seed {}: {address} to {server}:{port}", scene.seed);
-    let (expected, rule) = scene.reference().inbound(server, port, &Client { names: Vec::new(), address });
+    let (expected, rule) =
+        scene.reference().inbound(server, port, &Client { names: Vec::new(), address, tls: false });
     let named = scene.compiled.authorize(&server.into(), port, &ClientIdentity::None, address);
-    assert_eq!((answer(named.verdict.reason), &named.rule), (expected, &rule), "{at}: by name");
+    assert_eq!((answer(named.verdict.reason), &*named.rule), (expected, &*rule), "{at}: by name");
     assert_eq!(named.allowed(), expected == Answer::Allowed, "{at}");
     assert_eq!(scene.compiled.tables.rule(named.verdict.rule), rule, "{at}: the rule's id");
 
     let numeric = scene.inbound(address, server, port);
-    if scene.compiled.workload(&address.into()).is_some_and(|info| info.meshed()) {
+    if scene.meshed(address) {
         // The kernel hands it to the agent, which demands a certificate.
         if numeric.reason == Reason::Meshed {
             assert_eq!((numeric.outcome, expected), (Outcome::Proxy, Answer::NoIdentity), "{at}");
@@ -205,17 +227,78 @@ fn any_identity(scene: &Scene, server: IpAddr, port: u16, random: &mut Random, t
     names.sort();
     names.dedup();
     let at = format!("seed {}: {names:?} at {address} to {server}:{port}", scene.seed);
-    let (expected, rule) = scene.reference().inbound(server, port, &Client { names, address });
+    let (expected, rule) = scene.reference().inbound(server, port, &Client { names, address, tls: true });
     let named =
         scene.compiled.authorize(&server.into(), port, &ClientIdentity::Mesh { dns, spiffe }, address);
-    assert_eq!((answer(named.verdict.reason), named.rule), (expected, rule), "{at}");
+    assert_eq!((answer(named.verdict.reason), &*named.rule), (expected, &*rule), "{at}");
     // What an identity is allowed, the kernel must let through to the agent from a meshed address.
-    if expected == Answer::Allowed
-        && scene.compiled.workload(&address.into()).is_some_and(|info| info.meshed())
-    {
+    if expected == Answer::Allowed && scene.meshed(address) {
         assert_eq!(scene.inbound(address, server, port), Verdict::proxy(Reason::Meshed, 0), "{at}");
     }
     tally.count("any identity", expected);
+}
+
+/// Whoever completes mesh TLS without a certificate.
+fn anonymous(scene: &Scene, server: IpAddr, port: u16, random: &mut Random, tally: &mut Tally) {
+    let address = scene.address(random);
+    let at = format!("seed {}: anonymous at {address} to {server}:{port}", scene.seed);
+    let client = Client { names: Vec::new(), address, tls: true };
+    let (expected, rule) = scene.reference().inbound(server, port, &client);
+    let named = scene.compiled.authorize(&server.into(), port, &ClientIdentity::Anonymous, address);
+    assert_eq!((answer(named.verdict.reason), &*named.rule), (expected, &*rule), "{at}");
+    tally.count("anonymous", expected);
+}
+
+fn request(scene: &Scene, server: IpAddr, port: u16, random: &mut Random, tally: &mut Tally) {
+    let address = scene.address(random);
+    let (namespace, account) = (*random.pick(&NAMESPACES), *random.pick(&ACCOUNTS));
+    let name = format!("{account}.{namespace}.serviceaccount.identity.linkerd.cluster.local");
+    let known = random.chance(70);
+    let names = if known { spellings(&name) } else { Vec::new() };
+    let identity =
+        if known { ClientIdentity::Mesh { dns: Some(name), spiffe: None } } else { ClientIdentity::None };
+    let text = |random: &mut Random| (*random.pick(&["a", "b", "ab", "a, b", "c"])).to_owned();
+    let asked = Asked {
+        method: (*random.pick(&METHODS)).to_owned(),
+        path: (*random.pick(&PATHS)).to_owned(),
+        query: (0..random.below(3)).map(|_| ("q".to_owned(), text(random))).collect(),
+        host: (*random.pick(&HOSTS)).to_owned(),
+        headers: (0..random.below(3))
+            .map(|i| ((*["X-H", "x-h"].get(i).unwrap()).to_owned(), text(random)))
+            .collect(),
+    };
+    let at = format!("seed {}: {asked:?} by {names:?} at {address} to {server}:{port}", scene.seed);
+    let client = Client { tls: !names.is_empty(), names, address };
+    let (expected, rule, route) = scene.reference().request(server, port, &client, &asked);
+
+    let query: Vec<String> = asked
+        .query
+        .iter()
+        .map(|(name, value)| format!("{name}={}", value.replace(' ', "+").replace('b', "%62")))
+        .collect();
+    let target =
+        if query.is_empty() { asked.path.clone() } else { format!("{}?{}", asked.path, query.join("&")) };
+    let headers: Vec<(&str, &[u8])> =
+        asked.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    let request = Request { method: &asked.method, target: &target, host: &asked.host, headers: &headers };
+    let connection = Connection { client: &identity, address, server: server.into(), port };
+    let found = scene.compiled.decide_request(&connection, &request);
+    let taken = found.route.map(|it| (it.name.to_owned(), it.rule, it.part));
+    let decision = found.decision;
+    assert_eq!((answer(decision.verdict.reason), &*decision.rule, taken), (expected, &*rule, route), "{at}");
+    assert_eq!(decision.allowed(), expected == Answer::Allowed, "{at}");
+    if found.route.is_some() {
+        tally.count("request", "taken");
+    }
+    // The explanation says the same, and names the rule that decided.
+    if random.chance(5) {
+        let explained = scene.compiled.explain(&connection, Some(&request));
+        assert_eq!(explained.decision, decision, "{at}");
+        let decided = explained.chain.iter().filter(|step| step.decided).count();
+        let by_rule = matches!(expected, Answer::Allowed | Answer::Denied);
+        assert_eq!(decided, usize::from(by_rule), "{at}: {explained:#?}");
+    }
+    tally.count("request", expected);
 }
 
 fn local_client(scene: &Scene, server: IpAddr, port: u16, client: &(IpAddr, String), tally: &mut Tally) {
@@ -226,12 +309,20 @@ fn local_client(scene: &Scene, server: IpAddr, port: u16, client: &(IpAddr, Stri
         return;
     }
     let at = format!("seed {}: {name} at {address} to {server}:{port}", scene.seed);
-    let (expected, rule) =
-        scene.reference().inbound(server, port, &Client { names: spellings(name), address: *address });
+    let (expected, rule) = scene.reference().inbound(
+        server,
+        port,
+        &Client { names: spellings(name), address: *address, tls: true },
+    );
     let identity = ClientIdentity::from(own.identity.as_ref().unwrap());
     let named = scene.compiled.authorize(&server.into(), port, &identity, *address);
-    assert_eq!((answer(named.verdict.reason), &named.rule), (expected, &rule), "{at}: by name");
+    assert_eq!((answer(named.verdict.reason), &*named.rule), (expected, &*rule), "{at}: by name");
     let numeric = scene.outbound(*address, server, port, 0).verdict;
+    if scene.reference().leave(*address, server, port) == Some(false) {
+        assert_eq!((numeric.outcome, numeric.reason), (Outcome::Refuse, Reason::Denied), "{at}: leaving");
+        tally.count("local client", "may not leave");
+        return;
+    }
     assert_eq!((answer(numeric.reason), numeric.rule), (expected, named.verdict.rule), "{at}: in numbers");
     if expected == Answer::Allowed {
         let pod = scene.reference().pod_at(server).unwrap();
@@ -287,6 +378,7 @@ fn outbound(scene: &Scene, source: IpAddr, random: &mut Random, tally: &mut Tall
                 let hop = match &endpoint.hop {
                     Hop::Refuse(_) => Way::Refused,
                     Hop::Plain(_) => Way::Plain,
+                    Hop::External { workload, .. } => Way::Mesh(workload.identity.clone()),
                     Hop::Mesh { identity, .. } => Way::Mesh(identity.dns().to_owned()),
                 };
                 assert_eq!(hop, *way, "{at}: {endpoint:?}");
@@ -332,7 +424,28 @@ fn the_order_of_events_makes_no_difference() {
             }
             other.apply(resource.clone());
         }
-        let other = other.compile(&scene.settings, NODE);
+        // And as events to one who worked everything out in between.
+        let mut compiler = Compiler::new(scene.settings.clone(), Some(NODE.to_owned()));
+        for (turn, resource) in shuffled.iter().enumerate() {
+            if random.chance(20) {
+                compiler.remove(&resource.id());
+            }
+            compiler.apply(resource.clone());
+            if turn % 5 == 0 {
+                compiler.compile(NOW - 1);
+            }
+        }
+        for resource in &shuffled {
+            if random.chance(10) {
+                compiler.remove(&resource.id());
+                compiler.compile(NOW);
+                compiler.apply(resource.clone());
+            }
+        }
+        let followed = compiler.compile(NOW);
+        assert_eq!(scene.compiled.tables, followed.tables, "seed {seed}");
+        assert_eq!(scene.compiled.problems, followed.problems, "seed {seed}");
+        let other = other.compile_at(&scene.settings, NODE, NOW);
         assert_eq!(scene.compiled.tables, other.tables, "seed {seed}");
         assert_eq!(scene.compiled.problems, other.problems, "seed {seed}");
     }
@@ -345,19 +458,26 @@ fn tables_hold_together() {
         let scene = Scene::new(seed, &mut random);
         let tables = &scene.compiled.tables;
         assert_eq!(tables.fits(&Capacity::default()), Ok(()), "seed {seed}");
-        for (address, workload) in &tables.workloads {
-            let info = scene.compiled.workload(address).unwrap();
+        for (address, workload) in tables.workloads.iter() {
+            let Some(info) = scene.compiled.workload(address) else {
+                assert!(scene.compiled.external(address).is_some(), "seed {seed}");
+                continue;
+            };
             assert_eq!(workload.identity != 0, info.meshed(), "seed {seed}");
             assert_eq!(workload.policy != 0, info.meshed() && info.local, "seed {seed}");
-            assert_eq!(workload.client != 0, info.meshed(), "seed {seed}");
+            assert_eq!(workload.client != 0, info.meshed() && info.local, "seed {seed}");
             if workload.identity != 0 {
                 assert_eq!(tables.identities[&workload.identity], info.identity.as_ref().unwrap().dns());
             }
         }
-        for policy in tables.ports.values() {
+        for (key, policy) in &tables.ports {
+            if key.policy & EGRESS_POLICY != 0 {
+                assert_eq!((policy.rules, policy.governs, policy.flags), (0, 0, 0), "seed {seed}");
+                continue;
+            }
             assert!(policy.rules != 0 && tables.rules.contains_key(&policy.governs), "seed {seed}");
         }
-        for (key, service) in &tables.services {
+        for (key, service) in tables.services.iter() {
             let there = (0..service.backends).all(|index| {
                 tables
                     .backends

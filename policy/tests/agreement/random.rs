@@ -6,10 +6,13 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use heddle_policy::{
     ClusterSettings, DefaultOutbound, Origin, SameNode,
     resources::{
-        Attached, Attachment, Authorization, AuthorizationPolicy, DefaultPolicy, IdentityMatch, IdentityRef,
-        Kind, Lines, MeshTlsAuthentication, Meta, NetworkAuthentication, NetworkMatch, ObjectName, Operator,
-        Pod, PodPort, ProxyProtocol, Requirement, Resource, Selector, Server, ServerPort, ServerScope,
-        Service, ServicePort, Target, TargetPort, Transport,
+        AccessRule, AccessSpec, Action, Authorization, AuthorizationPolicy, Closes, DefaultPolicy,
+        Destination, Direction, EgressNetwork, EgressScope, ExternalWorkload, HostMatch, IdentityMatch,
+        IdentityRef, Kind, Lines, MeshTlsAuthentication, Meta, NamedMatch, NetworkAuthentication,
+        NetworkMatch, ObjectName, Operator, Parent, ParentKind, Parents, PathMatch, Pattern, Peer, Pod,
+        PodPort, PortMatch, ProxyProtocol, RateLimit, RateLimitPolicy, RequestMatch, Requirement, Resource,
+        Route, RouteRule, Selector, Server, ServerAuthorization, ServerAuthorizationRule, ServerClients,
+        ServerPort, ServerRef, ServerScope, Service, ServicePort, Target, TargetPort, TextMatch, Transport,
     },
 };
 
@@ -221,14 +224,18 @@ fn server(random: &mut Random, name: String) -> Server {
         ProxyProtocol::Grpc,
     ]);
     let access = if random.chance(70) { DefaultPolicy::Deny } else { *random.pick(&DefaultPolicy::ALL) };
-    Server { meta: meta(random, namespace, name), scope, port, protocol, access, readable }
+    let mut meta = meta(random, namespace, name);
+    meta.labels = labels(random);
+    Server { meta, scope, port, protocol, access, readable }
 }
 
 fn authorization(random: &mut Random, name: String) -> AuthorizationPolicy {
     let namespace = *random.pick(&NAMESPACES);
     let target = match random.below(10) {
-        0 => Target::Route,
-        1..=3 => Target::Namespace,
+        0 | 1 => {
+            Target::Route { kind: *random.pick(&ROUTE_KINDS[..3]), name: format!("r{}", random.below(4)) }
+        }
+        2 | 3 => Target::Namespace,
         _ => Target::Server(format!("s{}", random.below(7))),
     };
     let from = |random: &mut Random, name: String| ObjectName::new(*random.pick(&NAMESPACES), name);
@@ -300,6 +307,202 @@ fn service(random: &mut Random, name: String, address: usize) -> Service {
     }
 }
 
+const ROUTE_KINDS: [Kind; 5] =
+    [Kind::LinkerdHttpRoute, Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute];
+pub const PATHS: [&str; 10] =
+    ["/", "/a", "/a/", "/a/b", "/ab", "/a/b/c", "/b", "/pkg.S/Get", "/pkg.S/Put", "/x%20y"];
+pub const HOSTS: [&str; 7] = [
+    "",
+    "shop.example",
+    "Shop.Example.:80",
+    "a.shop.example",
+    "b.a.shop.example",
+    "other.example",
+    "10.0.0.1",
+];
+pub const METHODS: [&str; 3] = ["GET", "POST", "get"];
+
+fn text_match(random: &mut Random) -> TextMatch {
+    match random.below(4) {
+        0 => TextMatch::Regex(Pattern::new(random.pick::<&str>(&["a|b", "a.*", "[ab]+"])).unwrap()),
+        _ => TextMatch::Exact((*random.pick(&["a", "b", "a, b"])).to_owned()),
+    }
+}
+
+fn request_match(random: &mut Random) -> RequestMatch {
+    let path = match random.below(8) {
+        0 | 1 => PathMatch::Exact((*random.pick(&PATHS)).to_owned()),
+        2 => PathMatch::Regex(
+            Pattern::new(random.pick::<&str>(&["/a(/.*)?", "/[ab]", "/a|/b/.*", "/pkg\\..*"])).unwrap(),
+        ),
+        3 => PathMatch::GrpcMethod((*random.pick(&["Get", "b"])).to_owned()),
+        _ => PathMatch::Prefix((*random.pick(&["", "/a", "/a/b", "/b", "/pkg.S"])).to_owned()),
+    };
+    let named =
+        |random: &mut Random, name: &str| NamedMatch { name: name.to_owned(), value: text_match(random) };
+    let headers = if random.chance(25) { vec![named(random, "x-h")] } else { Vec::new() };
+    let query = if random.chance(20) { vec![named(random, "q")] } else { Vec::new() };
+    let method = random.chance(25).then(|| (*random.pick(&METHODS)).to_owned());
+    RequestMatch { path, method, headers, query }
+}
+
+fn route(random: &mut Random, name: String) -> Route {
+    let namespace = *random.pick(&NAMESPACES);
+    let kind = *random.pick(&[
+        Kind::LinkerdHttpRoute,
+        Kind::HttpRoute,
+        Kind::HttpRoute,
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+        Kind::TlsRoute,
+    ]);
+    let parent = |random: &mut Random| Parent {
+        kind: match random.below(8) {
+            0 => ParentKind::Service,
+            1 => ParentKind::EgressNetwork,
+            _ => ParentKind::Server,
+        },
+        namespace: if random.chance(90) { namespace.to_owned() } else { "data".to_owned() },
+        name: format!("s{}", random.below(7)),
+        port: None,
+        section: None,
+    };
+    let parents = match random.below(25) {
+        0 => Parents::Unreadable,
+        _ => Parents::These((0..1 + random.below(5)).map(|_| parent(random)).collect()),
+    };
+    let host = |random: &mut Random| match random.below(4) {
+        0 => HostMatch::Suffix(".shop.example".to_owned()),
+        1 => HostMatch::Suffix(".example".to_owned()),
+        2 => HostMatch::Exact("a.shop.example".to_owned()),
+        _ => HostMatch::Exact("shop.example".to_owned()),
+    };
+    let hosts = if random.chance(50) { Vec::new() } else { (0..2).map(|_| host(random)).collect() };
+    let rule = |random: &mut Random| RouteRule {
+        matches: (0..1 + random.below(3)).map(|_| request_match(random)).collect(),
+        ..RouteRule::default()
+    };
+    let rules = random.chance(95).then(|| (0..1 + random.below(3)).map(|_| rule(random)).collect());
+    Route { kind, meta: meta(random, namespace, name), parents, hosts, rules }
+}
+
+fn older(random: &mut Random, name: String) -> ServerAuthorization {
+    let namespace = *random.pick(&NAMESPACES);
+    let rule = random.chance(95).then(|| ServerAuthorizationRule {
+        servers: if random.chance(60) {
+            ServerRef::Name(format!("s{}", random.below(7)))
+        } else {
+            ServerRef::Selector(selector(random))
+        },
+        clients: match random.below(4) {
+            0 => ServerClients::Unauthenticated,
+            1 => ServerClients::UnauthenticatedTls,
+            _ => ServerClients::Identities((0..2).map(|_| identity_match(random)).collect()),
+        },
+        networks: random.chance(50).then(|| (0..2).map(|_| network(random)).collect()),
+    });
+    ServerAuthorization { meta: meta(random, namespace, name), rule }
+}
+
+fn peer(random: &mut Random) -> Peer {
+    let mut it = Peer::default();
+    if random.chance(50) {
+        it.identities = (0..1 + random.below(2)).map(|_| identity_match(random)).collect();
+    }
+    if random.chance(15) {
+        it.namespaces = Some(selector(random));
+    }
+    if random.chance(25) {
+        it.except = vec![identity_match(random)];
+    }
+    if random.chance(40) {
+        it.networks = (0..1 + random.below(2)).map(|_| network(random)).collect();
+    }
+    it
+}
+
+fn access_rule(random: &mut Random, number: usize) -> AccessRule {
+    let kind = *random.pick(&[Kind::AccessRule, Kind::ClusterAccessRule]);
+    let own = kind == Kind::AccessRule;
+    let namespace = if own { *random.pick(&NAMESPACES) } else { "" };
+    let meta = meta(random, namespace, format!("h{number}"));
+    let namespaces = |random: &mut Random| match random.below(3) {
+        _ if own => Selector::default(),
+        0 => Selector {
+            labels: BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), "shop".to_owned())]),
+            ..Selector::default()
+        },
+        _ => selector(random),
+    };
+    if random.chance(6) {
+        let closes = random.chance(70).then(|| Closes {
+            namespaces: random.chance(50).then(|| namespaces(random)),
+            pods: random.chance(70).then(|| selector(random)),
+        });
+        return AccessRule { kind, meta, spec: None, closes };
+    }
+    let direction = if random.chance(70) {
+        Direction::Inbound((0..1 + random.below(2)).map(|_| peer(random)).collect())
+    } else {
+        let destination = |random: &mut Random| match random.below(5) {
+            0 => Destination { identities: vec![identity_match(random)], ..Destination::default() },
+            1 => Destination {
+                hosts: vec![HostMatch::Suffix(".example".to_owned())],
+                ..Destination::default()
+            },
+            2 => Destination::default(),
+            _ => Destination { networks: vec![network(random)], ..Destination::default() },
+        };
+        Direction::Outbound((0..1 + random.below(2)).map(|_| destination(random)).collect())
+    };
+    let ports = match random.below(4) {
+        0 => vec![PortMatch::Range(80, 82), PortMatch::Range(443, 443)],
+        1 => vec![PortMatch::Name((*random.pick(&PORT_NAMES)).to_owned())],
+        _ => Vec::new(),
+    };
+    let spec = AccessSpec {
+        action: *random.pick(&[Action::Allow, Action::Deny]),
+        audit: random.chance(15),
+        expires: random.chance(25).then(|| *random.pick(&[NOW - 1, NOW, NOW + 1])),
+        namespaces: namespaces(random),
+        pods: selector(random),
+        ports,
+        transport: Transport::Tcp,
+        direction,
+    };
+    AccessRule { kind, meta, spec: Some(spec), closes: None }
+}
+
+fn egress(random: &mut Random, name: String) -> EgressNetwork {
+    let namespace = *random.pick(&["shop", "data", "ops", "linkerd-egress"]);
+    let readable = random.chance(90);
+    let scope = if random.chance(40) {
+        EgressScope::OutsideCluster
+    } else {
+        EgressScope::Networks((0..1 + random.below(2)).map(|_| network(random)).collect())
+    };
+    EgressNetwork {
+        meta: meta(random, namespace, name),
+        scope,
+        allow: readable && random.chance(50),
+        readable,
+    }
+}
+
+fn external(random: &mut Random) -> ExternalWorkload {
+    ExternalWorkload {
+        meta: meta(random, "shop", "vm"),
+        identity: if random.chance(90) { "vm.example".to_owned() } else { String::new() },
+        server_name: "vm.example".to_owned(),
+        addresses: vec![address(random)],
+        ports: Vec::new(),
+        ready: true,
+    }
+}
+
+/// The time at which everything is judged.
+pub const NOW: i64 = 1_000;
+
 /// A cluster's resources, each with a name of its own.
 pub fn cluster(random: &mut Random) -> Vec<Resource> {
     let mut all = Vec::new();
@@ -307,6 +510,7 @@ pub fn cluster(random: &mut Random) -> Vec<Resource> {
         if random.chance(80) {
             let mut meta = meta(random, "", namespace);
             meta.annotations = annotations(random, 60);
+            meta.labels = labels(random);
             all.push(Resource::Namespace(meta));
         }
     }
@@ -325,18 +529,19 @@ pub fn cluster(random: &mut Random) -> Vec<Resource> {
         let it = NetworkAuthentication { meta: meta(random, namespace, format!("n{i}")), networks };
         all.push(Resource::NetworkAuthentication(it));
     }
-    if random.chance(30) {
+    all.extend((0..random.below(5)).map(|i| Resource::Route(route(random, format!("r{i}")))));
+    if random.chance(20) {
         let namespace = *random.pick(&NAMESPACES);
-        let servers = if random.chance(90) {
-            Attached::Servers(vec![format!("s{}", random.below(7))])
-        } else {
-            Attached::Unreadable
-        };
-        all.push(Resource::Attachment(Attachment {
-            kind: Kind::HttpRoute,
-            meta: meta(random, namespace, "r"),
-            servers,
-        }));
+        let server = random.chance(90).then(|| format!("s{}", random.below(7)));
+        let limit = random.chance(80).then(|| RateLimit { total: Some(5), ..RateLimit::default() });
+        let meta = meta(random, namespace, "limit");
+        all.push(Resource::RateLimitPolicy(RateLimitPolicy { meta, server, limit }));
+    }
+    all.extend((0..random.below(3)).map(|i| Resource::ServerAuthorization(older(random, format!("o{i}")))));
+    all.extend((0..random.below(5)).map(|i| Resource::AccessRule(access_rule(random, i))));
+    all.extend((0..random.below(3)).map(|i| Resource::EgressNetwork(egress(random, format!("e{i}")))));
+    if random.chance(40) {
+        all.push(Resource::ExternalWorkload(external(random)));
     }
     all.extend((0..4).map(|i| {
         let address = if random.chance(95) { i + 1 } else { 1 };

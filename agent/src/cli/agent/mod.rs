@@ -82,6 +82,8 @@ pub(crate) trait Node: Send + Sync + 'static {
     fn events(&self) -> broadcast::Receiver<Arc<str>>;
     /// As [`super::door::Door::metrics`].
     fn metrics(&self) -> String;
+    /// As [`super::door::Door::flows`].
+    fn flows(&self) -> broadcast::Receiver<Arc<str>>;
     /// Takes no new connection and waits until the others have ended, at most so long. Pins stay.
     fn drain(&self, at_most: Duration) -> impl Future<Output = ()> + Send;
 }
@@ -169,11 +171,11 @@ async fn serve<O: Opened>(
     let publisher: SharedPublisher = Arc::new(Mutex::new(publisher));
     let retrying = tokio::spawn(retry(Arc::clone(&publisher)));
     let manifests =
-        FollowedManifests::start(folder, Pace::default(), settings, config.node.clone(), publisher)
+        FollowedManifests::start(folder, Pace::default(), settings.clone(), config.node.clone(), publisher)
             .map_err(|error| miette!("cannot follow the manifests: {error}"))?;
     let node = Arc::new(opened.start(rules.clone()).await?);
 
-    let door = open_door::OpenDoor::new(config, Arc::clone(&node), rules, manifests);
+    let door = open_door::OpenDoor::new(config, &settings, Arc::clone(&node), rules, manifests);
     let server = Server::new(door, Bounds::default()).map_err(|error| {
         miette!(help = "mount /proc", "the agent's own namespaces cannot be read: {error}")
     })?;

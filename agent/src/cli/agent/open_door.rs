@@ -1,11 +1,15 @@
 //! What is behind the door of a running agent.
 
 use super::{
-    super::door::{AttachError, AttachErrorCode, AttachRequest, Attached, Door, PodName, Status},
+    super::door::{
+        AttachError, AttachErrorCode, AttachRequest, Attached, Door, ManifestText, PodName, PolicyInForce,
+        PolicySettings, Status,
+    },
     Config, Node,
 };
 use crate::cluster::{manifests::FollowedManifests, snapshot::SnapshotReader};
-use heddle_policy::Compiled;
+use crate::observe::flows::record::{FlowLine, LeftOut, VERSION};
+use heddle_policy::{ClusterSettings, Compiled};
 use std::{collections::BTreeMap, sync::Arc};
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
@@ -16,16 +20,19 @@ pub(super) struct OpenDoor<N> {
     node: Arc<N>,
     rules: SnapshotReader<Compiled>,
     manifests: FollowedManifests,
+    settings: PolicySettings,
 }
 
 impl<N: Node> OpenDoor<N> {
     pub(super) fn new(
         config: &Config,
+        settings: &ClusterSettings,
         node: Arc<N>,
         rules: SnapshotReader<Compiled>,
         manifests: FollowedManifests,
     ) -> Self {
-        Self { node_name: config.node.clone(), started: OffsetDateTime::now_utc(), node, rules, manifests }
+        let (node_name, started) = (config.node.clone(), OffsetDateTime::now_utc());
+        Self { node_name, started, node, rules, manifests, settings: settings.into() }
     }
 
     /// What the snapshot alone can tell: whether the pod is known, meshed and this node's.
@@ -93,5 +100,32 @@ impl<N: Node> Door for OpenDoor<N> {
 
     fn metrics(&self) -> String {
         self.node.metrics()
+    }
+
+    fn flows(&self) -> broadcast::Receiver<Arc<str>> {
+        self.node.flows()
+    }
+
+    fn flows_missed(&self, lines: u64) -> String {
+        FlowLine::LeftOut(LeftOut {
+            version: VERSION,
+            node: self.node_name.clone(),
+            time: OffsetDateTime::now_utc(),
+            left_out: lines,
+            why: "they came faster than they were read".into(),
+        })
+        .to_json()
+    }
+
+    fn policy(&self) -> PolicyInForce {
+        let files = self.manifests.texts();
+        let text =
+            |(file, text): &(String, Arc<str>)| ManifestText { file: file.clone(), text: text.to_string() };
+        PolicyInForce {
+            node: self.node_name.clone(),
+            generation: self.rules.publication().proxy_generation,
+            settings: self.settings.clone(),
+            files: files.iter().map(text).collect(),
+        }
     }
 }

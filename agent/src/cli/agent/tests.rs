@@ -78,6 +78,9 @@ impl Node for BenchNode {
     fn metrics(&self) -> String {
         "# EOF\n".into()
     }
+    fn flows(&self) -> broadcast::Receiver<Arc<str>> {
+        self.0.events.subscribe()
+    }
     async fn drain(&self, _at_most: Duration) {
         self.0.drained.store(true, Ordering::SeqCst);
     }
@@ -190,6 +193,14 @@ async fn an_agent_lives_from_its_configuration_to_the_signal() {
             .await;
     assert_eq!(seen["rules"]["kernelGeneration"], 102, "{seen}");
     attach(&client, "new").await.unwrap();
+    // What is asked for is what is in force, and not what is broken now.
+    let policy = client.ask(Method::GET, "/v1/policy", vec![]).await.unwrap();
+    let policy: crate::cli::door::PolicyInForce = serde_json::from_slice(&policy).unwrap();
+    let more = policy.files.iter().find(|it| it.file.ends_with("more.yaml")).unwrap();
+    assert_eq!(
+        (more.text.as_str(), policy.generation),
+        (pod("new", "a", "10.0.0.3", "enabled").as_str(), 102)
+    );
 
     // Tables that are full are told and tried again by themselves.
     bench.full.store(true, Ordering::SeqCst);

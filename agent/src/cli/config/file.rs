@@ -32,7 +32,15 @@ pub(super) struct File {
     pub(super) kubelet_cgroup: Option<Spanned<String>>,
     pub(super) workers: Option<Spanned<u64>>,
     pub(super) capacity: BTreeMap<String, Spanned<u64>>,
+    pub(super) flow_log: Option<FlowLog>,
     pub(super) log: Log,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct FlowLog {
+    pub(super) file: Option<Spanned<String>>,
+    pub(super) megabytes: Option<Spanned<u64>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -72,6 +72,9 @@ pub struct Flags {
     /// The kubelet's cgroup on this node, whose health probes pass [default: none, and no probe passes]
     #[arg(long, value_name = "DIR")]
     pub kubelet_cgroup: Option<String>,
+    /// Record who reaches whom in this file, for `heddle policy diff` and `suggest`
+    #[arg(long, value_name = "FILE")]
+    pub flow_log: Option<String>,
     /// Threads of the data plane, 1 to 4 [default: as many as the host has cores, 4 at most]
     #[arg(long, value_name = "N")]
     pub workers: Option<u64>,

@@ -80,8 +80,21 @@ pub struct Config {
     pub workers: u32,
     /// Places in the kernel's maps, by the map's name; maps that are not named keep their usual size.
     pub capacity: BTreeMap<String, u32>,
+    /// Where flows are recorded; absent: nowhere (`heddle flows` follows them all the same).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow_log: Option<FlowLog>,
     /// How the agent logs.
     pub log: Log,
+}
+
+/// Where flows are recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowLog {
+    /// The file; the one before it bears `.1`.
+    pub file: PathBuf,
+    /// How much the two may hold together.
+    pub megabytes: u64,
 }
 
 /// Where the certificate authority's key comes from.

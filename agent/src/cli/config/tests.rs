@@ -187,3 +187,22 @@ fn tables_have_the_sizes_that_are_named_and_the_usual_ones_else() {
     let config = load(&format!("{LEAST}capacity: {{ports: 77}}\n"), Flags::default()).unwrap();
     assert_eq!(config.table_capacity(), Capacity { ports: 77, ..Capacity::default() });
 }
+
+#[test]
+fn flows_are_recorded_where_a_file_is_named_and_nowhere_else() {
+    assert_eq!(load(LEAST, Flags::default()).unwrap().flow_log, None);
+    let written =
+        load(&format!("{LEAST}flowLog: {{file: /var/log/flows.jsonl, megabytes: 8}}\n"), Flags::default());
+    let expected = FlowLog { file: "/var/log/flows.jsonl".into(), megabytes: 8 };
+    assert_eq!(written.unwrap().flow_log, Some(expected));
+    let flags = Flags { flow_log: Some("/x".into()), ..Flags::default() };
+    assert_eq!(load(LEAST, flags).unwrap().flow_log, Some(FlowLog { file: "/x".into(), megabytes: 64 }));
+    for (wrong, field) in [
+        ("{file: x}", "flowLog.file"),
+        ("{megabytes: 8}", "flowLog.file"),
+        ("{file: /x, megabytes: 0}", "flowLog.megabytes"),
+    ] {
+        let told = problems(&format!("{LEAST}flowLog: {wrong}\n"));
+        assert!(told.len() == 1 && told[0].contains(field), "{told:?}");
+    }
+}

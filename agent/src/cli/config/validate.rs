@@ -1,6 +1,6 @@
 //! From what was given to what holds, with every problem named.
 
-use super::{Ca, Config, Flags, Log, LogFormat, Place, PlaceFlags, file::File};
+use super::{Ca, Config, Flags, FlowLog, Log, LogFormat, Place, PlaceFlags, file::File};
 use heddle_ebpf::{attach, flows, policy};
 use heddle_policy::{
     DefaultOutbound, SameNode,
@@ -18,10 +18,12 @@ const CLUSTER_NETWORKS: [&str; 5] =
 /// Shorter ones would refuse whenever the host is busy, longer ones leave clients hanging.
 const HEARTBEAT: std::ops::RangeInclusive<u64> = 100..=60_000;
 const WORKERS: std::ops::RangeInclusive<u64> = 1..=attach::WORKERS as u64;
+/// Less holds no busy minute, more is nothing that a person reads.
+const FLOW_MEGABYTES: std::ops::RangeInclusive<u64> = 1..=10_240;
 /// A map of 16 million places takes gigabytes.
 const PLACES: std::ops::RangeInclusive<u64> = 1..=16_777_216;
 /// Maps whose size depends on the cluster or on the traffic.
-pub(super) const SIZED: [&str; 15] = [
+pub(super) const SIZED: [&str; 16] = [
     policy::maps::WORKLOADS,
     policy::maps::PORTS,
     policy::maps::ALLOWS,
@@ -34,6 +36,7 @@ pub(super) const SIZED: [&str; 15] = [
     attach::maps::LISTENING_SOCKETS,
     flows::maps::PROXIED,
     flows::maps::DIRECT_FLOWS,
+    flows::maps::DIRECT_SEEN,
     flows::maps::HOPS,
     flows::maps::UDP_FLOWS,
     flows::maps::COUNTERS,
@@ -275,6 +278,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let workers = given(flags.workers.as_ref(), file.workers, cores.min(*WORKERS.end()));
     let workers = check.within("workers", &workers, &WORKERS);
     let capacity = capacity(&mut check, file.capacity);
+    let flow_log = flow_log(&mut check, file.flow_log, flags);
     let log = log(&mut check, file.log, flags);
 
     if !check.problems.is_empty() {
@@ -302,10 +306,23 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             kubelet_cgroup,
             workers: u32::try_from(workers).ok()?,
             capacity,
+            flow_log,
             log: log?,
         })
     };
     complete().ok_or_else(Vec::new)
+}
+
+fn flow_log(check: &mut Check<'_>, file: Option<super::file::FlowLog>, flags: &Flags) -> Option<FlowLog> {
+    let written = file.is_some();
+    let file = file.unwrap_or_default();
+    let megabytes = given(None, file.megabytes, 64);
+    let megabytes = check.within("flowLog.megabytes", &megabytes, &FLOW_MEGABYTES);
+    let path = check.optional_path("flowLog.file", flags.flow_log.as_ref(), file.file);
+    if written && path.is_none() {
+        check.required("flowLog.file", "name the file that flows are recorded in");
+    }
+    path.map(|file| FlowLog { file, megabytes })
 }
 
 fn ca(check: &mut Check<'_>, file: super::file::Ca, flags: &Flags) -> Option<Ca> {

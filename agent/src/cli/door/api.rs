@@ -1,7 +1,13 @@
 //! What is said at the door.
 
 use crate::cluster::{folder::FolderStatus, snapshot::Publication};
-use heddle_policy::{names::check_dns_name, problems::Problem};
+use heddle_policy::{
+    ClusterSettings, DefaultOutbound, SameNode,
+    names::{IdentityNaming, check_dns_name},
+    problems::Problem,
+    resources::ObjectName,
+};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, str::FromStr};
 use time::{OffsetDateTime, serde::rfc3339};
@@ -251,4 +257,87 @@ pub struct Status {
     pub pods: Vec<PodStatus>,
     /// What was asked at the door; the server fills it in.
     pub door: BTreeMap<String, u64>,
+}
+
+/// The rules in force, as they are written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyInForce {
+    /// The node's name.
+    pub node: String,
+    /// The generation of the rules in force; 0: none are.
+    pub generation: u64,
+    /// What holds for the whole cluster and stands in no manifest.
+    pub settings: PolicySettings,
+    /// The files in force: of a file that is broken now, its last good text.
+    pub files: Vec<ManifestText>,
+}
+
+/// A file's text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestText {
+    /// Its path.
+    pub file: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// The agent's settings that rules depend on, named as in its configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct PolicySettings {
+    pub cluster_networks: Vec<IpNet>,
+    pub pod_networks: Vec<IpNet>,
+    /// The nodes' networks.
+    #[serde(default)]
+    pub node_networks: Vec<IpNet>,
+    pub service_networks: Vec<IpNet>,
+    pub default_inbound_policy: String,
+    pub default_outbound: DefaultOutbound,
+    pub same_node: SameNode,
+    pub trust_domain: String,
+    pub identity_namespace: String,
+    pub dns_service: String,
+}
+
+impl From<&ClusterSettings> for PolicySettings {
+    fn from(it: &ClusterSettings) -> Self {
+        Self {
+            cluster_networks: it.cluster_networks.clone(),
+            pod_networks: it.pod_networks.clone(),
+            node_networks: it.node_networks.clone(),
+            service_networks: it.service_networks.clone(),
+            default_inbound_policy: it.default_inbound_policy.as_str().to_owned(),
+            default_outbound: it.default_outbound,
+            same_node: it.same_node,
+            trust_domain: it.naming.trust_domain().to_owned(),
+            identity_namespace: it.naming.identity_namespace().to_owned(),
+            dns_service: it.dns_service.to_string(),
+        }
+    }
+}
+
+impl PolicySettings {
+    /// As policy takes them.
+    ///
+    /// # Errors
+    /// Says which of them is not what it should be.
+    pub fn cluster_settings(&self) -> Result<ClusterSettings, String> {
+        let (namespace, name) = self.dns_service.split_once('/').ok_or("dnsService is no namespace/name")?;
+        Ok(ClusterSettings {
+            cluster_networks: self.cluster_networks.clone(),
+            pod_networks: self.pod_networks.clone(),
+            node_networks: self.node_networks.clone(),
+            service_networks: self.service_networks.clone(),
+            default_inbound_policy: self.default_inbound_policy.parse().map_err(
+                |error: heddle_policy::resources::NotAPolicy| format!("defaultInboundPolicy {error}"),
+            )?,
+            default_outbound: self.default_outbound,
+            same_node: self.same_node,
+            naming: IdentityNaming::new(&self.identity_namespace, &self.trust_domain)
+                .map_err(|error| format!("trustDomain or identityNamespace {error}"))?,
+            dns_service: ObjectName::new(namespace, name),
+        })
+    }
 }

@@ -11,7 +11,9 @@
 //! | `DELETE /v1/pods/{namespace}/{name}` | 200 when nothing is in force for it any more |
 //! | `GET /v1/status` | what is in force, what is wrong |
 //! | `GET /v1/events` | refusals and drops as they happen, one JSON object a line |
+//! | `GET /v1/flows` | who reaches whom, one JSON object a line for connections that are alike, each second |
 //! | `GET /v1/metrics` | OpenMetrics text |
+//! | `GET /v1/policy` | the resources in force, as they are written, and the settings that rules depend on |
 //!
 //! Errors are `{"error","code","field","remedy"}`.
 
@@ -25,7 +27,8 @@ mod socket;
 mod tests;
 
 pub use api::{
-    AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus, RepairStatus, Status,
+    AttachError, AttachErrorCode, AttachRequest, Attached, ManifestText, PodName, PodStatus, PolicyInForce,
+    PolicySettings, RepairStatus, Status,
 };
 pub use bounds::{Bounds, Counts};
 pub use serve::Server;
@@ -49,6 +52,15 @@ pub trait Door: Send + Sync + 'static {
     /// Refusals and drops from now on, each one JSON object without a line break.
     fn events(&self) -> broadcast::Receiver<Arc<str>>;
 
+    /// Flows from now on, each a line of [`crate::observe::flows::record::FlowLine`].
+    fn flows(&self) -> broadcast::Receiver<Arc<str>>;
+
+    /// The line for flows that a listener was too slow for.
+    fn flows_missed(&self, lines: u64) -> String;
+
     /// Every metric as OpenMetrics text.
     fn metrics(&self) -> String;
+
+    /// The resources in force, as they are written.
+    fn policy(&self) -> PolicyInForce;
 }

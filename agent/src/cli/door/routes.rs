@@ -17,7 +17,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 use std::{convert::Infallible, future::Future, sync::Arc};
-use tokio::sync::{Semaphore, broadcast::error::RecvError};
+use tokio::sync::{
+    Semaphore,
+    broadcast::{self, error::RecvError},
+};
 use tokio_stream::wrappers::ReceiverStream;
 
 pub(super) struct Shared<D> {
@@ -35,7 +38,9 @@ pub(super) fn router<D: Door>(shared: Arc<Shared<D>>) -> Router {
         .route("/v1/pods/{namespace}/{name}", delete(detach::<D>))
         .route("/v1/status", get(status::<D>))
         .route("/v1/events", get(events::<D>))
+        .route("/v1/flows", get(flows::<D>))
         .route("/v1/metrics", get(metrics::<D>))
+        .route("/v1/policy", get(policy::<D>))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "no_route", "there is no such path", ROUTES) })
         .method_not_allowed_fallback(|| async {
             error(StatusCode::METHOD_NOT_ALLOWED, "no_method", "this path does not know the method", ROUTES)
@@ -43,8 +48,7 @@ pub(super) fn router<D: Door>(shared: Arc<Shared<D>>) -> Router {
         .with_state(shared)
 }
 
-const ROUTES: &str =
-    "POST /v1/pods, DELETE /v1/pods/NAMESPACE/NAME, GET /v1/status, GET /v1/events or GET /v1/metrics";
+const ROUTES: &str = "POST /v1/pods, DELETE /v1/pods/NAMESPACE/NAME, GET /v1/status, GET /v1/events, GET /v1/flows, GET /v1/metrics or GET /v1/policy";
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
@@ -178,20 +182,38 @@ async fn metrics<D: Door>(State(app): App<D>) -> Response {
     ([(header::CONTENT_TYPE, OPEN_METRICS)], app.door.metrics()).into_response()
 }
 
+async fn policy<D: Door>(State(app): App<D>) -> Response {
+    json(StatusCode::OK, &app.door.policy())
+}
+
 async fn events<D: Door>(State(app): App<D>) -> Response {
+    let events = app.door.events();
+    stream(&app, events, |lost| format!("{{\"lost\":{lost}}}"))
+}
+
+async fn flows<D: Door>(State(app): App<D>) -> Response {
+    let (flows, own) = (app.door.flows(), Arc::clone(&app));
+    stream(&app, flows, move |lost| own.door.flows_missed(lost))
+}
+
+/// Lines as they come. `missed` is the line for those that came faster than they were read.
+fn stream<D: Door>(
+    app: &Arc<Shared<D>>,
+    mut told: broadcast::Receiver<Arc<str>>,
+    missed: impl Fn(u64) -> String + Send + 'static,
+) -> Response {
     let Ok(permit) = Arc::clone(&app.streams).try_acquire_owned() else {
-        let message = format!("{} others follow the events already", app.bounds.streams);
+        let message = format!("{} others follow events or flows already", app.bounds.streams);
         return error(StatusCode::SERVICE_UNAVAILABLE, "too_many", &message, "end one of them");
     };
-    let mut events = app.door.events();
     let quiet = app.bounds.quiet;
     let (lines, body) = tokio::sync::mpsc::channel::<Result<Bytes, Infallible>>(64);
     tokio::spawn(async move {
         let _permit = permit;
         loop {
-            let line = match tokio::time::timeout(quiet, events.recv()).await {
-                Ok(Ok(event)) => format!("{event}\n"),
-                Ok(Err(RecvError::Lagged(lost))) => format!("{{\"lost\":{lost}}}\n"),
+            let line = match tokio::time::timeout(quiet, told.recv()).await {
+                Ok(Ok(line)) => format!("{line}\n"),
+                Ok(Err(RecvError::Lagged(lost))) => format!("{}\n", missed(lost)),
                 Ok(Err(RecvError::Closed)) => return,
                 // An empty line shows whether anybody still reads.
                 Err(_) => "\n".into(),

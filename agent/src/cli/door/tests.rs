@@ -76,6 +76,23 @@ impl Door for Fake {
     fn metrics(&self) -> String {
         "# EOF\n".into()
     }
+
+    fn flows(&self) -> broadcast::Receiver<Arc<str>> {
+        self.events.subscribe()
+    }
+
+    fn flows_missed(&self, lines: u64) -> String {
+        format!("{{\"leftOut\":{lines}}}")
+    }
+
+    fn policy(&self) -> PolicyInForce {
+        PolicyInForce {
+            node: "a".into(),
+            generation: 7,
+            settings: (&heddle_policy::ClusterSettings::default()).into(),
+            files: vec![ManifestText { file: "/m/a.yaml".into(), text: "a: 1\n".into() }],
+        }
+    }
 }
 
 struct Open {
@@ -146,6 +163,15 @@ async fn pods_come_and_go_and_what_is_in_force_can_be_read() {
     );
     assert_eq!(door.ask("DELETE", "/v1/pods/shop/web", "").await.0, 200);
     assert_eq!(door.ask("GET", "/v1/metrics", "").await, (200, "# EOF\n".into()));
+    let (code, body) = door.ask("GET", "/v1/policy", "").await;
+    let policy: PolicyInForce = serde_json::from_str(&body).unwrap();
+    assert_eq!((code, policy.generation, policy.files[0].text.as_str()), (200, 7, "a: 1\n"));
+    let defaults = heddle_policy::ClusterSettings::default();
+    assert_eq!(
+        policy.settings.cluster_settings(),
+        Ok(defaults),
+        "nothing of the settings is lost on the way"
+    );
     let (status, body) = door.ask("GET", "/v1/status", "").await;
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &body["node"], &body["door"]["attached"]), (200, &"a".into(), &1.into()));

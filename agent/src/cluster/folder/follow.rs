@@ -60,27 +60,29 @@ impl Drop for Following {
     }
 }
 
-/// Follows `folder` on a thread of its own: `changed` is called after each look that brought something.
+/// Follows `folder` on a thread of its own: `changed` is called after each look that brought something, and again when
+/// as long has passed as it said.
 ///
 /// # Errors
 /// If no thread can be started.
 pub fn follow<T: Send + Sync + 'static>(
     mut folder: Folder<T>,
     pace: Pace,
-    mut changed: impl FnMut(&Folder<T>, Refreshed) + Send + 'static,
+    mut changed: impl FnMut(&Folder<T>, Refreshed) -> Option<Duration> + Send + 'static,
 ) -> std::io::Result<Following> {
     let (signs, received) = channel();
     let own = signs.clone();
     let thread = std::thread::Builder::new().name("heddle-folder".into()).spawn(move || {
         let mut watch = Watch::default();
+        let mut due: Option<Instant> = None;
         loop {
             let lost_before = watch.error.clone();
             watch.renew(folder.path(), &own);
             folder.slow.clone_from(&watch.error);
             let mut done = folder.refresh();
             done.status |= lost_before != watch.error;
-            if done.content || done.status {
-                changed(&folder, done);
+            if done.content || done.status || due.is_some_and(|at| at <= Instant::now()) {
+                due = changed(&folder, done).map(|after| Instant::now() + after);
             }
             let idle = if done.again {
                 pace.quiet
@@ -89,6 +91,7 @@ pub fn follow<T: Send + Sync + 'static>(
             } else {
                 pace.rescan
             };
+            let idle = due.map_or(idle, |at| idle.min(at.saturating_duration_since(Instant::now())));
             match wait(&received, &pace, idle) {
                 Waited::Look => {}
                 Waited::LookAndWatchAnew => watch = Watch::default(),

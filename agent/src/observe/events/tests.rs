@@ -27,7 +27,7 @@ impl Names for Shop {
             "10.1.0.8" => ("old/plain", None),
             _ => return None,
         };
-        Some(WorkloadName { name: name.into(), identity: identity.map(Arc::from) })
+        Some(WorkloadName { name: name.into(), workload: name.into(), identity: identity.map(Arc::from) })
     }
 
     fn rule(&self, generation: u64, rule: u32) -> Option<Arc<str>> {

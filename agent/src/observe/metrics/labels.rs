@@ -257,3 +257,38 @@ impl SeriesLabels for DecisionLabels {
         &*self.namespace == namespace && &*self.pod == pod
     }
 }
+
+/// What a `deny` would have refused, and which rule let it pass.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct AuditLabels {
+    reason: &'static str,
+    rule: Arc<str>,
+    namespace: Arc<str>,
+    pod: Arc<str>,
+}
+
+impl AuditLabels {
+    pub(super) fn new(reason: Reason, rule: &str, pod: &str) -> Self {
+        let (namespace, pod) = split(pod);
+        Self { reason: reason.as_str(), rule: rule.into(), namespace: namespace.into(), pod: pod.into() }
+    }
+}
+
+impl EncodeLabelSet for AuditLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.reason.put("reason", encoder)?;
+        Text(&self.rule).put("rule", encoder)?;
+        Text(&self.namespace).put("namespace", encoder)?;
+        Text(&self.pod).put("pod", encoder)
+    }
+}
+
+impl SeriesLabels for AuditLabels {
+    fn overflow(&self) -> Self {
+        Self { rule: OVERFLOW.into(), namespace: OVERFLOW.into(), pod: OVERFLOW.into(), ..self.clone() }
+    }
+
+    fn is_of(&self, namespace: &str, pod: &str) -> bool {
+        &*self.namespace == namespace && &*self.pod == pod
+    }
+}

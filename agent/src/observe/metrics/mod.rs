@@ -20,7 +20,7 @@ pub use readings::{CertificateReading, Readings, TablesReading};
 
 use super::events::Events;
 use bounded::Bounded;
-use labels::{CloseLabels, DecisionLabels};
+use labels::{AuditLabels, CloseLabels, DecisionLabels};
 
 /// What the text is, as HTTP says it.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -41,6 +41,7 @@ pub struct Metrics {
     written: Bounded<FlowLabels, Counter>,
     handshakes: Bounded<DecisionLabels, Counter>,
     decisions: Bounded<DecisionLabels, Counter>,
+    audited: Bounded<AuditLabels, Counter>,
 }
 
 impl Metrics {
@@ -61,6 +62,7 @@ impl Metrics {
         let written = Bounded::new(most);
         let handshakes = Bounded::new(most);
         let decisions = Bounded::new(most);
+        let audited = Bounded::new(most);
         let r = &mut registry;
         r.register("inbound_tcp_authz_allow", "Connections into pods that a rule allowed", allowed.series());
         r.register("inbound_tcp_authz_deny", "Connections into pods that no rule allowed", denied.series());
@@ -73,6 +75,8 @@ impl Metrics {
         r.register("tcp_write_bytes", "Bytes written to peers", written.series());
         r.register("heddle_handshakes", "TLS handshakes of the agent's", handshakes.series());
         r.register("heddle_agent_decisions", "What the agent decided, and why", decisions.series());
+        let help = "Connections that only `audit` let pass: a `deny` would have refused them";
+        registry.register("heddle_audit_would_refuse", help, audited.series());
         registry.register_collector(Box::new(readings::AtScrape::new(readings, events)));
         Self {
             registry,
@@ -86,6 +90,7 @@ impl Metrics {
             written,
             handshakes,
             decisions,
+            audited,
         }
     }
 
@@ -133,6 +138,12 @@ impl Metrics {
         self.handshakes.of(&DecisionLabels::new(hook, Outcome::Proxy, Reason::Meshed, pod)).inc();
     }
 
+    /// Connections to `pod` (`namespace/name`) passed by an `audit` rule alone; a `deny` would have refused them for
+    /// `reason`.
+    pub fn would_refuse(&self, reason: Reason, rule: &str, pod: &str, count: u64) {
+        self.audited.of(&AuditLabels::new(reason, rule, pod)).inc_by(count);
+    }
+
     /// A pod (`namespace/name`) is gone: its series go with it.
     pub fn forget_pod(&self, pod: &str) {
         let (namespace, name) = labels::split(pod);
@@ -144,6 +155,7 @@ impl Metrics {
         self.closed.forget(namespace, name);
         self.handshakes.forget(namespace, name);
         self.decisions.forget(namespace, name);
+        self.audited.forget(namespace, name);
     }
 
     /// Everything, as OpenMetrics text.

@@ -203,3 +203,14 @@ fn names_cannot_break_out_of_their_label() {
     assert!(!text.lines().any(|line| line.starts_with("forged_total")), "{text}");
     assert!(text.contains(r#"client_id="a_} 1_forged_total{x=__""#), "{text}");
 }
+
+#[test]
+fn what_audit_alone_let_pass_is_counted_by_reason_and_rule() {
+    let metrics = metrics(100);
+    metrics.would_refuse(Reason::Unauthorized, "Server shop/db (accessPolicy audit)", "shop/db-1", 2);
+    metrics.would_refuse(Reason::Unauthorized, "Server shop/db (accessPolicy audit)", "shop/db-1", 1);
+    let series = r#"heddle_audit_would_refuse_total{reason="unauthorized",rule="Server shop/db (accessPolicy audit)",namespace="shop",pod="db-1"}"#;
+    assert_eq!(value(&metrics.encode().unwrap(), series).as_deref(), Some("3"));
+    metrics.forget_pod("shop/db-1");
+    assert_eq!(value(&metrics.encode().unwrap(), series), None);
+}

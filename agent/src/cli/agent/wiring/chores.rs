@@ -15,6 +15,7 @@ use crate::{
     cluster::snapshot::SnapshotReader,
     observe::{
         events::{Events, Told as Heard},
+        flows::FlowBook,
         metrics::Metrics,
     },
     proxy::{Workers, environment::PodId},
@@ -57,10 +58,14 @@ pub(super) async fn replace(
     capture.gave_way(cookie, &kept);
 }
 
-/// Puts events into lines for the door.
-pub(super) async fn tell(events: Arc<Events>, lines: broadcast::Sender<Arc<str>>) {
+/// Puts events into lines for the door, and refusals into the book of flows.
+pub(super) async fn tell(events: Arc<Events>, lines: broadcast::Sender<Arc<str>>, flows: Arc<FlowBook>) {
     let mut listener = events.subscribe();
     while let Some(heard) = listener.next().await {
+        match &heard {
+            Heard::Event(record) => flows.refused(record),
+            Heard::Missed(count) => flows.lost(*count),
+        }
         let line = match heard {
             Heard::Event(record) => serde_json::to_string(&*record),
             Heard::Missed(count) => serde_json::to_string(&serde_json::json!({ "lost": count })),

@@ -3,6 +3,7 @@
 mod chores;
 mod credentials;
 mod enforcer;
+mod flows;
 mod listening;
 mod names;
 mod node;
@@ -12,6 +13,7 @@ mod policy;
 mod readings;
 mod recorder;
 mod refusal;
+mod shadow;
 mod sockets;
 mod upkeep;
 

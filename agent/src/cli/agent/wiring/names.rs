@@ -7,7 +7,7 @@ use heddle_policy::Compiled;
 
 use super::pods::Pods;
 use crate::{
-    cluster::snapshot::SnapshotReader,
+    cluster::{snapshot::SnapshotReader, workload::workload_name},
     observe::record::{Names, WorkloadName},
     proxy::environment::PodId,
 };
@@ -27,6 +27,7 @@ impl Names for KnownNames {
         let info = snapshot.as_ref()?.compiled.workload(&Address::from(address.to_canonical()))?;
         Some(WorkloadName {
             name: format!("{}/{}", info.namespace, info.name).into(),
+            workload: format!("{}/{}", info.namespace, workload_name(&info.name, &info.labels)).into(),
             identity: info.identity.as_ref().map(|identity| identity.dns().into()),
         })
     }

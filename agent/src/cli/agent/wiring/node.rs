@@ -19,6 +19,7 @@ use super::{
     chores::{give_way, judge_again, liveness, sweep, tell},
     credentials::PodCredentials,
     enforcer::KernelTables,
+    flows::FlowKeeper,
     listening::by_worker,
     names::KnownNames,
     open::{Wired, kept_size},
@@ -27,6 +28,7 @@ use super::{
     readings::NodeReadings,
     recorder::Told,
     refusal::attach_error,
+    shadow::Shadow,
     sockets::CapturedSockets,
     upkeep::{Repairs, look_after},
 };
@@ -36,6 +38,7 @@ use crate::{
     cluster::snapshot::{Enforcer, SnapshotReader},
     observe::{
         events::{Events, monotonic_epoch},
+        flows::FlowBook,
         metrics::Metrics,
     },
     proxy::{
@@ -55,6 +58,7 @@ pub(in super::super) struct Running {
     rules: SnapshotReader<Compiled>,
     metrics: Arc<Metrics>,
     lines: broadcast::Sender<Arc<str>>,
+    flows: Arc<FlowKeeper>,
     workers: Arc<RwLock<Option<Workers>>>,
     heartbeat: Mutex<Option<Heartbeat>>,
     repairs: Arc<Repairs>,
@@ -63,7 +67,7 @@ pub(in super::super) struct Running {
 
 impl Running {
     pub async fn start(wired: Wired, rules: SnapshotReader<Compiled>) -> Result<Self, Failure> {
-        let Wired { capture, authority, store, naming, node, heartbeat, .. } = wired;
+        let Wired { capture, authority, store, naming, node, heartbeat, flow_log, .. } = wired;
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
         let pods = Arc::new(Pods::default());
         let names = Arc::new(KnownNames { pods: Arc::clone(&pods), rules: rules.clone() });
@@ -76,7 +80,21 @@ impl Running {
             rules: rules.clone(),
         };
         let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
-        let told = Arc::new(Told::new(Arc::clone(&pods), Arc::clone(&metrics), Arc::clone(&events), names));
+        let flows = Arc::new(FlowBook::new(&node, Arc::clone(&names) as _));
+        let told = Arc::new(Told::new(
+            Arc::clone(&pods),
+            Arc::clone(&metrics),
+            Arc::clone(&events),
+            names,
+            Arc::clone(&flows),
+            Shadow::new(rules.clone(), naming.clone()),
+        ));
+        let keeper = Arc::new(FlowKeeper::new(
+            Arc::clone(&told),
+            capture.direct_counts().map_err(|error| failed(&error))?,
+            flow_log,
+            broadcast::Sender::new(EVENTS),
+        ));
         let (changed, changes) = watch::channel(0);
         let environment = Environment {
             sockets: Arc::new(CapturedSockets {
@@ -101,7 +119,8 @@ impl Running {
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_renewed(Arc::clone(&store), authority, SystemTime::now));
         let lines = broadcast::Sender::new(EVENTS);
-        tasks.spawn(tell(Arc::clone(&events), lines.clone()));
+        tasks.spawn(tell(Arc::clone(&events), lines.clone(), flows));
+        tasks.spawn(Arc::clone(&keeper).run());
 
         let running = Self {
             pods: Arc::clone(&pods),
@@ -110,6 +129,7 @@ impl Running {
             rules,
             metrics: Arc::clone(&metrics),
             lines,
+            flows: keeper,
             workers: Arc::clone(&workers),
             heartbeat: Mutex::default(),
             repairs: Arc::default(),
@@ -384,11 +404,20 @@ impl Node for Running {
         })
     }
 
+    fn flows(&self) -> broadcast::Receiver<Arc<str>> {
+        self.flows.follow()
+    }
+
     async fn drain(&self, at_most: Duration) {
         // Without a heartbeat the kernel refuses new connections at once, before any listener closes.
         drop(self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take());
         if let Some(workers) = self.workers.write().await.take() {
             workers.drain(at_most).await;
+        }
+        // What was seen until now is written before the agent goes.
+        let flows = Arc::clone(&self.flows);
+        if let Err(error) = tokio::task::spawn_blocking(move || flows.write()).await {
+            tracing::error!(%error, "writing flows failed within the agent");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::fs::MetadataExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -33,6 +33,8 @@ pub(in super::super) struct Wired {
     pub(super) node: String,
     pub(super) heartbeat: Duration,
     pub(super) generation: u64,
+    /// The file that flows are recorded in, and how many bytes it may have.
+    pub(super) flow_log: Option<(PathBuf, u64)>,
 }
 
 /// Opens this node's kernel side and its certificate authority.
@@ -90,6 +92,7 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
         node: config.node.clone(),
         heartbeat,
         generation,
+        flow_log: config.flow_log.as_ref().map(|log| (log.file.clone(), log.megabytes << 20)),
     })
 }
 

@@ -53,13 +53,18 @@ impl SnapshotPolicy {
 }
 
 fn refusal(decision: &heddle_policy::Decision) -> Refusal {
-    Refusal { reason: decision.verdict.reason, rule: decision.rule.as_str().into() }
+    Refusal { reason: decision.verdict.reason, rule: (&*decision.rule).into() }
 }
 
 fn upstream(endpoint: &Endpoint) -> Result<Upstream, Refusal> {
     let address = SocketAddr::new(endpoint.address.to_ip(), endpoint.port);
     match &endpoint.hop {
         Hop::Mesh { identity, .. } => Ok(Upstream { address, expected: Some(PeerName::new(identity.dns())) }),
+        // The identity is asked for by its own name only: another SNI than the name that is demanded is not supported.
+        Hop::External { workload, .. } if workload.identity == workload.server_name => {
+            Ok(Upstream { address, expected: Some(PeerName::new(&*workload.identity)) })
+        }
+        Hop::External { .. } => Err(Refusal::new(Reason::NoIdentity)),
         Hop::Plain(_) => Ok(Upstream { address, expected: None }),
         Hop::Refuse(decision) => Err(refusal(decision)),
     }
@@ -144,7 +149,7 @@ impl Policy for SnapshotPolicy {
         Decision {
             allowed: decision.allowed(),
             reason: decision.verdict.reason,
-            rule: decision.rule.as_str().into(),
+            rule: (&*decision.rule).into(),
         }
     }
 

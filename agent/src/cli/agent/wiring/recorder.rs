@@ -9,11 +9,12 @@ use std::{
 
 use heddle_ebpf::codes::{Hook, Outcome, Reason};
 
-use super::pods::Pods;
+use super::{pods::Pods, shadow::Shadow};
 use crate::{
-    capture::EndedFlow,
+    capture::{DirectSeen, EndedFlow},
     observe::{
         events::Events,
+        flows::{FlowBook, SeenFlow, record::FlowOutcome},
         metrics::{Direction, FlowLabels, Metrics, OpenConnection, Peer, RuleLabels, Tls},
         record::{Names, Occurrence},
     },
@@ -27,12 +28,21 @@ pub(super) struct Told {
     pub metrics: Arc<Metrics>,
     pub events: Arc<Events>,
     pub names: Arc<dyn Names>,
+    pub flows: Arc<FlowBook>,
+    shadow: Shadow,
     open: Mutex<HashMap<Key, OpenConnection>>,
 }
 
 impl Told {
-    pub fn new(pods: Arc<Pods>, metrics: Arc<Metrics>, events: Arc<Events>, names: Arc<dyn Names>) -> Self {
-        Self { pods, metrics, events, names, open: Mutex::default() }
+    pub fn new(
+        pods: Arc<Pods>,
+        metrics: Arc<Metrics>,
+        events: Arc<Events>,
+        names: Arc<dyn Names>,
+        flows: Arc<FlowBook>,
+        shadow: Shadow,
+    ) -> Self {
+        Self { pods, metrics, events, names, flows, shadow, open: Mutex::default() }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<Key, OpenConnection>> {
@@ -85,6 +95,51 @@ impl Told {
 }
 
 impl Told {
+    /// Connections that the kernel carried alone.
+    pub fn direct(&self, seen: &DirectSeen) {
+        let client = self.names.workload(seen.client.ip());
+        let rule = self.names.rule(seen.generation, seen.rule);
+        let identity = client.and_then(|it| it.identity);
+        let audit = self.shadow.would_refuse(seen.client.ip(), identity.as_deref(), seen.server);
+        if let Some(refusal) = &audit {
+            let server = self.names.workload(seen.server.ip());
+            let pod = server.as_ref().map_or("", |it| &it.name);
+            self.metrics.would_refuse(refusal.reason, &refusal.rule, pod, seen.count);
+        }
+        let flow = SeenFlow {
+            client: seen.client.ip(),
+            client_identity: identity,
+            server: seen.server,
+            outcome: FlowOutcome::Allowed,
+            reason: Reason::Authorized.as_str(),
+            rule,
+            audit: audit.map(|refusal| refusal.reason.as_str()),
+        };
+        self.flows.saw(flow, seen.count, SystemTime::now());
+    }
+
+    /// A connection into a pod was let pass.
+    fn allowed(&self, flow: &Flow) {
+        let identity: Option<Arc<str>> = flow.peer.as_ref().map(|peer| Arc::from(peer.as_str()));
+        let audit = self.shadow.would_refuse(flow.client.ip(), identity.as_deref(), flow.destination);
+        if let Some(refusal) = &audit {
+            let pod = self.pods.get(flow.pod);
+            let pod = pod.as_ref().map_or("", |entry| &entry.name);
+            self.metrics.would_refuse(refusal.reason, &refusal.rule, pod, 1);
+        }
+        let reason = if identity.is_some() { Reason::Authorized } else { Reason::Unauthenticated };
+        let seen = SeenFlow {
+            client: flow.client.ip(),
+            client_identity: identity,
+            server: flow.destination,
+            outcome: FlowOutcome::Allowed,
+            reason: reason.as_str(),
+            rule: (!flow.rule.is_empty()).then(|| Arc::clone(&flow.rule)),
+            audit: audit.map(|refusal| refusal.reason.as_str()),
+        };
+        self.flows.saw(seen, 1, SystemTime::now());
+    }
+
     /// A connection that the kernel carried alone was ended: what a relay tells of its own, at each end.
     pub fn revoked(&self, ended: &EndedFlow) {
         let hook = if ended.server_side { Hook::Inbound } else { Hook::Outbound };
@@ -130,6 +185,7 @@ impl Recorder for Told {
         let labels = self.labels(flow);
         if flow.hook == Hook::Inbound {
             self.metrics.allow(&labels);
+            self.allowed(flow);
         }
         let connection = self.metrics.open(&labels);
         self.open().insert(key(flow), connection);

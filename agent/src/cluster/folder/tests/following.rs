@@ -26,6 +26,7 @@ fn followed(folder: Folder<String>, pace: Pace) -> (Following, Seen) {
     let following = follow(folder, pace, move |folder, _| {
         let mut told = told.lock().unwrap();
         *told = (texts(folder), told.1 + 1);
+        None
     })
     .unwrap();
     (following, seen)

@@ -1,0 +1,199 @@
+//! Who asks and what is asked for, as a person names them.
+
+use super::{
+    Failure,
+    picture::{Client, Picture, UNKNOWN_ADDRESS},
+};
+use crate::cluster::workload::workload_name;
+use heddle_policy::{WorkloadInfo, names::IdentityName, resources::ObjectName};
+use miette::miette;
+use std::net::IpAddr;
+
+/// How clients are named, for messages.
+pub(super) const FROM: &str = "namespace/service-account, namespace/pod, an identity (web.shop.serviceaccount.identity.…, spiffe://…) or an IP address";
+/// How destinations are named, for messages.
+pub(super) const TO: &str =
+    "namespace/pod:port, namespace/service:port, namespace/workload:port or address:port";
+
+/// A client as it was named, and what it turned out to be.
+#[derive(Clone, Debug)]
+pub(super) struct From {
+    pub client: Client,
+    /// What a person should know of how it was understood; empty: nothing.
+    pub note: String,
+}
+
+/// A destination as it was named: every pod that it leads to.
+#[derive(Clone, Debug)]
+pub(super) struct To<'a> {
+    pub ends: Vec<(&'a WorkloadInfo, u16)>,
+    /// A destination that is no pod's.
+    pub outside: Option<(IpAddr, u16)>,
+    pub note: String,
+}
+
+fn object(text: &str) -> Option<ObjectName> {
+    let (namespace, name) = text.split_once('/')?;
+    let fits = |part: &str| !part.is_empty() && !part.contains('/');
+    (fits(namespace) && fits(name)).then(|| ObjectName::new(namespace, name))
+}
+
+/// Understands `--from`.
+pub(super) fn from(picture: &Picture, text: &str) -> Result<From, Failure> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        let address = address.to_canonical();
+        let at = picture.pods().find(|pod| pod.addresses.contains(&address));
+        return Ok(match at.and_then(|pod| Some((pod, picture.client_of(pod)?))) {
+            Some((pod, client)) => {
+                let note = format!("{address} is pod {}/{}", pod.namespace, pod.name);
+                From { client: Client { address, ..client }, note }
+            }
+            None => {
+                let name = address.to_string();
+                From { client: Client { identity: None, address, name }, note: String::new() }
+            }
+        });
+    }
+    let naming = &picture.settings().naming;
+    if text.starts_with("spiffe://") || text.contains(".serviceaccount.identity.") {
+        let identity = naming
+            .parse(text)
+            .map_err(|error| miette!(help = "the trust domain is in --config", "--from {text}: {error}"))?;
+        return Ok(of_identity(picture, identity));
+    }
+    let unknown = |what: &str| miette!(help = format!("write {FROM}"), "--from {text}: {what}");
+    let (only, rest) = match text.split('/').collect::<Vec<_>>().as_slice() {
+        [kind @ ("sa" | "pod"), namespace, name] => (Some(*kind), format!("{namespace}/{name}")),
+        _ => (None, text.to_owned()),
+    };
+    let name = object(&rest).ok_or_else(|| unknown("is no client"))?;
+    if only != Some("pod") {
+        let of_account = picture
+            .pods()
+            .any(|pod| pod.meshed() && pod.namespace == name.namespace && pod.service_account == name.name);
+        let written = picture.index.resources().any(|it| {
+            matches!(it, heddle_policy::resources::Resource::ServiceAccount(meta) if meta.object_name() == name)
+        });
+        if of_account || written || only == Some("sa") {
+            let identity = naming
+                .name(&name.namespace, &name.name)
+                .map_err(|error| unknown(&format!("can be no service account: {error}")))?;
+            return Ok(of_identity(picture, identity));
+        }
+    }
+    let pod = picture.pod(&name).or_else(|| picture.pods_of(&name).next());
+    let pod = pod.ok_or_else(|| unknown("no service account, pod or workload of this name is known"))?;
+    let client = picture.client_of(pod).ok_or_else(|| unknown("the pod has no address yet"))?;
+    let note = match &pod.identity {
+        Some(identity) => {
+            format!(
+                "pod {}/{} is {}/{}",
+                pod.namespace,
+                pod.name,
+                identity.namespace(),
+                identity.service_account()
+            )
+        }
+        None => format!("pod {}/{} is not meshed: it shows no identity", pod.namespace, pod.name),
+    };
+    Ok(From { client, note })
+}
+
+fn of_identity(picture: &Picture, identity: IdentityName) -> From {
+    let mut pods = picture.pods().filter(|pod| pod.identity.as_ref() == Some(&identity));
+    let name = format!("{}/{}", identity.namespace(), identity.service_account());
+    let (address, note) = match (pods.next(), pods.next()) {
+        (None, _) => (
+            UNKNOWN_ADDRESS,
+            "no pod with this identity is known: rules written in addresses are judged as not matching"
+                .into(),
+        ),
+        (Some(pod), None) => (pod.addresses.first().copied().unwrap_or(UNKNOWN_ADDRESS), String::new()),
+        (Some(pod), Some(_)) => (
+            pod.addresses.first().copied().unwrap_or(UNKNOWN_ADDRESS),
+            format!("of several pods with this identity, as if from {}/{}", pod.namespace, pod.name),
+        ),
+    };
+    From { client: Client { identity: Some(identity), address, name }, note }
+}
+
+/// Understands `--to`.
+pub(super) fn to<'a>(picture: &'a Picture, text: &str) -> Result<To<'a>, Failure> {
+    let wrong = |what: String| miette!(help = format!("write {TO}"), "--to {text}: {what}");
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port".into()))?;
+    if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        let address = address.to_canonical();
+        let number = port.parse().map_err(|_| wrong(format!("{port:?} is no port")))?;
+        let pod = picture.pods().find(|pod| pod.addresses.contains(&address));
+        return Ok(match pod {
+            Some(pod) => {
+                let note = format!("{address} is pod {}/{}", pod.namespace, pod.name);
+                To { ends: vec![(pod, number)], outside: None, note }
+            }
+            None => To { ends: Vec::new(), outside: Some((address, number)), note: String::new() },
+        });
+    }
+    let (only, rest) = match host.split('/').collect::<Vec<_>>().as_slice() {
+        ["svc" | "service", namespace, name] => (Some("service"), format!("{namespace}/{name}")),
+        ["pod", namespace, name] => (Some("pod"), format!("{namespace}/{name}")),
+        _ => (None, host.to_owned()),
+    };
+    let name = object(&rest).ok_or_else(|| wrong("is no destination".into()))?;
+    let pods: Vec<&WorkloadInfo> = match picture.pod(&name) {
+        Some(pod) => vec![pod],
+        None => picture.pods_of(&name).collect(),
+    };
+    if !pods.is_empty() && only != Some("service") {
+        let mut ends = Vec::new();
+        for pod in pods {
+            let declared = picture.declared_ports(pod);
+            let number = port
+                .parse()
+                .ok()
+                .or_else(|| declared.iter().find(|(_, name)| *name == port).map(|(number, _)| *number));
+            let number = number.filter(|it| *it != 0).ok_or_else(|| {
+                wrong(format!(
+                    "{port:?} is no port, and no TCP port that pod {}/{} declares",
+                    pod.namespace, pod.name
+                ))
+            })?;
+            ends.push((pod, number));
+        }
+        let service = only.is_none() && picture.service(&name).is_some();
+        let note = if service {
+            format!("{name} is a Service too: write svc/{name}:{port} for it")
+        } else {
+            String::new()
+        };
+        return Ok(To { ends, outside: None, note });
+    }
+    let service = picture
+        .service(&name)
+        .filter(|_| only != Some("pod"))
+        .ok_or_else(|| wrong(format!("no pod, workload or Service {name} is known")))?;
+    let asked = service.ports.iter().find(|it| port.parse() == Ok(it.port)).ok_or_else(|| {
+        let ports: Vec<_> = service.ports.iter().map(|it| it.port.to_string()).collect();
+        wrong(format!("Service {name} has no port {port}: its ports are {}", ports.join(", ")))
+    })?;
+    let ends = picture.endpoints(service, asked);
+    if ends.is_empty() {
+        return Err(wrong(format!("Service {name} selects no pod that is known")));
+    }
+    let names: Vec<_> =
+        ends.iter().map(|(pod, port)| format!("{}/{}:{port}", pod.namespace, pod.name)).collect();
+    let note = format!("Service {name} leads to {}", shortened(&names, 3));
+    Ok(To { ends, outside: None, note })
+}
+
+/// The workload of a pod, as `namespace/name`.
+pub(super) fn workload(pod: &WorkloadInfo) -> String {
+    format!("{}/{}", pod.namespace, workload_name(&pod.name, &pod.labels))
+}
+
+/// The first of a list, and how many more there are.
+pub(super) fn shortened(all: &[String], most: usize) -> String {
+    match all.len() {
+        n if n <= most + 1 => all.join(", "),
+        n => format!("{} and {} more", all[..most].join(", "), n - most),
+    }
+}

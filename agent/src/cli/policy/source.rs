@@ -1,0 +1,208 @@
+//! Where rules are read from: a folder, a file, standard input, or a running agent.
+
+use crate::{
+    cli::{
+        Failure, client,
+        config::{Config, Flags, PlaceFlags},
+        door::api::PolicyInForce,
+    },
+    cluster::folder::{Folder, Limits},
+};
+use heddle_policy::{
+    ClusterSettings, Origin, Problem, Severity,
+    resources::{DefaultPolicy, Document, Parsed, parse_file, read_documents},
+};
+use hyper::Method;
+use miette::miette;
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    os::unix::fs::FileTypeExt as _,
+    path::{Path, PathBuf},
+};
+
+/// What the rules are read from.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(in crate::cli) struct Rules {
+    /// A folder of manifests, one file of them, `-` for standard input (as of `kubectl get … -o yaml`), or the socket of a
+    /// running agent
+    #[arg(value_name = "DIR", required_unless_present = "socket")]
+    place: Option<PathBuf>,
+    /// Ask the agent at this socket for the resources that it has in force
+    #[arg(long, value_name = "PATH", conflicts_with = "place")]
+    socket: Option<PathBuf>,
+    #[command(flatten)]
+    settings: SettingFlags,
+}
+
+/// What holds for the whole cluster and stands in no manifest.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(in crate::cli) struct SettingFlags {
+    /// The agents' configuration: networks, default policies and the names of identities are taken from it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What holds for a port that no Server selects [default: deny, or what --config or the agent says]
+    #[arg(long, value_name = "POLICY")]
+    default_inbound_policy: Option<DefaultPolicy>,
+}
+
+/// What was read, before anything is made of it.
+pub(super) struct Source {
+    /// As a person named it.
+    pub name: String,
+    pub settings: ClusterSettings,
+    pub files: Vec<SourceFile>,
+    /// Files and folders that cannot be read: their content is not known.
+    pub unread: Vec<Problem>,
+}
+
+/// One file.
+pub(super) struct SourceFile {
+    pub name: String,
+    pub text: String,
+    pub parsed: Parsed,
+}
+
+impl SourceFile {
+    pub fn new(name: String, text: String) -> Self {
+        let parsed = parse_file(&name, &text);
+        Self { name, text, parsed }
+    }
+
+    /// Its resources as they are written.
+    pub fn documents(&self) -> Vec<Document> {
+        read_documents(&self.name, &self.text)
+    }
+}
+
+impl Rules {
+    /// As a person named them.
+    pub fn name(&self) -> String {
+        self.socket.as_ref().or(self.place.as_ref()).map_or_else(String::new, |it| it.display().to_string())
+    }
+
+    pub fn read(&self) -> Result<Source, Failure> {
+        match (&self.socket, &self.place) {
+            (Some(socket), _) => from_agent(socket, &self.settings),
+            (None, Some(place)) => read(place, &self.settings),
+            (None, None) => Err(miette!("name a folder of manifests or an agent's socket")),
+        }
+    }
+}
+
+impl SettingFlags {
+    fn settings(&self) -> Result<ClusterSettings, Failure> {
+        let mut settings = match &self.config {
+            None => ClusterSettings::default(),
+            Some(path) => configured(path)?,
+        };
+        self.lay_over(&mut settings);
+        Ok(settings)
+    }
+
+    fn lay_over(&self, settings: &mut ClusterSettings) {
+        if let Some(policy) = self.default_inbound_policy {
+            settings.default_inbound_policy = policy;
+        }
+    }
+}
+
+/// What an agent's configuration says.
+fn configured(path: &Path) -> Result<ClusterSettings, Failure> {
+    let place = PlaceFlags { config: Some(path.to_owned()), ..PlaceFlags::default() };
+    let config = Config::load(&Flags { place, ..Flags::default() }).map_err(|error| {
+        let problems: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
+        miette!(help = "`heddle agent --help` lists the fields", "{}", problems.join("\n"))
+    })?;
+    config
+        .cluster_settings()
+        .map_err(|error| miette!("{}: identities cannot be named: {error}", path.display()))
+}
+
+/// Reads a folder, a file, `-`, or asks the agent whose socket it is.
+pub(super) fn read(place: &Path, flags: &SettingFlags) -> Result<Source, Failure> {
+    if place == Path::new("-") {
+        let mut text = String::new();
+        let limit = Limits::default().total_bytes;
+        std::io::stdin()
+            .take(limit)
+            .read_to_string(&mut text)
+            .map_err(|error| miette!("standard input cannot be read: {error}"))?;
+        let files = vec![SourceFile::new("-".into(), text)];
+        return Ok(Source { name: "-".into(), settings: flags.settings()?, files, unread: Vec::new() });
+    }
+    match std::fs::metadata(place) {
+        Ok(meta) if meta.file_type().is_socket() => from_agent(place, flags),
+        Ok(meta) if meta.is_file() => from_file(place, meta.len(), flags),
+        _ => from_folder(place, flags),
+    }
+}
+
+fn from_file(path: &Path, length: u64, flags: &SettingFlags) -> Result<Source, Failure> {
+    let name = path.display().to_string();
+    let limit = Limits::default().total_bytes;
+    if length > limit {
+        return Err(miette!(
+            help = "divide it into a folder of files",
+            "{name} is longer than {limit} bytes"
+        ));
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| miette!(help = "name a file of UTF-8 text", "{name} cannot be read: {error}"))?;
+    let files = vec![SourceFile::new(name.clone(), text)];
+    Ok(Source { name, settings: flags.settings()?, files, unread: Vec::new() })
+}
+
+fn from_folder(path: &Path, flags: &SettingFlags) -> Result<Source, Failure> {
+    let name = path.display().to_string();
+    let folder = Folder::inspect(path, Limits::default(), |text, _| Ok(text.to_owned()))
+        .map_err(|fault| miette!(help = fault.remedy(&name), "{name} cannot be read: {fault}"))?;
+    let status = folder.status();
+    let stale = status.stale.iter().map(|it| (&it.file, &it.error, &it.remedy));
+    let blind = status.alarms.iter().map(|it| (&it.folder, &it.error, &it.remedy));
+    let unread = stale
+        .chain(blind)
+        .map(|(file, error, remedy)| {
+            Problem::new(Severity::Error, &Origin::new(file, 0), error).remedy(remedy)
+        })
+        .collect();
+    let here = std::path::absolute(".").unwrap_or_default();
+    // As the caller named them, so that an editor finds them and CI shows them beside the change.
+    let shown = |file: &str| {
+        let file = Path::new(file);
+        let relative = if path.is_absolute() { None } else { file.strip_prefix(&here).ok() };
+        relative.unwrap_or(file).display().to_string()
+    };
+    let files =
+        folder.contents().map(|(file, text)| SourceFile::new(shown(&file), text.as_ref().clone())).collect();
+    Ok(Source { name, settings: flags.settings()?, files, unread })
+}
+
+fn from_agent(socket: &Path, flags: &SettingFlags) -> Result<Source, Failure> {
+    let answer =
+        client::run(async { client::Client::new(socket).ask(Method::GET, "/v1/policy", Vec::new()).await })?;
+    let told: PolicyInForce = serde_json::from_slice(&answer).map_err(|error| {
+        miette!(
+            help = "are agent and command of one version?",
+            "the agent's answer is not understood: {error}"
+        )
+    })?;
+    let mut settings = told
+        .settings
+        .cluster_settings()
+        .map_err(|error| miette!("the agent's answer is not understood: settings: {error}"))?;
+    if flags.config.is_some() {
+        settings = flags.settings()?;
+    }
+    flags.lay_over(&mut settings);
+    let name = format!("the agent of {} (generation {})", told.node, told.generation);
+    let files = told.files.into_iter().map(|file| SourceFile::new(file.file, file.text)).collect();
+    Ok(Source { name, settings, files, unread: Vec::new() })
+}
+
+impl Source {
+    /// The files' texts, to quote from.
+    pub fn texts(&self) -> BTreeMap<String, String> {
+        self.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect()
+    }
+}

@@ -1,0 +1,272 @@
+//! What deciding costs: a cluster of 2,000 namespaces, 100,000 pods and 10,000 rules, seen from a node with 250 pods.
+//! Each figure stands beside that of the naive evaluator of the tests, over the same cluster in the same run.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{collections::BTreeMap, hint::black_box, net::IpAddr, sync::Arc, time::Instant};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use heddle_policy::{
+    ClientIdentity, ClusterSettings, Compiled, Compiler, Connection, Origin, Request,
+    resources::{
+        Authorization, AuthorizationPolicy, DefaultPolicy, IdentityMatch, IdentityRef, Kind, Lines,
+        MeshTlsAuthentication, Meta, ObjectName, Parent, ParentKind, Parents, PathMatch, Pod, ProxyProtocol,
+        RequestMatch, Resource, Route, RouteRule, Selector, Server, ServerPort, ServerScope, Target,
+    },
+    verdict,
+};
+
+#[allow(dead_code)]
+#[path = "../tests/agreement/random.rs"]
+mod random;
+#[allow(dead_code)]
+#[path = "../tests/agreement/reference/mod.rs"]
+mod reference;
+
+use reference::{Asked, Client, Reference, spellings};
+
+const NAMESPACES: usize = 2_000;
+const PODS: usize = 50;
+const LOCAL: usize = 250;
+const ROUTES: usize = 100;
+
+fn meta(namespace: &str, name: String) -> Meta {
+    Meta {
+        namespace: namespace.to_owned(),
+        uid: format!("u-{namespace}-{name}"),
+        name,
+        created: Some(1),
+        origin: Origin::default(),
+        lines: Arc::new(Lines::new()),
+        ..Meta::default()
+    }
+}
+
+fn app(name: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([("app".to_owned(), name.to_owned())])
+}
+
+fn server(namespace: &str, name: &str, port: u16, protocol: ProxyProtocol) -> Resource {
+    Resource::Server(Server {
+        meta: meta(namespace, name.to_owned()),
+        scope: ServerScope::Pods(Selector { labels: app("web"), ..Selector::default() }),
+        port: ServerPort::Number(port),
+        protocol,
+        access: DefaultPolicy::Deny,
+        readable: true,
+    })
+}
+
+fn policy(namespace: &str, name: &str, target: Target) -> Resource {
+    let rule = Authorization {
+        target,
+        identity: Some(IdentityRef::MeshTls(ObjectName::new(namespace, "clients"))),
+        network: None,
+    };
+    Resource::AuthorizationPolicy(AuthorizationPolicy {
+        meta: meta(namespace, name.to_owned()),
+        rule: Some(rule),
+    })
+}
+
+fn clients(namespace: &str, from: usize) -> Resource {
+    let clients = vec![
+        IdentityMatch::ServiceAccount(ObjectName::new(namespace, "web")),
+        IdentityMatch::Namespace(format!("n{from}")),
+    ];
+    let meta = meta(namespace, "clients".to_owned());
+    Resource::MeshTlsAuthentication(MeshTlsAuthentication { meta, clients: Some(clients) })
+}
+
+fn route(number: usize) -> Resource {
+    let matches = vec![RequestMatch {
+        path: match number % 3 {
+            0 => PathMatch::Exact(format!("/api/v1/exact/{number}")),
+            _ => PathMatch::Prefix(format!("/api/v1/prefix/{number}")),
+        },
+        method: Some("GET".to_owned()),
+        ..RequestMatch::default()
+    }];
+    let parent = Parent {
+        kind: ParentKind::Server,
+        namespace: "n0".to_owned(),
+        name: "http".to_owned(),
+        port: None,
+        section: None,
+    };
+    Resource::Route(Route {
+        kind: Kind::HttpRoute,
+        meta: meta("n0", format!("route{number}")),
+        parents: Parents::These(vec![parent]),
+        hosts: Vec::new(),
+        rules: Some(vec![RouteRule { matches, ..RouteRule::default() }]),
+    })
+}
+
+/// Five rules in each of 2,000 namespaces; the first five pods of the first fifty namespaces are this node's.
+fn cluster() -> Vec<Resource> {
+    let mut all = Vec::new();
+    for number in 0..NAMESPACES {
+        let namespace = &*format!("n{number}");
+        let mut own = meta("", namespace.to_owned());
+        own.annotations.insert("heddle.io/mesh".to_owned(), "enabled".to_owned());
+        all.push(Resource::Namespace(own));
+        all.push(server(namespace, "http", 8080, ProxyProtocol::Http1));
+        all.push(server(namespace, "db", 6379, ProxyProtocol::Opaque));
+        all.push(policy(namespace, "one", Target::Server("db".to_owned())));
+        all.push(policy(namespace, "two", Target::Namespace));
+        all.push(clients(namespace, (number + 1) % 50));
+        for pod in 0..PODS {
+            let mut meta = meta(namespace, format!("p{pod}"));
+            meta.labels = app("web");
+            let [a, b] = u16::try_from(number * 32 + 8).unwrap().to_be_bytes();
+            let here = number < LOCAL / 5 && pod < 5;
+            all.push(Resource::Pod(Pod {
+                meta,
+                node: if here { "here".to_owned() } else { format!("node-{}", number % 500) },
+                service_account: if pod % 2 == 0 { "web".to_owned() } else { format!("sa{}", pod % 7) },
+                addresses: vec![IpAddr::from([10, a, b, u8::try_from(pod).unwrap()])],
+                ready: true,
+                ..Pod::default()
+            }));
+        }
+    }
+    all.extend((0..ROUTES).map(route));
+    all
+}
+
+fn resident(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+struct Scene {
+    resources: Vec<Resource>,
+    settings: ClusterSettings,
+    compiler: Compiler,
+    compiled: Compiled,
+}
+
+fn scene() -> Scene {
+    let settings = ClusterSettings::default();
+    let resources = cluster();
+    let mut compiler = Compiler::new(settings.clone(), Some("here".to_owned()));
+    for resource in &resources {
+        compiler.apply(resource.clone());
+    }
+    let before = resident("VmRSS");
+    let start = Instant::now();
+    let compiled = compiler.compile(0);
+    let took = start.elapsed();
+    let grown = resident("VmHWM").saturating_sub(before);
+    println!(
+        "{} rules, {NAMESPACES} namespaces, {} pods, {LOCAL} here, {ROUTES} routes; on {} cores",
+        NAMESPACES * 5,
+        NAMESPACES * PODS,
+        std::thread::available_parallelism().unwrap()
+    );
+    println!(
+        "full compile: {took:?} (bound: 1 s), {grown} MiB beside the resources' {before} MiB (bound: 300 MiB)"
+    );
+    assert!(compiled.problems.is_empty(), "{:?}", compiled.problems.first());
+    Scene { resources, settings, compiler, compiled }
+}
+
+/// The naive evaluator looks at everything each time: a handful of turns is enough to know what it takes.
+fn naively<T>(what: &str, mut ask: impl FnMut() -> T) -> f64 {
+    const TURNS: u32 = 5;
+    let start = Instant::now();
+    for _ in 0..TURNS {
+        black_box(ask());
+    }
+    let each = start.elapsed().as_secs_f64() / f64::from(TURNS);
+    println!("{what}, naively: {:.1} ms", each * 1e3);
+    each
+}
+
+fn compared<T>(what: &str, naive: f64, mut ask: impl FnMut() -> T) {
+    const TURNS: u32 = 200_000;
+    let start = Instant::now();
+    for _ in 0..TURNS {
+        black_box(ask());
+    }
+    let each = start.elapsed().as_secs_f64() / f64::from(TURNS);
+    println!("{what}: {:.0} ns, 1/{:.0} of the naive evaluator's", each * 1e9, naive / each);
+}
+
+fn policy_bench(criterion: &mut Criterion) {
+    let Scene { resources, settings, mut compiler, compiled } = scene();
+    let reference = Reference { resources: &resources, settings: &settings, node: "here" };
+    let server = IpAddr::from([10, 0, 8, 0]);
+    let near = IpAddr::from([10, 0, 8, 2]);
+    let far = IpAddr::from([10, 200, 200, 3]);
+    let name = "web.n0.serviceaccount.identity.linkerd.cluster.local";
+    let identity = ClientIdentity::Mesh {
+        dns: Some(name.to_owned()),
+        spiffe: Some("spiffe://cluster.local/ns/n0/sa/web".to_owned()),
+    };
+
+    let mut group = criterion.benchmark_group("policy");
+    group.sample_size(10);
+    group.bench_function("full compile", |bench| {
+        bench.iter_batched(
+            || Compiler::new(settings.clone(), Some("here".to_owned())).with(compiler.index().clone()),
+            |mut fresh| fresh.compile(0),
+            criterion::BatchSize::PerIteration,
+        );
+    });
+    let mut turn = 0;
+    group.bench_function("one changed rule", |bench| {
+        bench.iter(|| {
+            turn += 1;
+            compiler.apply(clients("n7", 10 + turn % 2));
+            compiler.compile(0)
+        });
+    });
+    drop(group);
+
+    let captured = |address: &heddle_ebpf::Address| compiled.workload(address).map(|info| info.digest);
+    let view = compiled.tables.with_captured(captured);
+    let connect = verdict::Connect {
+        source: near.into(),
+        destination: server.into(),
+        port: 6379,
+        protocol: verdict::TCP,
+        random: 0,
+    };
+    let connection = Connection { client: &identity, address: far, server: server.into(), port: 6379 };
+    assert!(compiled.decide(&connection).allowed());
+    assert_eq!(verdict::outbound(&view, &connect).verdict.outcome, heddle_ebpf::codes::Outcome::Direct);
+    criterion.bench_function("connection, by name", |bench| {
+        bench.iter(|| compiled.decide(black_box(&connection)));
+    });
+    criterion.bench_function("connection, by the tables", |bench| {
+        bench.iter(|| verdict::outbound(&view, black_box(&connect)));
+    });
+    let http = Connection { port: 8080, ..connection };
+    let headers: [(&str, &[u8]); 3] = [("host", b"n0.example"), ("user-agent", b"bench"), ("accept", b"*/*")];
+    let target = "/api/v1/prefix/98/items/7?page=3";
+    let request = Request { method: "GET", target, host: "n0.example", headers: &headers };
+    let found = compiled.decide_request(&http, &request);
+    assert!(found.decision.allowed() && found.route.is_some());
+    criterion.bench_function("request, 100 routes", |bench| {
+        bench.iter(|| compiled.decide_request(black_box(&http), black_box(&request)));
+    });
+
+    let client = Client { names: spellings(name), address: far, tls: true };
+    let asked = Asked {
+        method: "GET".to_owned(),
+        path: "/api/v1/prefix/98/items/7".to_owned(),
+        query: Vec::new(),
+        host: "n0.example".to_owned(),
+        headers: Vec::new(),
+    };
+    let naive = naively("connection", || reference.inbound(server, 6379, &client));
+    compared("connection, by name (bound: 100 ns)", naive, || compiled.decide(&connection));
+    compared("connection, by the tables (bound: 100 ns)", naive, || verdict::outbound(&view, &connect));
+    let naive = naively("request", || reference.request(server, 8080, &client, &asked));
+    compared("request, 100 routes (bound: 1000 ns)", naive, || compiled.decide_request(&http, &request));
+}
+
+criterion_group!(benches, policy_bench);
+criterion_main!(benches);

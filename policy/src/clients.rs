@@ -1,0 +1,141 @@
+//! Who a client is, and which identities a rule means.
+
+use crate::{
+    names::{IdentityName, IdentityNaming, check_dns_name},
+    resources::{IdentityMatch, ObjectName},
+};
+
+/// Who a client is, as its certificate says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ClientIdentity {
+    /// It speaks no mesh TLS.
+    None,
+    /// It completed mesh TLS and showed no certificate.
+    Anonymous,
+    /// It showed a certificate, which was verified, with these names.
+    Mesh {
+        /// The DNS form.
+        dns: Option<String>,
+        /// The SPIFFE form.
+        spiffe: Option<String>,
+    },
+}
+
+impl From<&IdentityName> for ClientIdentity {
+    fn from(name: &IdentityName) -> Self {
+        Self::Mesh { dns: Some(name.dns().to_owned()), spiffe: Some(name.spiffe().to_owned()) }
+    }
+}
+
+/// An identity that a rule names.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Match {
+    /// Every mesh identity.
+    Any,
+    /// One of ours, by its DNS form, in whichever form it is shown.
+    Name(String),
+    /// Every service account of a namespace.
+    Namespace(String),
+    /// Every DNS form that ends in this.
+    Suffix(String),
+    /// A DNS form that is not a service account's of ours.
+    Dns(String),
+    /// A SPIFFE form that is not a service account's of ours.
+    Spiffe(String),
+}
+
+/// A client's names, as its certificate or the kernel vouches for them: whole, and in agreement with each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Presented<'a> {
+    /// The namespace, if it is a service account of ours.
+    pub(crate) namespace: Option<&'a str>,
+    /// The name in its DNS form; empty: it has none.
+    pub(crate) dns: &'a str,
+    /// The SPIFFE form, where it is not a service account's of ours; empty: none.
+    pub(crate) spiffe: &'a str,
+}
+
+impl<'a> Presented<'a> {
+    /// The names of a service account of ours.
+    pub(crate) fn of(name: &'a IdentityName) -> Self {
+        Self { namespace: Some(name.namespace()), dns: name.dns(), spiffe: "" }
+    }
+
+    /// The names of a certificate; a DNS form of a SPIFFE name of ours is written into `buffer`. `None`: there is none,
+    /// one is malformed, or the two disagree.
+    pub(crate) fn read(
+        naming: &IdentityNaming,
+        dns: Option<&'a str>,
+        spiffe: Option<&'a str>,
+        buffer: &'a mut String,
+    ) -> Option<Self> {
+        let own_dns = match dns {
+            None => None,
+            Some(text) => {
+                check_dns_name(text).ok()?;
+                naming.split_dns(text)
+            }
+        };
+        let own_spiffe = spiffe.and_then(|text| naming.split_spiffe(text));
+        match (dns, spiffe) {
+            (None, None) | (_, Some("")) => None,
+            (Some(dns), None) => Some(Self { namespace: own_dns.map(|it| it.0), dns, spiffe: "" }),
+            // One name in two forms, or two names of which neither is a service account's of ours.
+            (Some(dns), Some(spiffe)) => (own_dns == own_spiffe).then_some(Self {
+                namespace: own_dns.map(|it| it.0),
+                dns,
+                spiffe: if own_dns.is_some() { "" } else { spiffe },
+            }),
+            (None, Some(spiffe)) => match own_spiffe {
+                None => Some(Self { namespace: None, dns: "", spiffe }),
+                Some((namespace, account)) => {
+                    naming.write_dns(namespace, account, buffer);
+                    Some(Self { namespace: Some(namespace), dns: buffer, spiffe: "" })
+                }
+            },
+        }
+    }
+}
+
+impl Match {
+    pub(crate) fn holds(&self, client: &Presented<'_>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Name(name) => client.namespace.is_some() && client.dns == name,
+            Self::Namespace(namespace) => client.namespace == Some(namespace),
+            Self::Suffix(suffix) => client.dns.len() > suffix.len() && client.dns.ends_with(suffix.as_str()),
+            Self::Dns(dns) => client.namespace.is_none() && client.dns == dns,
+            Self::Spiffe(spiffe) => client.spiffe == spiffe,
+        }
+    }
+
+    /// As people read it.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Any => "*".to_owned(),
+            Self::Name(text) | Self::Dns(text) | Self::Spiffe(text) => text.clone(),
+            Self::Namespace(namespace) => format!("every service account of namespace {namespace}"),
+            Self::Suffix(suffix) => format!("*{suffix}"),
+        }
+    }
+
+    /// An entry of a rule in terms of identities. `None`: nobody can have it.
+    pub(crate) fn resolve(entry: &IdentityMatch, naming: &IdentityNaming) -> Option<Self> {
+        let own = |name: IdentityName| Self::Name(name.dns().to_owned());
+        Some(match entry {
+            IdentityMatch::Any => Self::Any,
+            IdentityMatch::Suffix(suffix) => Self::Suffix(suffix.clone()),
+            IdentityMatch::Dns(dns) => naming.parse_dns(dns).map_or_else(|_| Self::Dns(dns.clone()), own),
+            IdentityMatch::Spiffe(id) => {
+                naming.parse_spiffe(id).map_or_else(|_| Self::Spiffe(id.clone()), own)
+            }
+            IdentityMatch::ServiceAccount(account) => Self::account(account, naming)?,
+            IdentityMatch::Namespace(namespace) => Self::Namespace(namespace.clone()),
+        })
+    }
+
+    pub(crate) fn account(account: &ObjectName, naming: &IdentityNaming) -> Option<Self> {
+        let name = naming.name(&account.namespace, &account.name).ok()?;
+        Some(Self::Name(name.dns().to_owned()))
+    }
+}

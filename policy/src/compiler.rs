@@ -1,0 +1,138 @@
+//! From changes to tables: only what a change touches is worked out anew.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    base::Base,
+    compile::{Compiled, assemble},
+    index::Index,
+    namespace::{NamespacePart, Rules},
+    resources::{Kind, ObjectName, Resource, ResourceId},
+    settings::ClusterSettings,
+};
+
+/// The resources with everything that was worked out of them. Resources in, tables out; without a clock of its own.
+///
+/// ```
+/// use heddle_policy::{ClusterSettings, Compiler, resources::parse_file};
+///
+/// let mut compiler = Compiler::new(ClusterSettings::default(), Some("node-a".to_owned()));
+/// for resource in parse_file("rules.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}").resources {
+///     compiler.apply(resource);
+/// }
+/// let now = 1_770_000_000_000_000;
+/// let compiled = compiler.compile(now);
+/// assert!(compiled.next_expiry.is_none());
+/// ```
+#[derive(Clone, Debug)]
+pub struct Compiler {
+    index: Index,
+    settings: Arc<ClusterSettings>,
+    node: Option<String>,
+    base: Option<Arc<Base>>,
+    parts: BTreeMap<String, Arc<NamespacePart>>,
+    dirty: BTreeSet<String>,
+}
+
+impl Compiler {
+    /// For the pods of a node; without one, for those of the whole cluster.
+    pub fn new(settings: ClusterSettings, node: Option<String>) -> Self {
+        Self {
+            index: Index::default(),
+            settings: Arc::new(settings),
+            node,
+            base: None,
+            parts: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+        }
+    }
+
+    /// With these resources instead of its own.
+    #[must_use]
+    pub fn with(mut self, index: Index) -> Self {
+        self.index = index;
+        self.base = None;
+        self
+    }
+
+    /// The resources.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Adds or replaces a resource.
+    pub fn apply(&mut self, resource: Resource) {
+        let id = resource.id();
+        self.index.apply(resource);
+        self.touch(&id);
+    }
+
+    /// Removes a resource, wherever it was written.
+    pub fn remove(&mut self, id: &ResourceId) {
+        self.index.remove(id);
+        self.touch(id);
+    }
+
+    /// Removes everything that a file held.
+    pub fn remove_file(&mut self, file: &str) {
+        for id in self.index.remove_file(file) {
+            self.touch(&id);
+        }
+    }
+
+    /// Marks what a change of a resource may change.
+    fn touch(&mut self, id: &ResourceId) {
+        match id.kind {
+            Kind::Namespace | Kind::Pod | Kind::Service | Kind::ExternalWorkload => self.base = None,
+            Kind::ServiceAccount | Kind::ReferenceGrant => {}
+            Kind::ClusterAccessRule => self.dirty.extend(self.parts.keys().cloned()),
+            // Whoever has none of its own may use another namespace's.
+            Kind::EgressNetwork => self.dirty.extend(self.parts.keys().cloned()),
+            Kind::MeshTlsAuthentication | Kind::NetworkAuthentication => {
+                let key = (id.kind, ObjectName::new(&*id.namespace, &*id.name));
+                let users = self.parts.iter().filter(|(_, part)| part.references.contains(&key));
+                let users: Vec<String> = users.map(|(namespace, _)| namespace.clone()).collect();
+                self.dirty.extend(users);
+            }
+            _ => {
+                self.dirty.insert(id.namespace.clone());
+            }
+        }
+    }
+
+    /// Works out everything, at a time in microseconds since 1970: never fails, since what cannot be worked out is
+    /// refused and told.
+    pub fn compile(&mut self, now: i64) -> Compiled {
+        let base = match &self.base {
+            Some(base) => Arc::clone(base),
+            None => {
+                let base = Arc::new(Base::of(&self.index, &self.settings, self.node.as_deref()));
+                self.base = Some(Arc::clone(&base));
+                self.parts.clear();
+                self.dirty = base.local.keys().chain(base.namespaces.keys()).cloned().collect();
+                // Namespaces of which only rules are known.
+                let kinds = self.index.ids().filter(|id| id.kind != Kind::Pod && id.kind.namespaced());
+                let mut last = "";
+                for id in kinds {
+                    if id.namespace != last {
+                        last = &id.namespace;
+                        self.dirty.insert(id.namespace.clone());
+                    }
+                }
+                base
+            }
+        };
+        let expired = self.parts.iter().filter(|(_, part)| part.next_expiry.is_some_and(|at| at <= now));
+        let expired: Vec<String> = expired.map(|(namespace, _)| namespace.clone()).collect();
+        self.dirty.extend(expired);
+        let rules = Rules { index: &self.index, base: &base, settings: &self.settings, now };
+        for namespace in std::mem::take(&mut self.dirty) {
+            let part = NamespacePart::of(&rules, &namespace);
+            self.parts.insert(namespace, Arc::new(part));
+        }
+        assemble(&self.settings, &base, &self.parts, self.index.duplicates())
+    }
+}

@@ -1,0 +1,339 @@
+//! Where a pod's connections to what has no mesh identity may lead, and which identities it may not reach: EgressNetworks,
+//! and Heddle's own rules about what leaves.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    authorizations::rule_name,
+    base::LocalPod,
+    clients::{Match, Presented},
+    namespace::{InNamespace, Rules},
+    networks,
+    policy::ports_of,
+    request::host_matches,
+    resources::{
+        Action, Direction, EgressNetwork, EgressScope, HostMatch, Kind, NetworkMatch, ParentKind, Parents,
+        Resource, Transport,
+    },
+    settings::DefaultOutbound,
+};
+
+/// What holds for a network that a pod's connections may lead to.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Way {
+    /// `defaultOutbound` decides.
+    Default,
+    /// A rule lets it pass.
+    Allow(Arc<str>),
+    /// A rule refuses it.
+    Deny(Arc<str>),
+    /// The name that is asked for decides, which only the proxy can read.
+    ByName(Arc<str>),
+}
+
+/// A rule about names.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct NameRule {
+    pub(crate) denies: bool,
+    pub(crate) rule: Arc<str>,
+    pub(crate) hosts: Vec<HostMatch>,
+    /// Empty: anywhere.
+    pub(crate) networks: Vec<NetworkMatch>,
+}
+
+/// What holds for a port of what a pod connects to.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub(crate) struct EgressRules {
+    pub(crate) ways: Vec<(IpNet, Way)>,
+    pub(crate) names: Vec<NameRule>,
+}
+
+/// What holds for what a pod connects to.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct EgressPolicy {
+    pub(crate) ports: BTreeMap<u16, Arc<EgressRules>>,
+    /// For every other port.
+    pub(crate) rest: Arc<EgressRules>,
+}
+
+/// A rule about what leaves, cut into its destinations.
+struct Part {
+    denies: bool,
+    tried: bool,
+    rule: Arc<str>,
+    order: (i64, usize),
+    ports: Option<Vec<u16>>,
+    networks: Vec<NetworkMatch>,
+    hosts: Vec<HostMatch>,
+}
+
+impl EgressPolicy {
+    /// Works it out for a pod. `None`: `defaultOutbound` alone decides.
+    pub(crate) fn of(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod) -> Option<Self> {
+        let parts = parts(rules, found, local);
+        if parts.is_empty() && found.egress.is_empty() {
+            return None;
+        }
+        let listed: BTreeSet<u16> =
+            parts.iter().filter_map(|it| it.ports.as_ref()).flatten().copied().collect();
+        let of = |port: Option<u16>| {
+            let applying: Vec<&Part> = parts
+                .iter()
+                .filter(|it| match (&it.ports, port) {
+                    (None, _) => true,
+                    (Some(ports), Some(port)) => ports.contains(&port),
+                    (Some(_), None) => false,
+                })
+                .collect();
+            Arc::new(egress_rules(rules, found, &applying))
+        };
+        let rest = of(None);
+        let mut made: BTreeMap<Vec<bool>, Arc<EgressRules>> = BTreeMap::new();
+        let ports = listed
+            .into_iter()
+            .map(|port| {
+                let which = parts
+                    .iter()
+                    .map(|it| it.ports.as_ref().is_none_or(|ports| ports.contains(&port)))
+                    .collect();
+                (port, Arc::clone(made.entry(which).or_insert_with(|| of(Some(port)))))
+            })
+            .collect();
+        Some(Self { ports, rest })
+    }
+
+    /// What holds for a port.
+    pub(crate) fn port(&self, port: u16) -> &EgressRules {
+        self.ports.get(&port).unwrap_or(&self.rest)
+    }
+}
+
+fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for rule in &found.access {
+        let Some(spec) = &rule.spec else {
+            // Whatever it may have meant: nothing leaves.
+            let about = rule.closes.as_ref().is_some_and(|closes| {
+                closes.pods.as_ref().is_none_or(|pods| pods.matches(&local.pod.meta.labels))
+            });
+            if about {
+                parts.push(Part {
+                    denies: true,
+                    tried: false,
+                    rule: rule_name(rule),
+                    order: (rule.meta.created.unwrap_or(i64::MAX), 0),
+                    ports: None,
+                    networks: Vec::new(),
+                    hosts: Vec::new(),
+                });
+            }
+            continue;
+        };
+        let Direction::Outbound(destinations) = &spec.direction else { continue };
+        if !spec.pods.matches(&local.pod.meta.labels) || spec.transport != Transport::Tcp {
+            continue;
+        }
+        for (number, destination) in destinations.iter().enumerate() {
+            let mut networks = destination.networks.clone();
+            if !destination.identities.is_empty() {
+                if spec.action == Action::Allow {
+                    // A meshed destination needs no leave: the destination's own rules decide.
+                    continue;
+                }
+                networks = addresses_of(rules, &destination.identities);
+                if networks.is_empty() {
+                    continue;
+                }
+            }
+            parts.push(Part {
+                denies: spec.action == Action::Deny,
+                tried: spec.audit,
+                rule: rule_name(rule),
+                order: (rule.meta.created.unwrap_or(i64::MAX), number),
+                ports: ports_of(rule, &local.pod),
+                networks,
+                hosts: destination.hosts.clone(),
+            });
+        }
+    }
+    parts.sort_by(|a, b| (a.order, &a.rule).cmp(&(b.order, &b.rule)));
+    parts
+}
+
+/// The addresses of the pods that have an identity, each as a network.
+fn addresses_of(rules: &Rules<'_>, identities: &[crate::resources::IdentityMatch]) -> Vec<NetworkMatch> {
+    let wanted: Vec<Match> =
+        identities.iter().filter_map(|it| Match::resolve(it, &rules.settings.naming)).collect();
+    let pods = rules.base.pods.values().filter(|info| {
+        info.identity.as_ref().is_some_and(|name| {
+            let name = Presented::of(name);
+            wanted.iter().any(|it| it.holds(&name))
+        })
+    });
+    let mut found: Vec<NetworkMatch> = pods
+        .flat_map(|info| info.addresses.iter())
+        .map(|address| NetworkMatch { cidr: IpNet::from(*address), except: Vec::new() })
+        .collect();
+    for (address, external) in &rules.base.externals {
+        let name = Presented {
+            namespace: None,
+            dns: if external.identity.contains("://") { "" } else { &external.identity },
+            spiffe: if external.identity.contains("://") { &external.identity } else { "" },
+        };
+        if wanted.iter().any(|it| it.holds(&name)) {
+            found.push(NetworkMatch { cidr: IpNet::from(address.to_ip()), except: Vec::new() });
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Networks inside which the answer is the same.
+fn inside(networks: &[NetworkMatch], point: &IpNet) -> bool {
+    networks.is_empty()
+        || networks
+            .iter()
+            .any(|it| it.cidr.contains(point) && !it.except.iter().any(|cut| cut.contains(point)))
+}
+
+fn egress_rules(rules: &Rules<'_>, found: &InNamespace<'_>, parts: &[&Part]) -> EgressRules {
+    let outside: Vec<NetworkMatch> = networks::everything()
+        .map(|cidr| NetworkMatch {
+            cidr,
+            except: rules
+                .base
+                .cluster_networks
+                .iter()
+                .map(|it| it.cidr)
+                .filter(|cut| cidr.contains(cut) && cidr != *cut)
+                .collect(),
+        })
+        .collect();
+    let scope = |it: &EgressNetwork| match &it.scope {
+        EgressScope::OutsideCluster => outside.clone(),
+        EgressScope::Networks(networks) => networks.clone(),
+    };
+    let egress: Vec<(&EgressNetwork, Vec<NetworkMatch>)> =
+        found.egress.iter().map(|it| (*it, scope(it))).collect();
+    let mut given: BTreeSet<IpNet> = BTreeSet::new();
+    let all = egress.iter().map(|(_, networks)| networks).chain(parts.iter().map(|part| &part.networks));
+    for it in all.flatten() {
+        given.insert(it.cidr);
+        given.extend(it.except.iter().copied());
+    }
+    if parts.iter().any(|part| part.networks.is_empty()) {
+        given.extend(networks::everything());
+    }
+    given.extend(rules.base.cluster_networks.iter().map(|it| it.cidr));
+    let way = |point: &IpNet| {
+        let about = |part: &&&Part| !part.tried && inside(&part.networks, point);
+        let by_name = |part: &&Part| !part.hosts.is_empty();
+        if let Some(part) = parts.iter().filter(about).find(|part| part.denies && !by_name(part)) {
+            return Way::Deny(Arc::clone(&part.rule));
+        }
+        if let Some(part) = parts.iter().filter(about).find(|part| part.denies) {
+            return Way::ByName(Arc::clone(&part.rule));
+        }
+        if let Some(part) = parts.iter().filter(about).find(|part| !by_name(part)) {
+            return Way::Allow(Arc::clone(&part.rule));
+        }
+        let network = smallest(&egress, point);
+        let base = match network {
+            Some(it) => it.allow,
+            None => match rules.settings.default_outbound {
+                DefaultOutbound::Allow => true,
+                DefaultOutbound::Cluster => {
+                    rules.base.cluster_networks.iter().any(|it| it.cidr.contains(point))
+                }
+                DefaultOutbound::Deny => false,
+            },
+        };
+        let named = parts.iter().find(about).map(|part| Arc::clone(&part.rule));
+        match (base, named, network) {
+            (false, Some(rule), _) => Way::ByName(rule),
+            (_, _, None) => Way::Default,
+            (true, _, Some(it)) => Way::Allow(text(it)),
+            (false, None, Some(it)) if has_routes(rules, it) => Way::ByName(text(it)),
+            (false, None, Some(it)) => Way::Deny(text(it)),
+        }
+    };
+    let ways = networks::points(given).into_iter().map(|point| (point, way(&point))).collect();
+    let names = parts
+        .iter()
+        .filter(|part| !part.tried && !part.hosts.is_empty())
+        .map(|part| NameRule {
+            denies: part.denies,
+            rule: Arc::clone(&part.rule),
+            hosts: part.hosts.clone(),
+            networks: part.networks.clone(),
+        })
+        .collect();
+    EgressRules { ways, names }
+}
+
+fn text(network: &EgressNetwork) -> Arc<str> {
+    format!("EgressNetwork {}", network.meta.object_name()).into()
+}
+
+/// The EgressNetwork of the smallest block around a network; of several the older, then the name.
+fn smallest<'a>(
+    egress: &[(&'a EgressNetwork, Vec<NetworkMatch>)],
+    point: &IpNet,
+) -> Option<&'a EgressNetwork> {
+    let block = |networks: &[NetworkMatch]| {
+        let around = networks
+            .iter()
+            .filter(|it| it.cidr.contains(point) && !it.except.iter().any(|cut| cut.contains(point)));
+        around.map(|it| it.cidr.prefix_len()).max()
+    };
+    egress
+        .iter()
+        .filter_map(|(it, networks)| Some((std::cmp::Reverse(block(networks)?), it.meta.age(), *it)))
+        .min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)))
+        .map(|(_, _, it)| it)
+}
+
+/// Whether routes of names are attached to an EgressNetwork: they let pass what it denies.
+fn has_routes(rules: &Rules<'_>, network: &EgressNetwork) -> bool {
+    let kinds = [Kind::LinkerdHttpRoute, Kind::HttpRoute, Kind::GrpcRoute, Kind::TlsRoute];
+    kinds.into_iter().flat_map(|kind| rules.index.of_kind(kind, &network.meta.namespace)).any(|it| match it {
+        Resource::Route(route) => match &route.parents {
+            Parents::Unreadable => false,
+            Parents::These(parents) => parents.iter().any(|parent| {
+                parent.kind == ParentKind::EgressNetwork
+                    && parent.namespace == network.meta.namespace
+                    && parent.name == network.meta.name
+            }),
+        },
+        _ => false,
+    })
+}
+
+impl EgressRules {
+    /// What holds for an address.
+    pub(crate) fn at(&self, address: &IpAddr) -> &Way {
+        const DEFAULT: &Way = &Way::Default;
+        let around = self.ways.iter().filter(|(net, _)| net.contains(address));
+        around.max_by_key(|(net, _)| net.prefix_len()).map_or(DEFAULT, |(_, way)| way)
+    }
+
+    /// The rule that decides about a name at an address: one that denies wins.
+    pub(crate) fn by_name(&self, host: &str, address: &IpAddr) -> Option<&NameRule> {
+        let about = |it: &&NameRule| {
+            it.hosts.iter().any(|wanted| host_matches(wanted, host))
+                && (it.networks.is_empty() || it.networks.iter().any(|net| net.contains(address)))
+        };
+        let mut found = self.names.iter().filter(about);
+        let first = found.next();
+        match first {
+            Some(first) if !first.denies => found.find(|it| it.denies).or(Some(first)),
+            first => first,
+        }
+    }
+}

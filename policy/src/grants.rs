@@ -1,0 +1,118 @@
+//! One rule that allows or denies, with every reference followed.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+
+use crate::{
+    clients::{Match, Presented},
+    resources::{DefaultPolicy, NetworkMatch},
+    settings::canonical,
+};
+
+/// How specific a rule is; the most specific is credited.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Specificity {
+    Route,
+    Server,
+    Namespace,
+    /// Of Heddle's own, for a namespace.
+    Rule,
+    /// Of Heddle's own, for the cluster.
+    ClusterRule,
+    Default,
+    Audit,
+}
+
+/// Whom a rule is about, as far as names go.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Clients {
+    /// Everybody, with an identity or without.
+    Everybody,
+    /// Who speaks mesh TLS, with a certificate or without.
+    MeshTls,
+    /// Whoever has one of these identities.
+    Any(Arc<[Match]>),
+    /// Whoever has one of the first identities (`None`: any), and none of the others.
+    Except(Option<Arc<[Match]>>, Arc<[Match]>),
+}
+
+/// A client as a rule looks at it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Who<'a> {
+    /// Without an identity.
+    Nobody,
+    /// Without an identity, over mesh TLS.
+    Anonymous,
+    /// With one.
+    Known(Presented<'a>),
+}
+
+/// One rule. Sorts in the order in which rules are credited.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Grant {
+    pub(crate) specificity: Specificity,
+    /// Microseconds since 1970; unknown counts as youngest.
+    pub(crate) created: i64,
+    /// As people read it.
+    pub(crate) rule: Arc<str>,
+    /// Which part of the rule, where it has several.
+    pub(crate) part: u32,
+    pub(crate) clients: Clients,
+    /// `None`: from anywhere.
+    pub(crate) networks: Option<Arc<[NetworkMatch]>>,
+}
+
+impl Clients {
+    /// Whether a rule that allows is about a client. Who shows no identity is never "not X".
+    pub(crate) fn allows(&self, who: &Who<'_>) -> bool {
+        let known = |matches: &[Match], client: &Presented<'_>| matches.iter().any(|it| it.holds(client));
+        match (self, who) {
+            (Self::Everybody, _) | (Self::MeshTls, Who::Anonymous | Who::Known(_)) => true,
+            (Self::Any(matches), Who::Known(client)) => known(matches, client),
+            (Self::Except(matches, except), Who::Known(client)) => {
+                matches.as_ref().is_none_or(|matches| known(matches, client)) && !known(except, client)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a rule that denies is about a client. Who shows no identity may be anybody but X.
+    pub(crate) fn denies(&self, who: &Who<'_>) -> bool {
+        match (self, who) {
+            (Self::Except(None, _), Who::Nobody | Who::Anonymous) => true,
+            _ => self.allows(who),
+        }
+    }
+}
+
+impl Grant {
+    /// Whether an address lies where the rule looks.
+    pub(crate) fn reaches(&self, address: &IpAddr) -> bool {
+        self.networks.as_ref().is_none_or(|nets| nets.iter().any(|net| net.contains(address)))
+    }
+
+    /// What a default policy (or `accessPolicy`) allows, under the name of `rule`.
+    pub(crate) fn by_default(
+        policy: DefaultPolicy,
+        rule: &Arc<str>,
+        cluster: &Arc<[NetworkMatch]>,
+    ) -> Option<Self> {
+        let any = || Clients::Any(Arc::from([Match::Any]));
+        let (clients, networks) = match policy {
+            DefaultPolicy::Deny => return None,
+            DefaultPolicy::AllUnauthenticated | DefaultPolicy::Audit => (Clients::Everybody, None),
+            DefaultPolicy::AllAuthenticated => (any(), None),
+            DefaultPolicy::ClusterUnauthenticated => (Clients::Everybody, Some(Arc::clone(cluster))),
+            DefaultPolicy::ClusterAuthenticated => (any(), Some(Arc::clone(cluster))),
+        };
+        let specificity =
+            if policy == DefaultPolicy::Audit { Specificity::Audit } else { Specificity::Default };
+        Some(Self { specificity, created: i64::MAX, rule: Arc::clone(rule), part: 0, clients, networks })
+    }
+}
+
+/// Networks of the settings as a rule holds them.
+pub(crate) fn plain_networks(networks: &[IpNet]) -> Arc<[NetworkMatch]> {
+    networks.iter().map(|net| NetworkMatch { cidr: canonical(net), except: Vec::new() }).collect()
+}

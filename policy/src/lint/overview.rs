@@ -1,0 +1,50 @@
+//! What is in force, seen from above: which networks, Servers and trials the compiled rules know of.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use heddle_ebpf::Address;
+use ipnet::IpNet;
+
+use crate::{Compiled, grant_set::GrantSet, grants::Grant, policy::PortRules};
+
+/// The sets of grants of a port, those of its routes included.
+pub(super) fn sets(rules: &PortRules) -> impl Iterator<Item = &Arc<GrantSet>> {
+    let routes = rules.requests.routes.iter().flat_map(|routes| routes.entries());
+    std::iter::once(&rules.grants).chain(routes.map(|entry| &entry.grants))
+}
+
+impl Compiled {
+    pub(super) fn all_sets(&self) -> BTreeSet<&Arc<GrantSet>> {
+        self.policies.values().flat_map(|policy| policy.inbound.rules()).flat_map(sets).collect()
+    }
+
+    fn all_grants(&self) -> impl Iterator<Item = &Grant> {
+        self.all_sets().into_iter().flat_map(|set| set.allows.iter().chain(&set.denies))
+    }
+
+    /// What governs a port of the meshed pod at `server`: a Server, or a default policy and who says so. `None`: no such pod
+    /// on the node.
+    pub fn governs(&self, server: &Address, port: u16) -> Option<&str> {
+        Some(&*self.policies.get(server)?.inbound.port(port).governs)
+    }
+
+    /// The ports of the meshed pod at `server` for which rules of their own are known.
+    pub fn ruled_ports(&self, server: &Address) -> impl Iterator<Item = u16> {
+        self.policies.get(server).into_iter().flat_map(|policy| policy.inbound.ports.keys().copied())
+    }
+
+    /// Every network that a rule of the node's pods names, with what is cut out of it: where answers to clients without an
+    /// identity can change.
+    pub fn named_networks(&self) -> Vec<IpNet> {
+        let lists = self.all_grants().filter_map(|grant| grant.networks.clone());
+        let named: BTreeSet<IpNet> = lists
+            .flat_map(|list| {
+                let each = |it: &crate::resources::NetworkMatch| {
+                    it.except.iter().copied().chain([it.cidr]).collect::<Vec<_>>()
+                };
+                list.iter().flat_map(each).collect::<Vec<_>>()
+            })
+            .collect();
+        named.into_iter().collect()
+    }
+}

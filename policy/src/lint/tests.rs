@@ -1,0 +1,116 @@
+use super::*;
+use crate::{ClusterSettings, compile::tests::SHOP, resources::parse_file};
+
+fn found(text: &str) -> Vec<String> {
+    let index = Index::of([parse_file("x.yaml", text)]);
+    let compiled = index.compile(&ClusterSettings::default(), "a");
+    lint(&index, &compiled).iter().map(ToString::to_string).collect()
+}
+
+fn with(more: &str) -> Vec<String> {
+    found(&format!("{SHOP}\n---\n{more}"))
+}
+
+fn only(found: &[String], parts: &[&str]) {
+    assert_eq!(found.len(), 1, "{found:#?}");
+    for part in parts {
+        assert!(found[0].contains(part), "{part:?} is not in {found:#?}");
+    }
+}
+
+#[test]
+fn a_sound_shop_has_nothing_to_say() {
+    // Of kube-dns nothing but the Service and its pod is there.
+    assert_eq!(found(SHOP), [""; 0]);
+}
+
+#[test]
+fn selectors_that_select_nothing_are_named_with_their_field() {
+    let server = |selector: &str, port: &str| {
+        with(&format!(
+            "apiVersion: policy.linkerd.io/v1beta3\nkind: Server\nmetadata: {{name: s, namespace: shop}}\n\
+             spec:\n  podSelector: {{matchLabels: {{app: {selector}}}}}\n  port: {port}\n"
+        ))
+    };
+    only(
+        &server("wbe", "80"),
+        &["warning: x.yaml:", "Server shop/s: spec.podSelector: selects none of the 3"],
+    );
+    only(&server("web", "htpp"), &["Server shop/s: spec.port: none of the 1 selected pods", "named htpp"]);
+    assert_eq!(server("web", "http"), [""; 0], "the control");
+    only(
+        &with(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: shop}\nspec: {clusterIP: 10.96.0.9, selector: {app: nobody}, ports: [{port: 1}]}\n",
+        ),
+        &["Service shop/t: spec.selector: selects none of the 3"],
+    );
+    only(
+        &with(
+            "apiVersion: policy.linkerd.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: kube-system}\nspec:\n  targetRef: {kind: Namespace, name: kube-system}\n  requiredAuthenticationRefs: []\n",
+        ),
+        &["AuthorizationPolicy kube-system/p: spec.targetRef: applies to every Server"],
+    );
+}
+
+fn mesh(entries: &str) -> Vec<String> {
+    let policy = "apiVersion: policy.linkerd.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\n\
+                  spec:\n  targetRef: {group: policy.linkerd.io, kind: Server, name: redis}\n  \
+                  requiredAuthenticationRefs: [{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: m}]\n";
+    with(&format!(
+        "{policy}---\napiVersion: policy.linkerd.io/v1alpha1\nkind: MeshTLSAuthentication\n\
+         metadata: {{name: m, namespace: shop}}\nspec:\n  {entries}\n"
+    ))
+}
+
+#[test]
+fn identities_that_nobody_has_are_named() {
+    only(
+        &mesh("identityRefs: [{kind: ServiceAccount, name: redis}, {kind: ServiceAccount, name: wbe}]"),
+        &["spec.identityRefs[1]: no service account shop/wbe is known (known there: default, redis, web)"],
+    );
+    only(
+        &mesh("identityRefs: [{kind: Namespace, name: nowhere}, {kind: ServiceAccount, name: redis}]"),
+        &["spec.identityRefs[0]", "nowhere"],
+    );
+    only(
+        &mesh(
+            "identities: [redis.shop.serviceaccount.identity.linkerd.cluster.local, web.shop.serviceaccount.identity.linkerd.other.org]",
+        ),
+        &["spec.identities[1]", "in another trust domain"],
+    );
+    only(
+        &mesh("identities: ['*.nowhere.serviceaccount.identity.linkerd.cluster.local']"),
+        &["spec.identities[0]", "no known identity ends in"],
+    );
+    assert_eq!(mesh("identityRefs: [{kind: ServiceAccount, name: redis}]"), [""; 0], "the control");
+}
+
+#[test]
+fn rules_that_never_decide_are_named_with_those_that_do() {
+    // Whoever is in the namespace may; web, whom another rule names, is in it.
+    only(
+        &mesh("identityRefs: [{kind: Namespace, name: shop}]"),
+        &["AuthorizationPolicy shop/allow-web: spec: never decides", "AuthorizationPolicy shop/p allows all"],
+    );
+    let open =
+        SHOP.replace("proxyProtocol: opaque", "proxyProtocol: opaque\n  accessPolicy: all-unauthenticated");
+    only(&found(&open), &["shop/allow-web", "Server shop/redis (accessPolicy all-unauthenticated)"]);
+    // Audit lets everybody in, and yet the rule decides who is told of.
+    let audit = SHOP.replace("proxyProtocol: opaque", "proxyProtocol: opaque\n  accessPolicy: audit");
+    assert_eq!(found(&audit), [""; 0]);
+}
+
+#[test]
+fn networks_cover_each_other_only_where_it_is_certain() {
+    let net = |cidr: &str, except: &[&str]| NetworkMatch {
+        cidr: cidr.parse().unwrap(),
+        except: except.iter().map(|it| it.parse().unwrap()).collect(),
+    };
+    use crate::resources::NetworkMatch;
+    use redundant::holds;
+    assert!(holds(&net("10.0.0.0/8", &[]), &net("10.1.0.0/16", &[])));
+    assert!(!holds(&net("10.1.0.0/16", &[]), &net("10.0.0.0/8", &[])));
+    assert!(!holds(&net("10.0.0.0/8", &["10.1.2.0/24"]), &net("10.1.0.0/16", &[])));
+    assert!(holds(&net("10.0.0.0/8", &["10.1.2.0/24"]), &net("10.1.0.0/16", &["10.1.2.0/23"])));
+    assert!(holds(&net("10.0.0.0/8", &["10.9.0.0/16"]), &net("10.1.0.0/16", &[])));
+}

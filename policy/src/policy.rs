@@ -1,0 +1,308 @@
+//! What holds for each port of a pod.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use heddle_ebpf::policy::{PORT_DETECT, PORT_L4_ONLY, PORT_NEEDS_REQUEST};
+
+use crate::{
+    authorizations::{denies, inbound_grants},
+    base::LocalPod,
+    defaults::PodDefaults,
+    grant_set::GrantSet,
+    grants::Grant,
+    limits::RateLimits,
+    namespace::{InNamespace, Rules},
+    problems::{Problem, Severity},
+    request::RouteTable,
+    resources::{AccessRule, Direction, Kind, Pod, PortMatch, PortSet, ProxyProtocol, Server, Transport},
+    servers::{conflict, governors},
+};
+
+/// A pod for which more ports than this have rules of their own keeps those of its Servers and annotations; ports of
+/// Heddle's rules beyond are closed with the rest.
+const MAX_PORTS: usize = 8192;
+
+/// What holds for the requests of a port.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Requests {
+    /// Something attached cannot be read: every request is refused.
+    pub(crate) closed: bool,
+    /// `None`: none is attached, and every request is judged as the connection is.
+    pub(crate) routes: Option<Arc<RouteTable>>,
+    pub(crate) limits: Option<Arc<RateLimits>>,
+}
+
+/// What holds for a port.
+#[derive(Clone, Debug)]
+pub(crate) struct PortRules {
+    pub(crate) grants: Arc<GrantSet>,
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) protocol: ProxyProtocol,
+    /// What is named when nothing allows.
+    pub(crate) governs: Arc<str>,
+    /// `PORT_*`, but for what follows from the grants.
+    pub(crate) flags: u8,
+}
+
+/// What holds for a pod's ports.
+#[derive(Clone, Debug)]
+pub(crate) struct PodPolicy {
+    pub(crate) ports: BTreeMap<u16, PortRules>,
+    /// For every other port.
+    pub(crate) rest: PortRules,
+}
+
+impl PodPolicy {
+    /// What holds for a port.
+    pub(crate) fn port(&self, port: u16) -> &PortRules {
+        self.ports.get(&port).unwrap_or(&self.rest)
+    }
+
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &PortRules> {
+        self.ports.values().chain([&self.rest])
+    }
+}
+
+/// Whether routes of a kind go with what a Server speaks.
+pub(crate) fn takes(protocol: ProxyProtocol, kind: Kind) -> bool {
+    match kind {
+        Kind::HttpRoute | Kind::LinkerdHttpRoute => {
+            matches!(protocol, ProxyProtocol::Unknown | ProxyProtocol::Http1 | ProxyProtocol::Http2)
+        }
+        Kind::GrpcRoute => protocol == ProxyProtocol::Grpc,
+        _ => false,
+    }
+}
+
+/// Works out the pods of a namespace; pods and ports that are alike share what is worked out.
+pub(crate) struct AboutPod<'a> {
+    rules: &'a Rules<'a>,
+    namespace: &'a str,
+    found: &'a InNamespace<'a>,
+    made: HashMap<(Governor<'a>, Vec<usize>), PortRules>,
+    grants: Vec<Vec<Grant>>,
+}
+
+/// What governs a port.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Governor<'a> {
+    Server(&'a str),
+    Default { text: String, opaque: bool },
+}
+
+impl<'a> AboutPod<'a> {
+    pub(crate) fn new(rules: &'a Rules<'a>, namespace: &'a str, found: &'a InNamespace<'a>) -> Self {
+        let grants = found.access.iter().map(|rule| inbound_grants(rule, rules)).collect();
+        Self { rules, namespace, found, made: HashMap::new(), grants }
+    }
+
+    pub(crate) fn policy(&mut self, local: &LocalPod, problems: &mut Vec<Problem>) -> PodPolicy {
+        let pod = &*local.pod;
+        let meta = self.rules.base.namespaces.get(self.namespace);
+        let defaults = PodDefaults::of(pod, meta, self.rules.settings, problems);
+        let governors = governors(pod, &self.found.servers, |winner, loser, port| {
+            problems.push(conflict(winner, loser, pod, port));
+        });
+        let access = self.about(pod);
+
+        let mut listed: BTreeSet<u16> = governors.ports.keys().copied().collect();
+        if governors.rest.is_none() {
+            // A list of every port is in `rest` already.
+            let sets = [&defaults.opaque, &defaults.require_identity].into_iter().filter(|set| !set.is_all());
+            listed.extend(sets.flat_map(PortSet::iter));
+        }
+        for (_, ports) in &access {
+            listed.extend(ports.iter().flatten().copied());
+            if listed.len() > MAX_PORTS {
+                let reason = format!(
+                    "has rules for more than {MAX_PORTS} ports: those beyond are refused whatever rule allows them"
+                );
+                problems.push(pod.meta.problem(Kind::Pod, Severity::Error, "spec", reason));
+                break;
+            }
+        }
+        let overfull = listed.len() > MAX_PORTS;
+        let governor = |port: Option<u16>| {
+            let server = port.and_then(|port| governors.ports.get(&port).copied()).or(governors.rest);
+            match (server, port) {
+                (Some(server), _) => Ok(server),
+                (None, Some(port)) => {
+                    Err((defaults.opaque.contains(port), defaults.require_identity.contains(port)))
+                }
+                (None, None) => Err((defaults.opaque.is_all(), defaults.require_identity.is_all())),
+            }
+        };
+        let mut rules_of = |port: Option<u16>| {
+            let applying = access
+                .iter()
+                .filter(|(_, ports)| match (ports, port) {
+                    (None, _) => true,
+                    (Some(ports), Some(port)) => ports.contains(&port),
+                    (Some(_), None) => false,
+                })
+                .map(|(index, _)| *index)
+                .collect();
+            self.rules_of(governor(port), applying, &defaults)
+        };
+        let mut rest = rules_of(None);
+        let ports = listed.into_iter().take(MAX_PORTS).map(|port| (port, rules_of(Some(port)))).collect();
+        if overfull {
+            rest.grants = crate::grant_set::empty();
+        }
+        PodPolicy { ports, rest }
+    }
+
+    /// Which of Heddle's rules are about a pod's ports, and which ports (`None`: every one).
+    fn about(&self, pod: &Pod) -> Vec<(usize, Option<Vec<u16>>)> {
+        let mut about = Vec::new();
+        for (index, rule) in self.found.access.iter().enumerate() {
+            let selected = match (&rule.spec, &rule.closes) {
+                (Some(spec), _) => {
+                    spec.pods.matches(&pod.meta.labels)
+                        && spec.transport == Transport::Tcp
+                        && matches!(spec.direction, Direction::Inbound(_))
+                }
+                (None, Some(closes)) => {
+                    closes.pods.as_ref().is_none_or(|pods| pods.matches(&pod.meta.labels))
+                }
+                (None, None) => false,
+            };
+            if selected {
+                about.push((index, ports_of(rule, pod)));
+            }
+        }
+        about
+    }
+
+    fn rules_of(
+        &mut self,
+        governor: Result<&'a Server, (bool, bool)>,
+        applying: Vec<usize>,
+        defaults: &PodDefaults,
+    ) -> PortRules {
+        let key = match governor {
+            Ok(server) => Governor::Server(&server.meta.name),
+            Err((opaque, identity)) => Governor::Default { text: default_text(defaults, identity), opaque },
+        };
+        if let Some(made) = self.made.get(&(key.clone(), applying.clone())) {
+            return made.clone();
+        }
+        let made = self.make(governor, &applying, defaults);
+        self.made.insert((key, applying), made.clone());
+        made
+    }
+
+    fn make(
+        &self,
+        governor: Result<&'a Server, (bool, bool)>,
+        applying: &[usize],
+        defaults: &PodDefaults,
+    ) -> PortRules {
+        let networks = &self.rules.base.cluster_networks;
+        match governor {
+            Err((opaque, identity)) => {
+                let policy = if identity { defaults.policy.authenticated() } else { defaults.policy };
+                let text: Arc<str> = default_text(defaults, identity).into();
+                let allows = Grant::by_default(policy, &text, networks).into_iter().collect();
+                PortRules {
+                    grants: self.grants(allows, applying, true),
+                    requests: Arc::default(),
+                    protocol: if opaque { ProxyProtocol::Opaque } else { ProxyProtocol::Unknown },
+                    governs: text,
+                    flags: if opaque { PORT_L4_ONLY } else { PORT_DETECT },
+                }
+            }
+            Ok(server) => {
+                let allows = self.found.authorizations.of_server(server, networks);
+                let l4 = matches!(server.protocol, ProxyProtocol::Opaque | ProxyProtocol::Tls);
+                let requests =
+                    if l4 { Requests::default() } else { self.requests(server, &allows, applying) };
+                let declared = matches!(
+                    server.protocol,
+                    ProxyProtocol::Http1 | ProxyProtocol::Http2 | ProxyProtocol::Grpc
+                );
+                let read =
+                    declared || requests.closed || requests.routes.is_some() || requests.limits.is_some();
+                PortRules {
+                    grants: self.grants(allows, applying, server.readable),
+                    requests: Arc::new(requests),
+                    protocol: server.protocol,
+                    governs: format!("Server {}", server.meta.object_name()).into(),
+                    flags: if l4 { PORT_L4_ONLY } else { PORT_DETECT }
+                        | if read { PORT_NEEDS_REQUEST } else { 0 },
+                }
+            }
+        }
+    }
+
+    /// The set of what allows and what Heddle's rules add. On a Server that cannot be read nothing allows.
+    fn grants(&self, mut allows: Vec<Grant>, applying: &[usize], readable: bool) -> Arc<GrantSet> {
+        let (mut denied, mut tried_allows, mut tried_denies) = (Vec::new(), Vec::new(), Vec::new());
+        for index in applying {
+            let (Some(rule), Some(grants)) = (self.found.access.get(*index), self.grants.get(*index)) else {
+                continue;
+            };
+            let tried = rule.spec.as_ref().is_some_and(|spec| spec.audit);
+            match (denies(rule), tried) {
+                (true, false) => denied.extend(grants.iter().cloned()),
+                (true, true) => tried_denies.extend(grants.iter().cloned()),
+                (false, true) => tried_allows.extend(grants.iter().cloned()),
+                (false, false) if readable => allows.extend(grants.iter().cloned()),
+                (false, false) => {}
+            }
+        }
+        Arc::new(GrantSet::new(allows, denied).trying(tried_allows, tried_denies))
+    }
+
+    fn requests(&self, server: &Server, allows: &[Grant], applying: &[usize]) -> Requests {
+        let name = &*server.meta.name;
+        let found = self.found;
+        let closed = found.closed_everywhere || found.closed.contains(name);
+        let routes = found.routes.get(name).map(|routes| {
+            let with_grants = routes.iter().map(|route| {
+                let own = found.authorizations.of_route(route.kind, &route.meta.name);
+                let both = own.iter().chain(allows).cloned().collect();
+                let both = if server.readable { both } else { Vec::new() };
+                (*route, self.grants(both, applying, server.readable))
+            });
+            Arc::new(RouteTable::new(with_grants))
+        });
+        let limits = found.limits.get(name).and_then(|policy| {
+            let limit = policy.limit.as_ref()?;
+            Some(Arc::new(RateLimits::new(policy.meta.object_name(), limit, self.rules.settings)))
+        });
+        Requests { closed, routes, limits }
+    }
+}
+
+fn default_text(defaults: &PodDefaults, identity: bool) -> String {
+    let policy = if identity { defaults.policy.authenticated() } else { defaults.policy };
+    let why = if policy == defaults.policy { "" } else { ", identity demanded" };
+    format!("default policy {} ({}{why})", policy.as_str(), defaults.source)
+}
+
+/// The ports of a pod that a rule of Heddle's is about; `None`: every one.
+pub(crate) fn ports_of(rule: &AccessRule, pod: &Pod) -> Option<Vec<u16>> {
+    let spec = rule.spec.as_ref()?;
+    if spec.ports.is_empty() {
+        return None;
+    }
+    let mut ports = Vec::new();
+    for port in &spec.ports {
+        match port {
+            PortMatch::Range(first, last) => ports.extend(*first..=*last),
+            PortMatch::Name(name) => ports.extend(
+                pod.ports
+                    .iter()
+                    .filter(|port| port.transport == spec.transport && port.name == *name)
+                    .map(|port| port.number),
+            ),
+        }
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    Some(ports)
+}

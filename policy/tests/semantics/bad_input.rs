@@ -1,0 +1,136 @@
+//! Every field at its limits.
+
+use std::time::Instant;
+
+use heddle_policy::{ClusterSettings, Compiler, resources::parse_file};
+
+use crate::world::*;
+
+#[test]
+fn an_annotation_of_a_megabyte_refuses_and_is_told() {
+    let huge = "1,".repeat(500_000);
+    for key in
+        ["config.linkerd.io/default-inbound-policy", "config.linkerd.io/opaque-ports", "heddle.io/mesh"]
+    {
+        let text =
+            pods().replace("heddle.io/mesh: enabled", &format!("heddle.io/mesh: enabled, {key}: '{huge}'"));
+        let text = if key == "heddle.io/mesh" {
+            pods().replace("heddle.io/mesh: enabled", &format!("{key}: '{huge}'"))
+        } else {
+            text
+        };
+        let parsed = parse_file("r", &text);
+        let open = ClusterSettings {
+            default_inbound_policy: heddle_policy::resources::DefaultPolicy::AllUnauthenticated,
+            ..ClusterSettings::default()
+        };
+        let compiled = heddle_policy::Index::of([parsed]).compile_cluster(&open, 0);
+        assert!(!compiled.problems.is_empty(), "{key}");
+        let it = World { compiled, problems: Vec::new() };
+        if key.ends_with("policy") {
+            assert!(!it.allows("", OUTSIDE, WEB, 80));
+        }
+        assert!(
+            it.compiled.pods().filter(|pod| pod.meshed()).count() == 3,
+            "{key}: what cannot be read is meshed"
+        );
+    }
+}
+
+#[test]
+fn a_hundred_thousand_rules_in_one_namespace_are_worked_out_in_bounded_time_and_asking_stays_flat() {
+    let few = policies(10);
+    let many = policies(100_000);
+    let (few, many) = (world_of(few), world_of(many));
+    let last = "sa99999.shop";
+    assert!(many.allows(last, OUTSIDE, DB, 6379) && !many.allows("sa100000.shop", OUTSIDE, DB, 6379));
+    let time = |it: &World, who: &str| {
+        let start = Instant::now();
+        for _ in 0..2_000 {
+            std::hint::black_box(it.allows(who, OUTSIDE, DB, 6379));
+        }
+        start.elapsed()
+    };
+    let (a, b) = (time(&few, "sa9.shop"), time(&many, last));
+    assert!(b < a * 20 + std::time::Duration::from_millis(200), "{a:?} for 10 rules, {b:?} for 100,000");
+}
+
+/// Policies that were read already: reading a hundred thousand documents is another test's matter.
+fn policies(count: usize) -> Vec<heddle_policy::resources::Resource> {
+    let one = parse_file("r", &allow("[{kind: ServiceAccount, name: placeholder}]")).resources.remove(0);
+    (0..count)
+        .map(|i| {
+            let mut it = one.clone();
+            if let heddle_policy::resources::Resource::AuthorizationPolicy(policy) = &mut it {
+                policy.meta.name = format!("p{i}");
+                let account = heddle_policy::resources::ObjectName::new("shop", format!("sa{i}"));
+                let rule = policy.rule.as_mut().unwrap();
+                rule.identity = Some(heddle_policy::resources::IdentityRef::ServiceAccount(account));
+            }
+            it
+        })
+        .collect()
+}
+
+fn world_of(rules: Vec<heddle_policy::resources::Resource>) -> World {
+    let mut compiler = Compiler::new(ClusterSettings::default(), None);
+    for resource in parse_file("r", &(pods() + &db())).resources.into_iter().chain(rules) {
+        compiler.apply(resource);
+    }
+    World { compiled: compiler.compile(0), problems: Vec::new() }
+}
+
+#[test]
+fn hostile_expressions_are_bounded() {
+    let parents = "parentRefs: [{group: policy.linkerd.io, kind: Server, name: web}]";
+    for pattern in ["(a{1000}){1000}", "((((((a*)*)*)*)*)*)*\\w{1000}", "(?:x{50}){50}{50}"] {
+        let spec = format!(
+            "{{{parents}, rules: [{{matches: [{{path: {{type: RegularExpression, value: '{pattern}'}}}}]}}]}}"
+        );
+        let parsed = parse_file("r", &doc("gateway.networking.k8s.io/v1", "HTTPRoute", "r", &spec));
+        assert!(parsed.has_errors(), "{pattern}");
+    }
+    // What is accepted is linear: a text that makes a backtracking engine stall.
+    let spec = format!(
+        "{{{parents}, rules: [{{matches: [{{path: {{type: RegularExpression, value: '/(a+)+b'}}}}]}}]}}"
+    );
+    let web = server("web", "{podSelector: {}, port: 80, proxyProtocol: HTTP/1}");
+    let it = world(&(web + &doc("gateway.networking.k8s.io/v1", "HTTPRoute", "r", &spec)));
+    let target = format!("/{}", "a".repeat(60_000));
+    let start = Instant::now();
+    let request = heddle_policy::Request { method: "GET", target: &target, host: "h", headers: &[] };
+    let _ = it.request("web.shop", WEB, 80, &request);
+    assert!(start.elapsed().as_secs() < 5);
+}
+
+#[test]
+fn identities_that_are_none_spoil_their_rule() {
+    let reference = "[{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: m}]";
+    let web = "web.shop.serviceaccount.identity.linkerd.cluster.local";
+    for bad in [
+        "Web.example",
+        "a..b",
+        ".a",
+        "a.",
+        "wéb.example",
+        "*.*",
+        "a*",
+        "",
+        "-a.b",
+        "spiffe://",
+        "spiffe://x",
+        "spiffe://x/../y",
+        "spiffe://x/%2e",
+    ] {
+        let it =
+            world(&(db() + &allow(reference) + &mesh_tls("m", &format!("{{identities: [{web}, '{bad}']}}"))));
+        assert!(!it.allows("web.shop", OUTSIDE, DB, 6379), "{bad}");
+        assert!(
+            it.problems.iter().any(|problem| problem.field.contains("identities[1]")),
+            "{bad}: {:?}",
+            it.problems
+        );
+    }
+    let it = world(&(db() + &allow(reference) + &mesh_tls("m", &format!("{{identities: [{web}]}}"))));
+    assert!(it.allows("web.shop", OUTSIDE, DB, 6379), "the control");
+}

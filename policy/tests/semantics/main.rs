@@ -1,0 +1,9 @@
+//! What the resources mean, sentence by sentence, and the defects that others had.
+#![allow(clippy::unwrap_used)]
+
+mod access_rules;
+mod bad_input;
+mod defects;
+mod inbound;
+mod routes;
+mod world;

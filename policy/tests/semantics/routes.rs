@@ -1,0 +1,305 @@
+//! Routes on a Server, and limits on the rate of requests.
+
+use heddle_ebpf::codes::Reason;
+use heddle_policy::{Bucket, Budget, Request};
+
+use crate::world::*;
+
+fn http(protocol: &str) -> String {
+    server(
+        "web",
+        &format!("{{podSelector: {{matchLabels: {{app: web}}}}, port: 80, proxyProtocol: {protocol}}}"),
+    )
+}
+
+fn route(name: &str, spec: &str) -> String {
+    let parents = "parentRefs: [{group: policy.linkerd.io, kind: Server, name: web}]";
+    doc("gateway.networking.k8s.io/v1", "HTTPRoute", name, &format!("{{{parents}, {spec}}}"))
+}
+
+fn path(kind: &str, value: &str) -> String {
+    format!("rules: [{{matches: [{{path: {{type: {kind}, value: '{value}'}}}}]}}]")
+}
+
+fn on_route(name: &str, references: &str) -> String {
+    policy(
+        &format!("on-{name}"),
+        &format!("{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {name}}}"),
+        references,
+    )
+}
+
+fn get(target: &str) -> Request<'_> {
+    Request { method: "GET", target, host: "shop.example", headers: &[] }
+}
+
+fn asked(it: &World, who: &str, request: &Request<'_>) -> (Reason, String) {
+    let found = it.request(who, WEB, 80, request);
+    (found.decision.verdict.reason, found.route.map(|it| it.name.to_owned()).unwrap_or_default())
+}
+
+#[test]
+fn what_holds_for_a_request_is_what_is_written_for_its_route_and_for_its_server() {
+    let text = http("HTTP/1")
+        + &route("one", &path("Exact", "/one"))
+        + &route("two", &path("Exact", "/two"))
+        + &on_route("one", "[{kind: ServiceAccount, name: web}]")
+        + &policy(
+            "on-server",
+            "{group: policy.linkerd.io, kind: Server, name: web}",
+            "[{kind: ServiceAccount, name: db}]",
+        );
+    let it = world(&text);
+    assert!(it.problems.is_empty(), "{:?}", it.problems);
+    assert_eq!(asked(&it, "web.shop", &get("/one")), (Reason::Authorized, "HTTPRoute shop/one".into()));
+    assert_eq!(asked(&it, "web.shop", &get("/two")), (Reason::Unauthorized, "HTTPRoute shop/two".into()));
+    assert_eq!(asked(&it, "db.shop", &get("/two")).0, Reason::Authorized);
+    assert_eq!(asked(&it, "", &get("/one")).0, Reason::NoIdentity);
+    let rule = it.request("web.shop", WEB, 80, &get("/one")).decision.rule;
+    assert_eq!(&*rule, "AuthorizationPolicy shop/on-one");
+}
+
+#[test]
+fn no_route_is_404_before_any_authorization_and_a_refusal_403() {
+    let it = world(&(http("HTTP/1") + &route("one", &path("Exact", "/one"))));
+    for (target, reason, status) in [
+        ("/one", Reason::Unauthorized, (403, 7)),
+        ("/other", Reason::NoRoute, (404, 5)),
+        ("/a/../one", Reason::BadRequest, (400, 3)),
+    ] {
+        let decision = it.request("web.shop", WEB, 80, &get(target)).decision;
+        assert_eq!((decision.verdict.reason, decision.status()), (reason, status), "{target}");
+    }
+}
+
+#[test]
+fn without_routes_every_request_is_judged_as_the_connection() {
+    let open = http("HTTP/1").replace("HTTP/1", "HTTP/1, accessPolicy: all-authenticated");
+    let it = world(&open);
+    assert_eq!(asked(&it, "web.shop", &get("/anything")), (Reason::Authorized, String::new()));
+    assert_eq!(asked(&it, "", &get("/anything")).0, Reason::NoIdentity);
+}
+
+#[test]
+fn prefixes_match_by_whole_segments_and_expressions_the_whole_value() {
+    for (kind, value, target, takes) in [
+        ("PathPrefix", "/a", "/a", true),
+        ("PathPrefix", "/a", "/a/", true),
+        ("PathPrefix", "/a/", "/a", true),
+        ("PathPrefix", "/a", "/a/b?c", true),
+        ("PathPrefix", "/a", "/ab", false),
+        ("PathPrefix", "/", "/x", true),
+        ("Exact", "/a", "/a?x=1", true),
+        ("Exact", "/a", "/a/", false),
+        ("Exact", "/a", "/A", false),
+        ("RegularExpression", "/a|/b", "/b", true),
+        ("RegularExpression", "/a|/b", "/bc", false),
+        ("RegularExpression", "a", "/a", false),
+    ] {
+        let it = world(&(http("HTTP/1") + &route("r", &path(kind, value))));
+        let found = asked(&it, "web.shop", &get(target)).0;
+        assert_eq!(found != Reason::NoRoute, takes, "{kind} {value} {target}: {found:?}");
+    }
+}
+
+#[test]
+fn precedence_is_the_gateway_apis() {
+    let rules = |matches: &str| format!("rules: [{{matches: [{matches}]}}]");
+    // Each wins over all that stand after it.
+    let specs = [
+        ("a", "hostnames: [shop.example], rules: [{}]".to_owned()),
+        ("b", "hostnames: ['*.example'], rules: [{}]".to_owned()),
+        ("c", rules("{path: {type: Exact, value: /x/y}}")),
+        ("d", rules("{path: {type: RegularExpression, value: '/x/.*'}}")),
+        ("e", rules("{path: {value: /x/y}}")),
+        ("f", rules("{path: {value: /x}, method: GET}")),
+        ("g", rules("{path: {value: /x}, headers: [{name: h, value: v}]}")),
+        ("h", rules("{path: {value: /x}, queryParams: [{name: q, value: v}]}")),
+        ("i", rules("{path: {value: /x}}")),
+        ("j", rules("{path: {value: /x}}")),
+        ("k", "rules: [{}]".to_owned()),
+    ];
+    let request =
+        Request { method: "GET", target: "/x/y?q=v", host: "Shop.Example.:8080", headers: &[("H", b"v")] };
+    for first in 0..specs.len() {
+        // In the opposite order of names, so that names do not help.
+        let text: String = specs[first..]
+            .iter()
+            .map(|(name, spec)| {
+                let name = if *name == "i" || *name == "j" {
+                    (*name).to_owned()
+                } else {
+                    format!("{}-{name}", char::from(b'z' - name.as_bytes()[0] + b'a'))
+                };
+                route(&name, spec)
+            })
+            .collect();
+        let it = world(&(http("HTTP/1") + &text));
+        let (_, found) = asked(&it, "web.shop", &request);
+        assert!(found.ends_with(specs[first].0), "{} and not {found}", specs[first].0);
+    }
+    let older = route("z", "rules: [{}]")
+        .replace("namespace: shop", "namespace: shop, creationTimestamp: '2020-01-01T00:00:00Z'");
+    let it = world(&(http("HTTP/1") + &route("a", "rules: [{}]") + &older));
+    assert_eq!(asked(&it, "web.shop", &request).1, "HTTPRoute shop/z", "the older");
+}
+
+#[test]
+fn grpc_routes_go_with_grpc_servers_and_http_routes_with_the_others() {
+    let parents = "parentRefs: [{group: policy.linkerd.io, kind: Server, name: web}]";
+    let grpc = |method: &str| {
+        doc(
+            "gateway.networking.k8s.io/v1",
+            "GRPCRoute",
+            "g",
+            &format!("{{{parents}, rules: [{{matches: [{{method: {method}}}]}}]}}"),
+        )
+    };
+    let call = Request { method: "POST", target: "/pkg.S/Get", host: "h", headers: &[] };
+    for (method, takes) in [
+        ("{service: pkg.S, method: Get}", true),
+        ("{service: pkg.S}", true),
+        ("{method: Get}", true),
+        ("{service: pkg}", false),
+        ("{service: pkg.S, method: Put}", false),
+        ("{type: RegularExpression, service: 'pkg\\.[A-Z]'}", true),
+        ("{type: RegularExpression, service: 'pkg'}", false),
+    ] {
+        let it = world(&(http("gRPC") + &grpc(method)));
+        assert!(it.problems.is_empty(), "{:?}", it.problems);
+        assert_eq!(asked(&it, "web.shop", &call).0 != Reason::NoRoute, takes, "{method}");
+    }
+    let it = world(&(http("HTTP/2") + &grpc("{service: none}")));
+    assert_eq!(asked(&it, "web.shop", &call).0, Reason::Unauthorized, "is not attached");
+    assert!(it.tells("has no effect there"));
+}
+
+#[test]
+fn limits_are_of_the_oldest_policy_and_an_override_shares_its_budget() {
+    let limit = |name: &str, spec: &str| {
+        let spec = format!("{{targetRef: {{group: policy.linkerd.io, kind: Server, name: web}}, {spec}}}");
+        doc("policy.linkerd.io/v1alpha1", "HTTPLocalRateLimitPolicy", name, &spec)
+    };
+    let text = http("HTTP/1").replace("HTTP/1", "HTTP/1, accessPolicy: all-unauthenticated")
+        + &limit(
+            "a",
+            "total: {requestsPerSecond: 9}, identity: {requestsPerSecond: 2}, overrides: [{requestsPerSecond: 5, clientRefs: [{kind: ServiceAccount, name: web}, {kind: ServiceAccount, name: db}]}]",
+        )
+        + &limit("b", "total: {requestsPerSecond: 1}");
+    let it = world(&text);
+    assert!(it.tells("limits nothing"), "{:?}", it.problems);
+    let found = it.request("", WEB, 80, &get("/"));
+    let limits = found.limits.unwrap();
+    assert_eq!((&*limits.rule, limits.total), ("HTTPLocalRateLimitPolicy shop/a", Some(9)));
+    let name = |who: &str| format!("{who}.serviceaccount.identity.linkerd.cluster.local");
+    assert_eq!(limits.budget(Some(&name("web.shop"))), Some((Budget::Override(0), 5)));
+    assert_eq!(limits.budget(Some(&name("db.shop"))), Some((Budget::Override(0), 5)), "they share it");
+    assert_eq!(limits.budget(Some(&name("x.shop"))), Some((Budget::Identity(&name("x.shop")), 2)));
+    assert_eq!(limits.budget(None), Some((Budget::Unauthenticated, 2)));
+    let mut bucket = Bucket::default();
+    assert_eq!((0..10).filter(|_| bucket.take(7, 5)).count(), 5);
+    assert_eq!(it.reason("", OUTSIDE, WEB, 80), Reason::NeedsRequest, "never carried as bare bytes");
+}
+
+#[test]
+fn attack_15_hosts_compare_without_case_port_and_dot_and_a_doubled_header_is_judged_as_the_strictest() {
+    let text = http("HTTP/1")
+        + &route(
+            "admin",
+            "hostnames: [shop.example], rules: [{matches: [{headers: [{name: x-role, value: admin}]}]}]",
+        )
+        + &route("open", "rules: [{}]")
+        + &on_route("open", "[]");
+    let it = world(&text);
+    let ask = |host: &str, headers: &[(&str, &[u8])]| {
+        asked(&it, "web.shop", &Request { method: "GET", target: "/", host, headers })
+    };
+    for host in ["shop.example", "SHOP.example", "shop.example.", "shop.example:80", "Shop.Example.:8080"] {
+        assert_eq!(
+            ask(host, &[("X-Role", b"admin")]),
+            (Reason::Unauthorized, "HTTPRoute shop/admin".into()),
+            "{host}"
+        );
+        for headers in [
+            &[("x-role", &b"admin"[..]), ("x-role", b"user")][..],
+            &[("x-role", b"user"), ("X-ROLE", b"admin")],
+            &[("x-role", b"user, admin")],
+            &[("x-role", b"admin,user")],
+        ] {
+            assert_eq!(ask(host, headers).0, Reason::BadRequest, "{host} {headers:?}");
+        }
+        assert_eq!(
+            ask(host, &[("x-role", b"admin"), ("x-role", b"admin")]).0,
+            Reason::Unauthorized,
+            "{host}"
+        );
+        assert_eq!(ask(host, &[("x-role", b"user")]).0, Reason::Authorized, "the control");
+    }
+    assert_eq!(ask("other.example", &[("x-role", b"admin")]).0, Reason::Authorized, "the control");
+}
+
+#[test]
+fn attack_18_a_route_never_takes_requests_of_another_namespaces_server() {
+    let far = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: thief, namespace: ops}\n\
+               spec: {parentRefs: [{group: policy.linkerd.io, kind: Server, name: web, namespace: shop}], hostnames: [shop.example], rules: [{}]}\n\
+               ---\napiVersion: policy.linkerd.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: thief, namespace: ops}\n\
+               spec: {targetRef: {group: gateway.networking.k8s.io, kind: HTTPRoute, name: thief}, requiredAuthenticationRefs: []}\n";
+    let own = http("HTTP/1") + &route("own", &path("Exact", "/own"));
+    let it = world(&(own.clone() + far));
+    assert_eq!(asked(&it, "web.shop", &get("/own")), (Reason::Unauthorized, "HTTPRoute shop/own".into()));
+    assert_eq!(asked(&it, "web.shop", &get("/x")).0, Reason::NoRoute);
+    assert!(it.tells("is another namespace's"), "{:?}", it.problems);
+    let it = world(&(own + &far.replace("namespace: ops", "namespace: shop")));
+    assert_eq!(asked(&it, "web.shop", &get("/x")).0, Reason::Authorized, "the control");
+}
+
+#[test]
+fn a_route_that_cannot_be_read_closes_its_server() {
+    let good = http("HTTP/1").replace("HTTP/1", "HTTP/1, accessPolicy: all-unauthenticated");
+    assert_eq!(
+        asked(&world(&(good.clone() + &route("r", "rules: [{}]"))), "", &get("/")).0,
+        Reason::Unauthenticated
+    );
+    for spec in [
+        "rules: [{matches: [{path: {type: RegularExpression, value: '('}}]}]",
+        "rules: [{matches: [{path: {type: Glob, value: /}}]}]",
+        "rules: [{matches: [{cookies: []}]}]",
+        "rules: [{matches: [{path: {value: /a/../b}}]}]",
+        "hostnames: ['*'], rules: [{}]",
+        "hostnames: ['a b'], rules: [{}]",
+        "rules: [{when: now}]",
+        "rules: 5",
+    ] {
+        let it = world(&(good.clone() + &route("r", spec)));
+        let decision = it.request("", WEB, 80, &get("/")).decision;
+        assert_eq!(
+            (decision.verdict.reason, decision.status()),
+            (Reason::InvalidPolicy, (500, 13)),
+            "{spec}"
+        );
+        assert!(!it.allows("", OUTSIDE, WEB, 80), "{spec}");
+        assert!(it.problems.iter().any(|problem| problem.line != 0), "{spec}: {:?}", it.problems);
+    }
+    let unknown = route("r", "rules: [{}]").replace("k8s.io/v1\n", "k8s.io/v9\n");
+    assert_eq!(asked(&world(&(good + &unknown)), "", &get("/")).0, Reason::InvalidPolicy);
+}
+
+#[test]
+fn deciding_takes_no_memory() {
+    let routes: String =
+        (0..100).map(|i| route(&format!("r{i}"), &path("PathPrefix", &format!("/api/{i}")))).collect();
+    let it = world(&(http("HTTP/1").replace("HTTP/1", "HTTP/1, accessPolicy: all-authenticated") + &routes));
+    let client = identity("web.shop");
+    let (address, server): (std::net::IpAddr, std::net::IpAddr) =
+        (OUTSIDE.parse().unwrap(), WEB.parse().unwrap());
+    let connection = heddle_policy::Connection { client: &client, address, server: server.into(), port: 80 };
+    let headers: [(&str, &[u8]); 2] = [("accept", b"*/*"), ("host", b"shop.example")];
+    let request =
+        Request { method: "GET", target: "/api/77/items?page=2", host: "shop.example", headers: &headers };
+    let mut allowed = false;
+    let info = allocation_counter::measure(|| {
+        allowed = it.compiled.decide_request(&connection, &request).decision.allowed();
+    });
+    assert!(allowed);
+    assert_eq!(info.count_total, 0, "{info:?}");
+}
