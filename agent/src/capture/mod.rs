@@ -44,5 +44,6 @@ pub use self::{
     release::release_guards,
     request::{AttachRefusal, AttachRequest, Attachment},
     sockets::{OriginalDestination, PodSockets},
+    syscalls::{give_memory_back, keep_little_memory},
     tables::{Publication, TableRows},
 };

@@ -131,13 +131,14 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 
 pub fn print(facts: &Facts, proof: &Proof, figures: &[Figure], memory: Option<&Memory>) {
     println!(
-        "\n{} cores of {}, {} MiB, kernel {}, congestion control {}, load before {}, agent {}{}",
+        "\n{} cores of {}, {} MiB, kernel {}, congestion control {}, load before {}, scheduled {}, agent {}{}",
         facts.cores,
         facts.processor,
         facts.memory_megabytes,
         facts.kernel,
         facts.congestion_control,
         facts.load_before,
+        facts.scheduling,
         facts.heddle,
         if facts.unoptimized_load { ", load generator unoptimized" } else { "" }
     );

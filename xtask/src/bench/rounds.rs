@@ -156,11 +156,12 @@ pub fn memory(field: &Field, count: usize) -> Result<Memory> {
     let (client, to) = field.ends(Way::Across, Through::Heddle, ECHO);
     let hold = |count: usize| -> Result<crate::lab::Running> {
         let mut held = client.app(&["hold", &to.to_string(), &count.to_string()])?;
-        // What a connection took to be made is given back, or kept and so counted.
-        std::thread::sleep(Duration::from_secs(3));
+        // What a connection took to be made is given back within some seconds, or kept and so counted.
+        std::thread::sleep(Duration::from_secs(7));
         anyhow::ensure!(held.is_running(), "the idle connections did not last: {}", held.stderr());
         Ok(held)
     };
+    std::thread::sleep(Duration::from_secs(6));
     let before_bytes = resident()?;
     let held = hold(count)?;
     let with_bytes = resident()?;

@@ -32,6 +32,7 @@ pub(in super::super) struct Wired {
     pub(super) naming: IdentityNaming,
     pub(super) node: String,
     pub(super) heartbeat: Duration,
+    pub(super) poll: Duration,
     pub(super) generation: u64,
 }
 
@@ -89,6 +90,7 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
         naming,
         node: config.node.clone(),
         heartbeat,
+        poll: Duration::from_micros(config.poll_microseconds),
         generation,
     })
 }
