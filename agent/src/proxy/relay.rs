@@ -1,6 +1,7 @@
 //! One stream between an application's socket and a TLS connection: both directions in one task.
 
 use std::{
+    future::Future,
     io,
     pin::Pin,
     task::{Context, Poll},
@@ -132,6 +133,8 @@ pub struct Relay<'a> {
     app_ended: bool,
     /// Its socket was looked into at least once.
     app_tried: bool,
+    /// The relay was polled before.
+    begun: bool,
     /// It was written to at least once.
     app_written: bool,
     /// Something was read from it.
@@ -168,6 +171,7 @@ impl<'a> Relay<'a> {
             side,
             app_ended: false,
             app_tried: false,
+            begun: false,
             app_written: false,
             loaded: false,
             hold: false,
@@ -255,6 +259,12 @@ impl<'a> Relay<'a> {
         }
         if self.stalled && self.around.member.must_look() {
             self.look_at_sockets(cx)?;
+        }
+        if self.side == Side::Server && !std::mem::replace(&mut self.begun, true) && self.deliver(cx)? {
+            // ACCEPTED is sent after the next look at the sockets: where the worker is so busy that the application
+            // has answered by then, the answer travels with it. An idle worker looks at once.
+            let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
+            return Ok(());
         }
         loop {
             // The application first: it can begin with its answer while the peer is told that it was reached.
