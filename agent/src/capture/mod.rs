@@ -46,5 +46,6 @@ pub use self::{
     request::{AttachRefusal, AttachRequest, Attachment},
     seen::{DirectCounts, DirectSeen},
     sockets::{OriginalDestination, PodSockets},
+    syscalls::{give_memory_back, keep_little_memory},
     tables::{Publication, TableRows},
 };

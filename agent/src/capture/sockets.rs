@@ -138,10 +138,8 @@ impl PodSockets {
 
     fn socket(&self, pod: &Namespace, destination: SocketAddr) -> io::Result<Socket> {
         let domain = if destination.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let socket = pod.briefly(&self.home, || Socket::new(domain, Type::STREAM, Some(Protocol::TCP)))??;
-        socket.set_nonblocking(true)?;
-        socket.set_tcp_nodelay(true)?;
-        Ok(socket)
+        let kind = Type::STREAM.nonblocking();
+        pod.briefly(&self.home, || Socket::new(domain, kind, Some(Protocol::TCP)))?
     }
 }
 

@@ -143,3 +143,23 @@ pub(super) fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Has the allocator give memory back to the system as soon as 128 KiB of it are free at the heap's end. By itself it
+/// raises that bound to whatever was freed last, and keeps for ever what the start took to read manifests and the
+/// kernel's types.
+pub fn keep_little_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it changes a number of the allocator's, under the allocator's own lock.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 * 1024);
+    }
+}
+
+/// Gives the allocator's free pages back to the system, those between used ones too.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's own locks and touches nothing but what is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

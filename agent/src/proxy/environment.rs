@@ -217,14 +217,20 @@ pub enum Ending {
     Detached,
 }
 
+/// A connection that is open, as it is told of. It counts as closed when this is dropped.
+pub trait Carried: fmt::Debug {
+    /// Bytes were carried since the last time: `sent` from the client to the server, `received` back. Called while
+    /// bytes are under way: nothing is locked, hashed or allocated.
+    fn bytes(&self, sent: u64, received: u64);
+
+    /// It ended like this.
+    fn closed(&mut self, flow: &Flow, ending: &Ending);
+}
+
 /// Is told what happens; must be cheap.
 pub trait Recorder: Send + Sync {
     /// A connection was allowed and its stream is open.
-    fn opened(&self, flow: &Flow);
-    /// Bytes were carried since the last time: `sent` from the client to the server, `received` back.
-    fn bytes(&self, flow: &Flow, sent: u64, received: u64);
-    /// It ended. Every [`Self::opened`] is followed by one of these.
-    fn closed(&self, flow: &Flow, ending: &Ending);
+    fn opened(&self, flow: &Flow) -> Box<dyn Carried>;
     /// A connection was not carried.
     fn refused(&self, flow: &Flow, refusal: &Refusal);
     /// A TLS handshake was made.

@@ -72,6 +72,7 @@ impl Path<'_> {
             supply: &self.pod.supply,
             judge,
             settle_timeout: self.worker.settings.settle_timeout,
+            polling: &self.worker.polling,
         }
     }
 
@@ -114,17 +115,17 @@ impl Path<'_> {
             Err(reason) => return self.worker.refuse(&flow, &Refusal::new(reason), client),
         };
         reset_unless_released(&client);
-        recorder.opened(&flow);
+        let mut carried = recorder.opened(&flow);
         let judge = || self.authorize(&flow).map(drop);
         let end = {
-            let account = Account::new(recorder, &flow);
+            let account = Account::new(&*carried);
             let mut copy = Copy::new(&mut client, &mut server, self.around(&judge), account);
             std::future::poll_fn(|cx| copy.poll_preload(&received, cx)).await;
             drop(received);
             std::future::poll_fn(|cx| copy.poll(cx)).await
         };
         let ending = copied(end, client, server);
-        recorder.closed(&flow, &ending);
+        carried.closed(&flow, &ending);
     }
 
     /// The mesh's TLS: streams, one after the other, until the client's agent closes.
@@ -138,7 +139,8 @@ impl Path<'_> {
         flow.peer = Some(peer);
         let transport = flow.client;
         let wire = wire::Connection::new(wire::Role::Server);
-        let mut secure = Secure::new(stream, tls, wire, control);
+        // On the heap, so that it is not copied from future to future.
+        let mut secure = Box::new(Secure::new(stream, tls, wire, control));
         let supply = &self.pod.supply;
         std::future::poll_fn(|cx| secure.poll_preload(&mut behind, supply, cx)).await;
         loop {
@@ -280,9 +282,9 @@ impl Path<'_> {
             abort(app);
             return self.refuse(secure, Reason::Unreachable).await;
         }
-        recorder.opened(flow);
+        let mut carried = recorder.opened(flow);
         let judge = || self.authorize(flow).map(drop);
-        let account = Account::new(recorder, flow);
+        let account = Account::new(&*carried);
         let mut relay = Relay::new(secure, app, self.around(&judge), account, Side::Server, peer_ended);
         let end = std::future::poll_fn(|cx| relay.poll(cx)).await;
         let (ending, whole) = match end {
@@ -295,7 +297,8 @@ impl Path<'_> {
             }
             End::Told(told) => (if told == Told::Ended { Ending::Detached } else { Ending::Lost }, false),
         };
-        recorder.closed(flow, &ending);
+        drop(relay);
+        carried.closed(flow, &ending);
         whole
     }
 

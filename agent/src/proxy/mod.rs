@@ -18,6 +18,7 @@ pub mod environment;
 mod handshake;
 mod inbound;
 mod outbound;
+mod polling;
 mod pool;
 mod probe;
 mod registry;

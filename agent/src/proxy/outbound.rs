@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::{
     copy::{Copy, CopyEnd},
-    environment::{ClientCredentials, Ending, Flow, PeerName, Refusal, Upstream},
+    environment::{Carried, ClientCredentials, Ending, Flow, PeerName, Refusal, Upstream},
     handshake::{self, Established, HandshakeError},
     pool::{PoolKey, Pooled},
     registry::{Membership, Told},
@@ -21,8 +21,8 @@ use super::{
 /// Carries the connection to wherever policy leads it.
 pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, mut flow: Flow) {
     let environment = &worker.environment;
+    // Its listener has it reset unless it is released.
     let member = worker.registry.enter(pod.id);
-    reset_unless_released(&stream);
     let Some(asked) = environment.sockets.take_origin(pod.id, flow.destination, flow.client) else {
         return worker.refuse(&flow, &Refusal::new(Reason::NoOrigin), stream);
     };
@@ -37,6 +37,12 @@ pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, mut flow: Flow
         None => path.plain(stream, &flow).await,
         Some(expected) => path.mesh(stream, &flow, expected).await,
     }
+}
+
+/// A stream that goes on over another connection.
+struct Resumed {
+    kept: Kept,
+    carried: Box<dyn Carried>,
 }
 
 struct Path<'a> {
@@ -57,6 +63,7 @@ impl Path<'_> {
             supply: &self.pod.supply,
             judge,
             settle_timeout: self.worker.settings.settle_timeout,
+            polling: &self.worker.polling,
         }
     }
 
@@ -83,15 +90,15 @@ impl Path<'_> {
             Err(reason) => return self.worker.refuse(flow, &Refusal::new(reason), client),
         };
         reset_unless_released(&server);
-        recorder.opened(flow);
+        let mut carried = recorder.opened(flow);
         let judge = || self.judge();
         let end = {
-            let account = Account::new(recorder, flow);
+            let account = Account::new(&*carried);
             let mut copy = Copy::new(&mut client, &mut server, self.around(&judge), account);
             std::future::poll_fn(|cx| copy.poll(cx)).await
         };
         let ending = copied(end, client, server);
-        recorder.closed(flow, &ending);
+        carried.closed(flow, &ending);
     }
 
     async fn mesh(&self, client: TcpStream, flow: &Flow, expected: &PeerName) {
@@ -106,16 +113,16 @@ impl Path<'_> {
             expected: expected.clone(),
         };
         let mut client = client;
-        let mut kept = None;
+        let mut resumed = None;
         if let Some(pooled) = self.worker.pool.take(&key) {
             match self.stream(&key, pooled, client, flow, Some(&credentials), None).await {
-                Some((back, load)) => (client, kept) = (back, Some(load)),
+                Some((back, rest)) => (client, resumed) = (back, Some(rest)),
                 None => return,
             }
         }
         // On the heap for as long as it takes: the connection's own future stays small.
         match Box::pin(self.establish(&credentials, expected)).await {
-            Ok(pooled) => drop(self.stream(&key, pooled, client, flow, None, kept).await),
+            Ok(pooled) => drop(self.stream(&key, pooled, client, flow, None, resumed).await),
             Err(reason) => self.worker.refuse(flow, &Refusal::new(reason), client),
         }
     }
@@ -155,7 +162,7 @@ impl Path<'_> {
         }
         self.worker.environment.recorder.handshake(Hook::Outbound, self.pod.id);
         let wire = wire::Connection::new(wire::Role::Client);
-        Ok(Pooled { secure: Secure::new(stream, tls, wire, control), born: Instant::now() })
+        Ok(Pooled { secure: Box::new(Secure::new(stream, tls, wire, control)), born: Instant::now() })
     }
 
     /// Carries the stream. What comes back may be tried on another connection. `again`: the connection was used before,
@@ -167,8 +174,8 @@ impl Path<'_> {
         client: TcpStream,
         flow: &Flow,
         again: Option<&ClientCredentials>,
-        kept: Option<Kept>,
-    ) -> Option<(TcpStream, Kept)> {
+        resumed: Option<Resumed>,
+    ) -> Option<(TcpStream, Resumed)> {
         let recorder = &*self.worker.environment.recorder;
         let open = Open { client: flow.client, destination: self.upstream.address };
         let secure = &mut pooled.secure;
@@ -179,7 +186,11 @@ impl Path<'_> {
             return None;
         }
         let judge = || self.judge();
-        let account = Account::new(recorder, flow);
+        let (kept, mut carried) = match resumed {
+            Some(Resumed { kept, carried }) => (Some(kept), carried),
+            None => (None, recorder.opened(flow)),
+        };
+        let account = Account::new(&*carried);
         let mut relay = Relay::new(secure, client, self.around(&judge), account, Side::Client, false);
         if again.is_some() {
             relay = relay.hold();
@@ -192,8 +203,6 @@ impl Path<'_> {
                     return None;
                 }
             };
-        } else {
-            recorder.opened(flow);
         }
         let settings = &self.worker.settings;
         let patience = if again.is_some() { settings.accept_patience } else { settings.accept_timeout };
@@ -232,8 +241,8 @@ impl Path<'_> {
             }
             End::Lost(error) => {
                 tracing::debug!(%error, upstream = %self.upstream.address, "the connection to the far agent broke");
-                if let Some(back) = relay.give_back(&error) {
-                    return Some(back);
+                if let Some((client, kept)) = relay.give_back(&error) {
+                    return Some((client, Resumed { kept, carried }));
                 }
                 abort(pooled.secure.stream);
                 Ending::Lost
@@ -250,7 +259,7 @@ impl Path<'_> {
                 }
             }
         };
-        recorder.closed(flow, &ending);
+        carried.closed(flow, &ending);
         None
     }
 }

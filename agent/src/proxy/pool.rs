@@ -29,8 +29,8 @@ pub struct PoolKey {
 /// A connection and when it was made.
 #[derive(Debug)]
 pub struct Pooled {
-    /// The connection.
-    pub secure: Secure,
+    /// The connection; on the heap, so that it is not copied from future to future.
+    pub secure: Box<Secure>,
     /// When its handshake was.
     pub born: Instant,
 }

@@ -47,6 +47,7 @@ pub struct Registry {
     generation: Cell<u64>,
     draining: Cell<bool>,
     ticks: Cell<u32>,
+    looks: Cell<u32>,
 }
 
 impl Registry {
@@ -54,7 +55,12 @@ impl Registry {
     pub fn enter(self: &Rc<Self>, pod: PodId) -> Membership {
         let entry = Entry { pod, waker: None, deadline: None, idle: false, stalled: false, told: None };
         let key = self.entries.borrow_mut().insert(entry);
-        Membership { registry: Rc::clone(self), key, seen: Cell::new(self.generation.get()) }
+        Membership {
+            registry: Rc::clone(self),
+            key,
+            seen: Cell::new(self.generation.get()),
+            looked: Cell::new(self.looks.get()),
+        }
     }
 
     /// How many tasks there are.
@@ -94,6 +100,9 @@ impl Registry {
     pub fn tick(&self, now: Instant) {
         self.ticks.set(self.ticks.get().wrapping_add(1));
         let look = self.ticks.get().is_multiple_of(LOOK);
+        if look {
+            self.looks.set(self.looks.get().wrapping_add(1));
+        }
         self.wake(|entry| {
             let late = entry.deadline.is_some_and(|deadline| deadline <= now);
             if late {
@@ -121,6 +130,7 @@ pub struct Membership {
     registry: Rc<Registry>,
     key: usize,
     seen: Cell<u64>,
+    looked: Cell<u32>,
 }
 
 impl Membership {
@@ -172,6 +182,12 @@ impl Membership {
     pub fn must_judge_again(&self) -> bool {
         let now = self.registry.generation.get();
         self.seen.replace(now) != now
+    }
+
+    /// Whether a stalled task is to look at its sockets: now and then.
+    pub fn must_look(&self) -> bool {
+        let now = self.registry.looks.get();
+        self.looked.replace(now) != now
     }
 
     /// Runs `work` until it is done or the task is told to stop.

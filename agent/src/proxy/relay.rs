@@ -1,20 +1,25 @@
 //! One stream between an application's socket and a TLS connection: both directions in one task.
 
 use std::{
+    future::Future,
     io,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
-use rustix::net::{RecvFlags, recv};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags, recv, send},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
 use super::{
-    environment::{Flow, Recorder, Refusal},
+    environment::{Carried, Refusal},
+    polling::{Polling, Rhythm},
     registry::{Membership, Told},
     secure::{Secure, SecureError, Supply},
     sockets::{abort, release, shut_down},
@@ -50,15 +55,14 @@ pub enum End {
 
 /// Bytes carried, and whom to tell.
 pub struct Account<'a> {
-    recorder: &'a dyn Recorder,
-    flow: &'a Flow,
+    carried: &'a dyn Carried,
     sent: u64,
     received: u64,
 }
 
 impl<'a> Account<'a> {
-    pub fn new(recorder: &'a dyn Recorder, flow: &'a Flow) -> Self {
-        Self { recorder, flow, sent: 0, received: 0 }
+    pub fn new(carried: &'a dyn Carried) -> Self {
+        Self { carried, sent: 0, received: 0 }
     }
 
     /// `count` bytes came from the client.
@@ -71,10 +75,14 @@ impl<'a> Account<'a> {
         self.received += count as u64;
     }
 
+    fn total(&self) -> u64 {
+        self.sent + self.received
+    }
+
     /// Tells of what has gathered, if it is enough.
     pub fn settle(&mut self, at_least: u64) {
         if self.sent + self.received >= at_least.max(1) {
-            self.recorder.bytes(self.flow, self.sent, self.received);
+            self.carried.bytes(self.sent, self.received);
             (self.sent, self.received) = (0, 0);
         }
     }
@@ -110,6 +118,8 @@ pub struct Surroundings<'a> {
     pub judge: &'a dyn Fn() -> Result<(), Refusal>,
     /// How long the peer may take to answer a RESET.
     pub settle_timeout: Duration,
+    /// The worker, which may stay awake for the next message.
+    pub polling: &'a Polling,
 }
 
 /// A stream.
@@ -123,6 +133,10 @@ pub struct Relay<'a> {
     app_ended: bool,
     /// Its socket was looked into at least once.
     app_tried: bool,
+    /// The relay was polled before.
+    begun: bool,
+    /// It was written to at least once.
+    app_written: bool,
     /// Something was read from it.
     loaded: bool,
     /// The first load is kept and nothing more is read until the server accepts: it may have to be sent again.
@@ -134,6 +148,7 @@ pub struct Relay<'a> {
     /// One of the sockets is not being read from.
     stalled: bool,
     how: Option<How>,
+    rhythm: Rhythm,
     /// It ended in good order.
     finished: bool,
 }
@@ -156,6 +171,8 @@ impl<'a> Relay<'a> {
             side,
             app_ended: false,
             app_tried: false,
+            begun: false,
+            app_written: false,
             loaded: false,
             hold: false,
             heard: false,
@@ -163,6 +180,7 @@ impl<'a> Relay<'a> {
             shut: false,
             stalled: false,
             how: None,
+            rhythm: Rhythm::default(),
             finished: false,
         }
     }
@@ -184,9 +202,7 @@ impl<'a> Relay<'a> {
             self.loaded = true;
         }
         if kept.app_ended {
-            self.app_ended = true;
-            let end = self.secure.wire.end()?;
-            self.secure.push_frame(&end)?;
+            self.end()?;
         }
         Ok(self)
     }
@@ -217,7 +233,9 @@ impl<'a> Relay<'a> {
         if let Poll::Ready(told) = self.around.member.poll_told(cx) {
             return Poll::Ready(End::Told(told));
         }
+        let before = self.account.total();
         let result = self.run(cx);
+        self.rhythm.carried(self.account.total() - before, self.around.polling);
         self.account.pass();
         self.secure.release(self.hold && !self.heard);
         self.look_out();
@@ -239,16 +257,23 @@ impl<'a> Relay<'a> {
             let code = heddle_ebpf::codes::Reason::Revoked as u32;
             self.give_up(code, How::Terminated(refusal))?;
         }
-        if self.stalled {
+        if self.stalled && self.around.member.must_look() {
             self.look_at_sockets(cx)?;
         }
+        if self.side == Side::Server && !std::mem::replace(&mut self.begun, true) && self.deliver(cx)? {
+            // ACCEPTED is sent after the next look at the sockets: where the worker is so busy that the application
+            // has answered by then, the answer travels with it. An idle worker looks at once.
+            let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
+            return Ok(());
+        }
         loop {
-            let mut progress = self.load(cx)?;
+            // The application first: it can begin with its answer while the peer is told that it was reached.
+            let mut progress = self.deliver(cx)?;
+            progress |= self.load(cx)?;
             progress |= match self.secure.flush(cx) {
                 Ok(written) => written,
                 Err(error) => return Err(self.last_words(error, cx)),
             };
-            progress |= self.deliver(cx)?;
             progress |= self.fetch(cx)?;
             if !progress {
                 return Ok(());
@@ -333,22 +358,18 @@ impl<'a> Relay<'a> {
         let read = if at_once {
             match recv(&*app, area, RecvFlags::DONTWAIT) {
                 Ok((count, _)) => Ok(count),
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(true),
+                Err(Errno::WOULDBLOCK) => return Ok(true),
                 Err(error) => Err(io::Error::from(error)),
             }
         } else {
             let mut free = ReadBuf::new(area);
-            match Pin::new(app).poll_read(cx, &mut free) {
+            match Pin::new(&mut *app).poll_read(cx, &mut free) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(result) => result.map(|()| free.filled().len()),
             }
         };
         match read {
-            Ok(0) => {
-                self.app_ended = true;
-                let end = self.secure.wire.end()?;
-                self.secure.push_frame(&end)?;
-            }
+            Ok(0) => self.end()?,
             Ok(count) => {
                 self.loaded = true;
                 match self.side {
@@ -356,10 +377,22 @@ impl<'a> Relay<'a> {
                     Side::Server => self.account.received(count),
                 }
                 self.secure.seal_load(count)?;
+                match ended_behind(app, cx) {
+                    None => {}
+                    Some(Ok(())) => self.end()?,
+                    Some(Err(_)) => self.give_up(0, How::Reset)?,
+                }
             }
             Err(_) => self.give_up(0, How::Reset)?,
         }
         Ok(true)
+    }
+
+    /// The application has no more bytes.
+    fn end(&mut self) -> Result<(), SecureError> {
+        self.app_ended = true;
+        let end = self.secure.wire.end()?;
+        self.secure.push_frame(&end)
     }
 
     /// From the opened records to the application.
@@ -370,7 +403,15 @@ impl<'a> Relay<'a> {
             if plain.is_empty() {
                 break;
             }
-            match Pin::new(app).poll_write(cx, plain) {
+            // The runtime knows that a new socket can be written to only after another look at it: the first write
+            // does not wait for that.
+            let at_once = !std::mem::replace(&mut self.app_written, true);
+            let written = match at_once.then(|| send(&*app, plain, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
+            {
+                Some(Ok(count)) => Poll::Ready(Ok(count)),
+                _ => Pin::new(app).poll_write(cx, plain),
+            };
+            match written {
                 Poll::Pending => return Ok(progress),
                 Poll::Ready(Ok(count)) if count > 0 => {
                     progress = true;
@@ -389,7 +430,10 @@ impl<'a> Relay<'a> {
         {
             self.shut = true;
             progress = true;
-            shut_down(app);
+            // Where both have ended and nothing waits, closing it says the same.
+            if !(self.secure.wire.is_idle() && self.secure.is_flushed()) {
+                shut_down(app);
+            }
         }
         Ok(progress)
     }
@@ -430,6 +474,20 @@ impl<'a> Relay<'a> {
             return Err(SecureError::Closed { clean });
         }
         self.secure.read_records(self.around.supply, cx)
+    }
+}
+
+/// How the application ended right behind what was read, if it did: then END travels with it. Costs a system call only
+/// where the runtime has heard that there is more to read.
+fn ended_behind(app: &TcpStream, cx: &mut Context<'_>) -> Option<io::Result<()>> {
+    if app.poll_read_ready(cx).is_pending() {
+        return None;
+    }
+    match recv(app, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((0, _)) => Some(Ok(())),
+        Ok(_) | Err(Errno::WOULDBLOCK) => None,
+        // Told once: the next read would take a reset for an end.
+        Err(error) => Some(Err(error.into())),
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use heddle_ebpf::codes::Hook;
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
@@ -50,6 +51,8 @@ pub enum Command {
 
 /// Runs until it was told to drain and the last connection ended.
 pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>, beats: Arc<AtomicU64>) {
+    let awake = Rc::clone(&worker);
+    let polling = spawn_local(async move { awake.polling.run().await });
     let clock = spawn_local(tick(Rc::clone(&worker), beats));
     let judge = spawn_local(judge(Rc::clone(&worker)));
     let mut listeners: HashMap<PodId, Vec<JoinHandle<()>>> = HashMap::new();
@@ -96,6 +99,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Comma
         }
         tokio::time::sleep(TICK).await;
     }
+    polling.abort();
     clock.abort();
     judge.abort();
 }
@@ -145,11 +149,24 @@ fn start(
     let mut ready = Vec::new();
     for (hook, listener) in all {
         listener.set_nonblocking(true)?;
+        inherited(&listener, hook)?;
         ready.push((hook, TcpListener::from_std(listener)?));
     }
     let pod = worker.pod(pod);
     let listen = |(hook, listener)| spawn_local(listen(Rc::clone(worker), Rc::clone(&pod), hook, listener));
     Ok(ready.into_iter().map(listen).collect())
+}
+
+/// What accepted sockets take over from their listener, so that it need not be set on each.
+fn inherited(listener: &std::net::TcpListener, hook: Hook) -> io::Result<()> {
+    let listener = SockRef::from(listener);
+    // A relay writes what it has: waiting for more would only delay it.
+    listener.set_tcp_nodelay(true)?;
+    if hook == Hook::Outbound {
+        // As `reset_unless_released`, for what is accepted.
+        listener.set_linger(Some(Duration::ZERO))?;
+    }
+    Ok(())
 }
 
 /// Accepts for ever: whatever fails is waited out.
@@ -182,8 +199,6 @@ fn carry(worker: &Rc<Worker>, pod: &Rc<Pod>, hook: Hook, stream: TcpStream, peer
         Ok(held) => held,
         Err(refusal) => return worker.refuse(&flow, &refusal, stream),
     };
-    // A relay writes what it has: waiting for more would only delay it.
-    drop(stream.set_nodelay(true));
     let (worker, pod) = (Rc::clone(worker), Rc::clone(pod));
     match hook {
         Hook::Outbound => drop(spawn_local(async move {
@@ -194,5 +209,27 @@ fn carry(worker: &Rc<Worker>, pod: &Rc<Pod>, hook: Hook, stream: TcpStream, peer
             let _held = held;
             inbound::serve(&worker, &pod, stream, flow).await;
         })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Hook, inherited};
+    use socket2::SockRef;
+    use std::{
+        net::{TcpListener, TcpStream},
+        time::Duration,
+    };
+
+    #[test]
+    fn accepted_sockets_are_as_their_listener() {
+        for (hook, linger) in [(Hook::Outbound, Some(Duration::ZERO)), (Hook::Inbound, None)] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            inherited(&listener, hook).unwrap();
+            let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            assert!(accepted.nodelay().unwrap());
+            assert_eq!(SockRef::from(&accepted).linger().unwrap(), linger);
+        }
     }
 }

@@ -30,6 +30,8 @@ pub struct Settings {
     pub connection_age: Duration,
     /// How long the peer may take to answer a RESET or REFUSED before the connection is closed instead of reused.
     pub settle_timeout: Duration,
+    /// How long a worker goes on asking for the next message of a conversation before it sleeps; zero: not at all.
+    pub poll: Duration,
     /// Connections of applications, and idle ones from other agents, in all.
     pub connections: usize,
     /// The same for one pod.
@@ -63,6 +65,7 @@ impl Default for Settings {
             server_idle_timeout: Duration::from_secs(90),
             connection_age: Duration::from_secs(3600),
             settle_timeout: Duration::from_secs(5),
+            poll: Duration::from_micros(200),
             connections: 65_536,
             pod_connections: 16_384,
             handshakes: 1_024,

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::{
     buffers::{Buffers, Quota},
     environment::{Environment, Flow, PodId, Refusal},
+    polling::{Polling, Seats},
     pool::Pool,
     registry::Registry,
     secure::Supply,
@@ -92,16 +93,19 @@ pub struct Worker {
     pub registry: Rc<Registry>,
     /// Idle connections to other agents.
     pub pool: Pool,
+    /// Whether it stays awake.
+    pub polling: Polling,
     buffers: Rc<Buffers>,
     connections: Tally,
     handshakes: Tally,
 }
 
 impl Worker {
-    pub fn new(environment: Environment, settings: Settings) -> Rc<Self> {
+    pub fn new(environment: Environment, settings: Settings, seats: Seats) -> Rc<Self> {
         Rc::new(Self {
             registry: Rc::default(),
             pool: Pool::new(&settings),
+            polling: Polling::new(settings.poll, seats),
             buffers: Buffers::new(settings.buffers),
             connections: Tally::new(settings.connections),
             handshakes: Tally::new(settings.handshakes),

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     environment::{Environment, PodId},
+    polling::Seats,
     run::{self, Command},
     settings::Settings,
     worker::Worker,
@@ -83,19 +84,19 @@ impl Workers {
     /// # Errors
     /// A thread or its runtime cannot be made.
     pub fn start(count: usize, environment: &Environment, settings: &Settings) -> io::Result<Self> {
+        let seats = Seats::of(thread::available_parallelism().map_or(1, usize::from));
         let mut running = Vec::with_capacity(count);
         for index in 0..count {
             let (commands, receiver) = mpsc::unbounded_channel();
             let beats = Arc::new(AtomicU64::new(0));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let (environment, settings) = (environment.clone(), settings.clone());
+            let (environment, settings, seats) = (environment.clone(), settings.clone(), seats.clone());
             let beating = Arc::clone(&beats);
-            let thread =
-                std::thread::Builder::new().name(format!("heddle-proxy-{index}")).spawn(move || {
-                    let tasks = LocalSet::new();
-                    let worker = Worker::new(environment, settings);
-                    tasks.block_on(&runtime, run::run(worker, receiver, beating));
-                })?;
+            let thread = thread::Builder::new().name(format!("heddle-proxy-{index}")).spawn(move || {
+                let tasks = LocalSet::new();
+                let worker = Worker::new(environment, settings, seats);
+                tasks.block_on(&runtime, run::run(worker, receiver, beating));
+            })?;
             running.push(Running { commands, beats, thread });
         }
         Ok(Self { running })

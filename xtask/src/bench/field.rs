@@ -1,11 +1,11 @@
 //! The two nodes of the bench, and the proof that each load takes the way that its figure is named after.
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::lab::{Lab, Pod, PodSpec, Running, apps};
+use crate::lab::{Lab, Pod, PodSpec, Running, apps, cpu_time};
 
 /// 64 B questions and answers.
 pub const ECHO: u16 = 7000;
@@ -24,12 +24,19 @@ pub enum Way {
     SameNode,
 }
 
-/// Whether the mesh is in the way.
+/// Where a relay of a pair listens for a server's port.
+const fn relayed(port: u16) -> u16 {
+    port + 100
+}
+
+/// What is in the way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Through {
     /// Between two pods that are in no mesh.
     Nothing,
+    /// Between the same two, by a relay in each of them that copies and does not encrypt: only across nodes.
+    Relays,
     /// Between two meshed pods on the same nodes.
     Heddle,
 }
@@ -46,6 +53,7 @@ pub struct Field {
     bare: Ends,
     meshed: Ends,
     servers: Vec<Running>,
+    relays: Vec<Running>,
 }
 
 /// What was seen of the ways before anything was measured.
@@ -132,14 +140,22 @@ impl Field {
                 servers.push(pod.app(&[application, &format!("{}:{port}", pod.v4)])?);
             }
         }
+        let mut relays = Vec::new();
+        for port in [ECHO, SINK] {
+            let at = |pod: &Pod, port: u16| format!("{}:{port}", pod.v4);
+            let (near, far) = (at(&bare.client, relayed(port)), at(&bare.far, relayed(port)));
+            relays.push(bare.far.app(&["relay", &far, &at(&bare.far, port)])?);
+            relays.push(bare.client.app(&["relay", &near, &far])?);
+        }
         lab.start_agents()?;
-        Ok(Self { lab, bare, meshed, servers })
+        Ok(Self { lab, bare, meshed, servers, relays })
     }
 
     /// The client of a load, and the server's address.
     pub fn ends(&self, way: Way, through: Through, port: u16) -> (&Pod, SocketAddr) {
         let ends = match through {
             Through::Nothing => &self.bare,
+            Through::Relays => return (&self.bare.client, (self.bare.client.v4, relayed(port)).into()),
             Through::Heddle => &self.meshed,
         };
         let server = match way {
@@ -147,6 +163,17 @@ impl Field {
             Way::SameNode => &ends.near,
         };
         (&ends.client, (server.v4, port).into())
+    }
+
+    /// CPU time of those who carried: of the relays, or of both agents.
+    pub fn carriers_cpu(&self, through: Through) -> Result<Duration> {
+        match through {
+            Through::Nothing => Ok(Duration::ZERO),
+            Through::Relays => self.relays.iter().map(|relay| cpu_time(relay.pid())).sum(),
+            Through::Heddle => {
+                Ok(self.lab.agent("node-a")?.cpu_time()? + self.lab.agent("node-b")?.cpu_time()?)
+            }
+        }
     }
 
     /// Bytes that the agent of the client's node has carried.
@@ -185,6 +212,7 @@ impl Field {
     }
 
     pub fn close(mut self) -> Result<()> {
+        self.relays.clear();
         self.servers.clear();
         self.lab.close()
     }

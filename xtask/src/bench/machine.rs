@@ -18,6 +18,9 @@ pub struct Facts {
     pub congestion_control: String,
     /// Average number of waiting processes before the bench began: a busy machine measures its neighbors.
     pub load_before: String,
+    /// By which rule the kernel gives out its cores here: with real time (`chrt -r 1`) a busy machine's other programs
+    /// do not get between.
+    pub scheduling: &'static str,
     pub heddle: String,
     /// Whether the load generator was built without optimization.
     pub unoptimized_load: bool,
@@ -44,6 +47,10 @@ impl Facts {
                 .next()
                 .unwrap_or_default()
                 .to_owned(),
+            scheduling: match value("/proc/self/sched", "policy").as_str() {
+                "1" | "2" => "real time",
+                _ => "as any program",
+            },
             heddle: field.lab.heddle()?.display().to_string(),
             unoptimized_load: cfg!(debug_assertions),
         })

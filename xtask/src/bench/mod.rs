@@ -8,10 +8,23 @@ mod rounds;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use self::{field::Field, rounds::Plan};
+
+/// What may be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// 64 B questions and answers
+    Questions,
+    /// One stream
+    Stream,
+    /// New connections
+    Connections,
+    /// The agents' memory
+    Memory,
+}
 
 /// What the bench is asked for.
 #[derive(Args, Clone, Debug, Default)]
@@ -19,6 +32,15 @@ pub struct Options {
     /// Few short rounds: about two minutes
     #[arg(long)]
     pub quick: bool,
+    /// Measure this alone; may be given more than once
+    #[arg(long, value_name = "PART")]
+    pub only: Vec<Part>,
+    /// Leave out what stays on one node
+    #[arg(long)]
+    pub across: bool,
+    /// How many rounds
+    #[arg(long, value_name = "COUNT", default_value_t = 5)]
+    pub rounds: u32,
     /// Write every figure of every round to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -35,13 +57,13 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     ensure!(options.quick, "only the quick bench exists: say --quick");
     let field = Field::make(options.heddle.as_deref())?;
-    let measured = measure(&field);
+    let measured = measure(&field, options);
     if measured.is_err() {
         eprintln!("{}", field.lab.agent_logs());
     }
     let (facts, proof, rounds, memory) = measured?;
     let figures = report::figures(&rounds);
-    report::print(&facts, &proof, &figures, &memory);
+    report::print(&facts, &proof, &figures, memory.as_ref());
     if let Some(path) = &options.json {
         let told = json!({ "machine": facts, "proof": proof, "figures": figures, "rounds": rounds, "memory": memory });
         std::fs::write(path, serde_json::to_vec_pretty(&told)?)
@@ -51,18 +73,25 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if proof.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-type Measured = (machine::Facts, field::Proof, Vec<rounds::Round>, rounds::Memory);
+type Measured = (machine::Facts, field::Proof, Vec<rounds::Round>, Option<rounds::Memory>);
 
-fn measure(field: &Field) -> Result<Measured> {
+fn measure(field: &Field, options: &Options) -> Result<Measured> {
     let facts = machine::Facts::of(field)?;
     let proof = field.prove()?;
+    let wanted = |part: Part| options.only.is_empty() || options.only.contains(&part);
     let plan = Plan {
-        rounds: 5,
+        rounds: options.rounds,
+        parts: [Part::Questions, Part::Stream, Part::Connections]
+            .into_iter()
+            .filter(|part| wanted(*part))
+            .collect(),
+        across_alone: options.across,
         questions: 4000,
         stream: Duration::from_secs(1),
         connections: Duration::from_secs(1),
     };
+    // Before the loads, for the idle agent: what they leave behind is not what an agent costs that has nothing to do.
+    let memory = wanted(Part::Memory).then(|| rounds::memory(field, 1000)).transpose()?;
     let rounds = rounds::run(field, &plan)?;
-    let memory = rounds::memory(field, 1000)?;
     Ok((facts, proof, rounds, memory))
 }

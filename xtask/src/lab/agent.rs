@@ -315,14 +315,7 @@ impl Agent {
     /// # Errors
     /// When it does not run.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let pid = self.pid().context("the agent does not run")?;
-        let mut nanoseconds = 0;
-        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
-            nanoseconds +=
-                schedstat.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-        }
-        Ok(Duration::from_nanos(nanoseconds))
+        super::program::cpu_time(self.pid().context("the agent does not run")?)
     }
 
     /// Runs a client command of `heddle` against it, inside its node: `status`, `events`, `check`, …

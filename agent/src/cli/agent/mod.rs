@@ -20,6 +20,7 @@ use super::{
     door::{Bounds, RunDirectory, Server},
     mountinfo, render,
 };
+use crate::capture::keep_little_memory;
 use crate::cluster::{
     folder::{Folder, Limits, Pace},
     manifests::{self, FollowedManifests, SharedPublisher},
@@ -136,6 +137,7 @@ fn with_cgroup(mut config: Config) -> Result<Config, Failure> {
 /// # Errors
 /// If it cannot start. Once it runs it goes on whatever happens.
 pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
+    keep_little_memory();
     let config = with_cgroup(configuration(flags)?)?;
     logging::start(&config.log);
     let directory = take(&config.run_directory)?;

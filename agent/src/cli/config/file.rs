@@ -31,6 +31,7 @@ pub(super) struct File {
     pub(super) heartbeat_milliseconds: Option<Spanned<u64>>,
     pub(super) kubelet_cgroup: Option<Spanned<String>>,
     pub(super) workers: Option<Spanned<u64>>,
+    pub(super) poll_microseconds: Option<Spanned<u64>>,
     pub(super) capacity: BTreeMap<String, Spanned<u64>>,
     pub(super) flow_log: Option<FlowLog>,
     pub(super) log: Log,

@@ -78,6 +78,10 @@ pub struct Flags {
     /// Threads of the data plane, 1 to 4 [default: as many as the host has cores, 4 at most]
     #[arg(long, value_name = "N")]
     pub workers: Option<u64>,
+    /// How many microseconds a worker goes on asking for the next message of a conversation before it sleeps, 0 to 1000
+    /// [default: 200]
+    #[arg(long, value_name = "N")]
+    pub poll_microseconds: Option<u64>,
     /// The form of the log: text or json [default: text]
     #[arg(long, value_name = "FORM")]
     pub log_format: Option<String>,

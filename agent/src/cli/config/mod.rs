@@ -78,6 +78,8 @@ pub struct Config {
     pub kubelet_cgroup: Option<PathBuf>,
     /// Threads of the data plane.
     pub workers: u32,
+    /// How many microseconds a worker goes on asking for the next message of a conversation before it sleeps.
+    pub poll_microseconds: u64,
     /// Places in the kernel's maps, by the map's name; maps that are not named keep their usual size.
     pub capacity: BTreeMap<String, u32>,
     /// Where flows are recorded; absent: nowhere (`heddle flows` follows them all the same).

@@ -52,13 +52,14 @@ cgroup: /sys/fs/cgroup/unified/lab
 heartbeatMilliseconds: 250
 kubeletCgroup: /sys/fs/cgroup/unified/kubelet
 workers: 2
+pollMicroseconds: 50
 capacity: {workloads: 100, direct_flows: 200}
 log: {format: json, filter: 'heddle::cluster=debug,info'}
 ";
     let config = load(text, Flags::default()).unwrap();
     assert_eq!(config.ca, Ca::Folder("/var/lib/heddle/ca".into()));
     assert_eq!(config.capacity, BTreeMap::from([("workloads".into(), 100), ("direct_flows".into(), 200)]));
-    assert_eq!((config.workers, config.heartbeat_milliseconds), (2, 250));
+    assert_eq!((config.workers, config.heartbeat_milliseconds, config.poll_microseconds), (2, 250, 50));
     assert_eq!(config.log, Log { format: LogFormat::Json, filter: "heddle::cluster=debug,info".into() });
     // What is printed is a file that means the same.
     let printed = config.to_yaml().unwrap();

@@ -17,6 +17,7 @@ const CLUSTER_NETWORKS: [&str; 5] =
     ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
 /// Shorter ones would refuse whenever the host is busy, longer ones leave clients hanging.
 const HEARTBEAT: std::ops::RangeInclusive<u64> = 100..=60_000;
+const POLL: std::ops::RangeInclusive<u64> = 0..=1_000;
 const WORKERS: std::ops::RangeInclusive<u64> = 1..=attach::WORKERS as u64;
 /// Less holds no busy minute, more is nothing that a person reads.
 const FLOW_MEGABYTES: std::ops::RangeInclusive<u64> = 1..=10_240;
@@ -277,6 +278,8 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     let workers = given(flags.workers.as_ref(), file.workers, cores.min(*WORKERS.end()));
     let workers = check.within("workers", &workers, &WORKERS);
+    let poll = given(flags.poll_microseconds.as_ref(), file.poll_microseconds, 200);
+    let poll_microseconds = check.within("pollMicroseconds", &poll, &POLL);
     let capacity = capacity(&mut check, file.capacity);
     let flow_log = flow_log(&mut check, file.flow_log, flags);
     let log = log(&mut check, file.log, flags);
@@ -305,6 +308,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             heartbeat_milliseconds,
             kubelet_cgroup,
             workers: u32::try_from(workers).ok()?,
+            poll_microseconds,
             capacity,
             flow_log,
             log: log?,

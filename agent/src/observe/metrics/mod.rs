@@ -1,9 +1,13 @@
 //! Metrics, as OpenMetrics text: Linkerd's TCP series, so that its dashboards go on working, and Heddle's own.
 //!
-//! A worker asks for a connection's handle once, when it opens; after that each read or write is one atomic addition.
+//! The series of connections that are alike are looked up once and kept ([`FlowSeries`]); after that a connection that
+//! opens, and what it carries, are atomic additions.
 //! The number of series is bounded: what does not fit is counted in one series whose names say `overflow`.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use heddle_ebpf::codes::{Hook, Outcome, Reason};
 use prometheus_client::{
@@ -42,6 +46,7 @@ pub struct Metrics {
     handshakes: Bounded<DecisionLabels, Counter>,
     decisions: Bounded<DecisionLabels, Counter>,
     audited: Bounded<AuditLabels, Counter>,
+    forgotten: AtomicU64,
 }
 
 impl Metrics {
@@ -91,31 +96,33 @@ impl Metrics {
             handshakes,
             decisions,
             audited,
+            forgotten: AtomicU64::new(0),
         }
     }
 
-    /// A connection opened. Keep what is returned as long as it lives.
-    pub fn open(&self, labels: &FlowLabels) -> OpenConnection {
-        self.opened.of(labels).inc();
-        let open = self.open.of(labels);
-        open.inc();
-        OpenConnection {
-            read: self.read.of(labels),
-            written: self.written.of(labels),
-            closed: self.closed.of(&CloseLabels::of(labels, "")),
-            open,
-        }
+    /// The series of connections with these labels, to be kept for the next of them: as long as [`Self::forgotten`]
+    /// stays as it is.
+    pub fn flow(&self, labels: FlowLabels) -> Arc<FlowSeries> {
+        let allowed = (labels.direction == Direction::Inbound).then(|| self.allowed.of(&labels));
+        Arc::new(FlowSeries {
+            allowed,
+            opened: self.opened.of(&labels),
+            open: self.open.of(&labels),
+            read: self.read.of(&labels),
+            written: self.written.of(&labels),
+            closed: self.closed.of(&CloseLabels::of(&labels, "")),
+            labels,
+        })
     }
 
-    /// A connection failed or was reset: counted as closed with the system's name of the error (`ECONNRESET`).
-    pub fn close_with(&self, connection: OpenConnection, labels: &FlowLabels, errno: &'static str) {
-        let mut connection = connection;
-        connection.closed = self.closed.of(&CloseLabels::of(labels, errno));
+    /// A number that changes when series are dropped: what was kept of them counts into nothing.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Acquire)
     }
 
-    /// A connection into a pod was allowed.
-    pub fn allow(&self, labels: &FlowLabels) {
-        self.allowed.of(labels).inc();
+    /// A connection failed or was reset: it counts as closed, once it is dropped, with the system's name of the error (`ECONNRESET`).
+    pub fn close_with(&self, connection: &mut OpenConnection, errno: &'static str) {
+        connection.failed = Some(self.closed.of(&CloseLabels::of(&connection.series.labels, errno)));
     }
 
     /// A connection into a pod was denied.
@@ -156,6 +163,7 @@ impl Metrics {
         self.handshakes.forget(namespace, name);
         self.decisions.forget(namespace, name);
         self.audited.forget(namespace, name);
+        self.forgotten.fetch_add(1, Ordering::Release);
     }
 
     /// Everything, as OpenMetrics text.
@@ -169,31 +177,58 @@ impl Metrics {
     }
 }
 
-/// A connection that is open; counted as closed when it is dropped.
+/// The series of connections that are alike.
 #[derive(Debug)]
-pub struct OpenConnection {
+pub struct FlowSeries {
+    labels: FlowLabels,
+    allowed: Option<Counter>,
+    opened: Counter,
+    open: Gauge,
     read: Counter,
     written: Counter,
     closed: Counter,
-    open: Gauge,
+}
+
+impl FlowSeries {
+    /// A connection opened; into a pod: because it was allowed. Keep what is returned as long as it lives.
+    pub fn open(self: Arc<Self>) -> OpenConnection {
+        if let Some(allowed) = &self.allowed {
+            allowed.inc();
+        }
+        self.opened.inc();
+        self.open.inc();
+        OpenConnection { series: self, failed: None }
+    }
+}
+
+/// A connection that is open; counted as closed when it is dropped.
+#[derive(Debug)]
+pub struct OpenConnection {
+    series: Arc<FlowSeries>,
+    failed: Option<Counter>,
 }
 
 impl OpenConnection {
     /// Bytes were read from the peer.
     pub fn read(&self, bytes: u64) {
-        self.read.inc_by(bytes);
+        self.series.read.inc_by(bytes);
     }
 
     /// Bytes were written to the peer.
     pub fn wrote(&self, bytes: u64) {
-        self.written.inc_by(bytes);
+        self.series.written.inc_by(bytes);
+    }
+
+    /// Its labels.
+    pub fn labels(&self) -> &FlowLabels {
+        &self.series.labels
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.open.dec();
-        self.closed.inc();
+        self.series.open.dec();
+        self.failed.as_ref().unwrap_or(&self.series.closed).inc();
     }
 }
 

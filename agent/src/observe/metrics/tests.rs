@@ -98,8 +98,7 @@ fn value(text: &str, series: &str) -> Option<String> {
 fn a_connection_counts_under_linkerds_names() {
     let metrics = metrics(100);
     let labels = labels("shop/db-1", "web.shop");
-    metrics.allow(&labels);
-    let connection = metrics.open(&labels);
+    let connection = metrics.flow(labels.clone()).open();
     connection.read(100);
     connection.read(23);
     connection.wrote(7);
@@ -111,7 +110,7 @@ fn a_connection_counts_under_linkerds_names() {
     assert_eq!(of(&text, "tcp_read_bytes_total").as_deref(), Some("123"));
     assert_eq!(of(&text, "tcp_write_bytes_total").as_deref(), Some("7"));
     drop(connection);
-    metrics.close_with(metrics.open(&labels), &labels, "ECONNRESET");
+    metrics.close_with(&mut metrics.flow(labels.clone()).open(), "ECONNRESET");
     metrics.deny(&labels);
     metrics.terminate(&labels);
     let text = metrics.encode().unwrap();
@@ -157,7 +156,7 @@ fn what_is_read_at_a_scrape_is_there() {
 fn the_number_of_series_is_bounded_and_nothing_goes_uncounted() {
     let metrics = metrics(10);
     for client in 0..100 {
-        metrics.allow(&labels("shop/db-1", &format!("client-{client}")));
+        metrics.flow(labels("shop/db-1", &format!("client-{client}"))).open();
         metrics.decide(Hook::Inbound, Outcome::Refuse, Reason::TlsFailed, &format!("shop/pod-{client}"));
     }
     let text = metrics.encode().unwrap();
@@ -170,7 +169,7 @@ fn the_number_of_series_is_bounded_and_nothing_goes_uncounted() {
     let sum: u64 = decisions.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
     assert_eq!(sum, 100);
     // What is known goes on being counted under its own name.
-    metrics.allow(&labels("shop/db-1", "client-3"));
+    metrics.flow(labels("shop/db-1", "client-3")).open();
     let text = metrics.encode().unwrap();
     assert!(text.lines().any(|line| line.contains(r#"client_id="client-3""#) && line.ends_with(" 2")));
 }
@@ -178,17 +177,19 @@ fn the_number_of_series_is_bounded_and_nothing_goes_uncounted() {
 #[test]
 fn a_pods_series_go_with_it_and_make_room() {
     let metrics = metrics(2);
-    let held = metrics.open(&labels("shop/db-1", "web.shop"));
+    let held = metrics.flow(labels("shop/db-1", "web.shop")).open();
     metrics.handshake(Hook::Inbound, "shop/db-1");
-    metrics.open(&labels("shop/db-2", "web.shop"));
+    metrics.flow(labels("shop/db-2", "web.shop")).open();
+    let before = metrics.forgotten();
     metrics.forget_pod("shop/db-1");
+    assert_ne!(metrics.forgotten(), before);
     let text = metrics.encode().unwrap();
     assert!(!text.contains(r#"pod="db-1""#), "{text}");
     assert!(text.contains(r#"pod="db-2""#));
     // The handle that is still held harms nobody.
     held.read(1);
     drop(held);
-    metrics.open(&labels("shop/db-3", "web.shop"));
+    metrics.flow(labels("shop/db-3", "web.shop")).open();
     let text = metrics.encode().unwrap();
     assert!(text.contains(r#"pod="db-3""#) && !text.contains(r#"pod="db-1""#) && !text.contains("overflow"));
 }
@@ -197,7 +198,7 @@ fn a_pods_series_go_with_it_and_make_room() {
 fn names_cannot_break_out_of_their_label() {
     let metrics = metrics(10);
     let hostile = "a\"} 1\nforged_total{x=\"\\";
-    metrics.allow(&labels("shop/db-1", hostile));
+    metrics.flow(labels("shop/db-1", hostile)).open();
     metrics.decide(Hook::Inbound, Outcome::Refuse, Reason::TlsFailed, hostile);
     let text = metrics.encode().unwrap();
     assert!(!text.lines().any(|line| line.starts_with("forged_total")), "{text}");

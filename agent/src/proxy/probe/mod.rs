@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::{
     application,
-    environment::{Ending, Flow, Recorder, Refusal},
+    environment::{Carried, Ending, Flow, Refusal},
     registry::{Membership, Told},
     relay::Account,
     worker::{Pod, Worker},
@@ -70,9 +70,11 @@ impl Probe<'_> {
                 let head = self.within(settings.handshake_timeout, head).await??;
                 drop(room);
                 let mut application = self.reach_unless(open, flow).await?;
-                let Application { stream, account, .. } = &mut application;
-                let work = http::answer(client, &head, stream, account);
+                let Application { stream, told } = &mut application;
+                let mut account = Account::new(&*told.carried);
+                let work = http::answer(client, &head, stream, &mut account);
                 let result = self.within(settings.probe_timeout, work).await;
+                drop(account);
                 application.ended(result.and_then(|result| result))
             }
             (Ok(_), [b'P']) if self.checks.iter().any(|check| matches!(check, Check::Grpc { .. })) => {
@@ -80,8 +82,10 @@ impl Probe<'_> {
                 let asked = self.within(settings.handshake_timeout, asked).await??;
                 drop(room);
                 let mut application = self.reach_unless(open, flow).await?;
-                let Application { stream, account, .. } = &mut application;
-                let result = self.within(settings.probe_timeout, asked.answer(stream, account)).await;
+                let Application { stream, told } = &mut application;
+                let mut account = Account::new(&*told.carried);
+                let result = self.within(settings.probe_timeout, asked.answer(stream, &mut account)).await;
+                drop(account);
                 application.ended(result.and_then(|result| result))
             }
             _ => Err(Reason::NotTheProbe),
@@ -100,10 +104,8 @@ impl Probe<'_> {
 
     async fn reach<'a>(&'a self, flow: &'a Flow) -> Result<Application<'a>, Reason> {
         let stream = application::connect(self.worker, self.pod, self.member, flow).await?;
-        let recorder = &*self.worker.environment.recorder;
-        recorder.opened(flow);
-        let told = Opened { recorder, flow, ending: Ending::Reset };
-        Ok(Application { stream, account: Account::new(recorder, flow), told })
+        let carried = self.worker.environment.recorder.opened(flow);
+        Ok(Application { stream, told: Opened { carried, flow, ending: Ending::Reset } })
     }
 
     async fn reach_unless<'a>(
@@ -121,8 +123,6 @@ impl Probe<'_> {
 /// The application, reached.
 struct Application<'a> {
     stream: TcpStream,
-    account: Account<'a>,
-    // Told last: the bytes before the end.
     told: Opened<'a>,
 }
 
@@ -137,13 +137,13 @@ impl Application<'_> {
 
 /// A connection that was told of as open: its end is told whatever happens.
 struct Opened<'a> {
-    recorder: &'a dyn Recorder,
+    carried: Box<dyn Carried>,
     flow: &'a Flow,
     ending: Ending,
 }
 
 impl Drop for Opened<'_> {
     fn drop(&mut self) {
-        self.recorder.closed(self.flow, &self.ending);
+        self.carried.closed(self.flow, &self.ending);
     }
 }

@@ -32,7 +32,11 @@ fn a_connection_is_small() {
         credentials: state.state.clone(),
         recorder: state.state.clone(),
     };
-    let worker = crate::proxy::worker::Worker::new(environment, Settings::default());
+    let worker = crate::proxy::worker::Worker::new(
+        environment,
+        Settings::default(),
+        crate::proxy::polling::Seats::of(1),
+    );
     let pod = worker.pod(POD_A);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -54,8 +58,8 @@ fn a_connection_is_small() {
     let outbound = size_of_val(&outbound::serve(&worker, &pod, stream(), flow()));
     let inbound = size_of_val(&inbound::serve(&worker, &pod, stream(), flow()));
     println!("outbound {outbound}, inbound {inbound}, idle {}", size_of::<Secure>());
-    assert!(outbound <= 2_560, "{outbound}");
-    assert!(inbound <= 2_560, "{inbound}");
+    assert!(outbound <= 2_048, "{outbound}");
+    assert!(inbound <= 2_048, "{inbound}");
     assert!(size_of::<Secure>() <= 384, "{}", size_of::<Secure>());
     // On the heap besides: rustls' state, 0.5 KiB of keys and 0.4 KiB of a certificate chain in it; measured in
     // `speed.rs`.

@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -125,6 +125,7 @@ type Configs = (Arc<ClientConfig>, Arc<ServerConfig>);
 
 /// Everything that the workers are told.
 pub struct State {
+    own: Weak<State>,
     pub authority: Authority,
     pub origin: Mutex<Option<SocketAddr>>,
     pub upstream: Mutex<Result<Upstream, Refusal>>,
@@ -256,16 +257,29 @@ fn side(hook: Hook) -> usize {
     usize::from(hook == Hook::Inbound)
 }
 
+/// One connection of a [`State`]'s.
+#[derive(Debug)]
+struct Stream {
+    state: Weak<State>,
+    hook: Hook,
+}
+
+impl Carried for Stream {
+    fn bytes(&self, sent: u64, received: u64) {
+        let state = self.state.upgrade().unwrap();
+        state.sent[side(self.hook)].fetch_add(sent, Ordering::SeqCst);
+        state.received[side(self.hook)].fetch_add(received, Ordering::SeqCst);
+    }
+    fn closed(&mut self, flow: &Flow, ending: &Ending) {
+        let state = self.state.upgrade().unwrap();
+        state.log.lock().unwrap().push(Entry::Closed(flow.clone(), ending.clone()));
+    }
+}
+
 impl Recorder for State {
-    fn opened(&self, flow: &Flow) {
+    fn opened(&self, flow: &Flow) -> Box<dyn Carried> {
         self.log.lock().unwrap().push(Entry::Opened(flow.clone()));
-    }
-    fn bytes(&self, flow: &Flow, sent: u64, received: u64) {
-        self.sent[side(flow.hook)].fetch_add(sent, Ordering::SeqCst);
-        self.received[side(flow.hook)].fetch_add(received, Ordering::SeqCst);
-    }
-    fn closed(&self, flow: &Flow, ending: &Ending) {
-        self.log.lock().unwrap().push(Entry::Closed(flow.clone(), ending.clone()));
+        Box::new(Stream { state: self.own.clone(), hook: flow.hook })
     }
     fn refused(&self, flow: &Flow, refusal: &Refusal) {
         self.log.lock().unwrap().push(Entry::Refused(flow.clone(), refusal.clone()));
@@ -308,7 +322,8 @@ impl World {
     pub fn with(settings: Settings) -> Self {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
-        let state = Arc::new(State {
+        let state = Arc::new_cyclic(|own| State {
+            own: own.clone(),
             authority: Authority::new(),
             origin: Mutex::new(Some("10.9.0.1:80".parse().unwrap())),
             upstream: Mutex::new(Err(Refusal::new(Reason::TablesClosed))),

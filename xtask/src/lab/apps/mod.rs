@@ -6,6 +6,7 @@
 
 mod connect;
 mod load;
+mod relay;
 mod serve;
 mod talk;
 mod unusual;
@@ -56,6 +57,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["stall", address] => serve::stall(address.parse()?),
         ["accept", address] => serve::accept_and_close(address.parse()?),
         ["once", address] => serve::once(address.parse()?),
+        ["relay", address, to] => relay::run(address.parse()?, to.parse()?),
         ["sink", address] => serve::sink(address.parse()?),
         ["udp-echo", address] => serve::udp_echo(address.parse()?),
         ["connect", attempt] => connect::run(&serde_json::from_str(attempt)?),
@@ -98,6 +100,7 @@ fn command(arguments: &[&str]) -> Result<Vec<String>> {
 /// - `accept ADDRESS:PORT`: accepts and closes at once
 /// - `once ADDRESS:PORT`: sends one byte back and closes
 /// - `sink ADDRESS:PORT`: reads to the end, then answers with the number of bytes
+/// - `relay ADDRESS:PORT ADDRESS:PORT`: copies each connection to the second address and back
 /// - `udp-echo ADDRESS:PORT`
 /// - `late ADDRESS:PORT TEXT`: makes its socket at once, connects it and sends TEXT when it is told to by a line of
 ///   input, and prints what came back

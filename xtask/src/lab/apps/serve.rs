@@ -27,7 +27,7 @@ pub fn listen(address: SocketAddr, device: Option<&str>) -> Result<TcpListener> 
 }
 
 /// Each connection on a thread of its own; the loop ends with the process.
-fn serve(
+pub fn serve(
     address: SocketAddr,
     handle: impl Fn(TcpStream) -> std::io::Result<()> + Copy + Send + 'static,
 ) -> Result<()> {

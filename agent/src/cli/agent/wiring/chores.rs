@@ -23,6 +23,8 @@ use crate::{
 
 /// How often it is looked whether captured pods' namespaces are still there.
 const SWEEP: Duration = Duration::from_millis(250);
+/// How often free memory is given back.
+const MEMORY: Duration = Duration::from_secs(5);
 /// After how long without progress a worker hangs.
 const HANGS: Duration = Duration::from_secs(1);
 
@@ -123,6 +125,16 @@ pub(super) async fn sweep(
             if let Some(workers) = workers.read().await.as_ref() {
                 workers.detach(id).await;
             }
+        }
+    }
+}
+
+/// Now and then, and first when what the start took is no longer needed.
+pub(super) async fn give_memory_back() {
+    loop {
+        tokio::time::sleep(MEMORY).await;
+        if let Err(error) = tokio::task::spawn_blocking(crate::capture::give_memory_back).await {
+            tracing::debug!(%error, "memory was not given back");
         }
     }
 }

@@ -51,7 +51,7 @@ impl FlowKeeper {
         let output = file.map(|(path, most_bytes)| {
             Mutex::new(Output { path, most_bytes, file: None, tried: None, unwritten: 0 })
         });
-        let book = Arc::clone(&told.flows);
+        let book = Arc::clone(told.flows());
         Self { book, told, counts: Mutex::new(counts), output, lines, failing: AtomicBool::new(false) }
     }
 

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     super::{Failure, Node, Opened},
-    chores::{give_way, judge_again, liveness, sweep, tell},
+    chores::{give_memory_back, give_way, judge_again, liveness, sweep, tell},
     credentials::PodCredentials,
     enforcer::KernelTables,
     flows::FlowKeeper,
@@ -67,7 +67,7 @@ pub(in super::super) struct Running {
 
 impl Running {
     pub async fn start(wired: Wired, rules: SnapshotReader<Compiled>) -> Result<Self, Failure> {
-        let Wired { capture, authority, store, naming, node, heartbeat, flow_log, .. } = wired;
+        let Wired { capture, authority, store, naming, node, heartbeat, flow_log, poll, .. } = wired;
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
         let pods = Arc::new(Pods::default());
         let names = Arc::new(KnownNames { pods: Arc::clone(&pods), rules: rules.clone() });
@@ -111,7 +111,8 @@ impl Running {
             credentials: Arc::new(PodCredentials { pods: Arc::clone(&pods), naming }),
             recorder: Arc::clone(&told) as _,
         };
-        let settings = Settings::default().within(descriptors(), capture.workers() as usize);
+        let settings =
+            Settings { poll, ..Settings::default() }.within(descriptors(), capture.workers() as usize);
         let workers = Workers::start(capture.workers() as usize, &environment, &settings)
             .map_err(|error| failed(&error))?;
         let workers = Arc::new(RwLock::new(Some(workers)));
@@ -146,6 +147,7 @@ impl Running {
             running.lines.clone(),
         ));
         tasks.spawn(sweep(Arc::clone(&capture), pods, metrics, Arc::clone(&workers)));
+        tasks.spawn(give_memory_back());
         let beating = Heartbeat::start(capture.kernel(), heartbeat / 5, liveness(workers))
             .map_err(|error| failed(&error))?;
         Ok(Self { heartbeat: Mutex::new(Some(beating)), _tasks: tasks, ..running })

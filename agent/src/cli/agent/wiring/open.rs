@@ -32,6 +32,7 @@ pub(in super::super) struct Wired {
     pub(super) naming: IdentityNaming,
     pub(super) node: String,
     pub(super) heartbeat: Duration,
+    pub(super) poll: Duration,
     pub(super) generation: u64,
     /// The file that flows are recorded in, and how many bytes it may have.
     pub(super) flow_log: Option<(PathBuf, u64)>,
@@ -91,6 +92,7 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
         naming,
         node: config.node.clone(),
         heartbeat,
+        poll: Duration::from_micros(config.poll_microseconds),
         generation,
         flow_log: config.flow_log.as_ref().map(|log| (log.file.clone(), log.megabytes << 20)),
     })

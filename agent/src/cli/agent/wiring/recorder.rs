@@ -2,8 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
 
@@ -15,22 +14,43 @@ use crate::{
     observe::{
         events::Events,
         flows::{FlowBook, SeenFlow, record::FlowOutcome},
-        metrics::{Direction, FlowLabels, Metrics, OpenConnection, Peer, RuleLabels, Tls},
+        metrics::{Direction, FlowLabels, FlowSeries, Metrics, OpenConnection, Peer, RuleLabels, Tls},
         record::{Names, Occurrence},
     },
-    proxy::environment::{Ending, Flow, PodId, Recorder, Refusal},
+    proxy::environment::{Carried, Ending, Flow, PeerName, PodId, Recorder, Refusal},
 };
 
-type Key = (Hook, PodId, SocketAddr, SocketAddr);
+/// Kinds of connections whose series are kept: far more than are alive at a time.
+const KEPT: usize = 4096;
 
-pub(super) struct Told {
-    pub pods: Arc<Pods>,
-    pub metrics: Arc<Metrics>,
-    pub events: Arc<Events>,
-    pub names: Arc<dyn Names>,
-    pub flows: Arc<FlowBook>,
+/// Connections that differ in none of these share their series.
+#[derive(PartialEq, Eq, Hash)]
+struct Alike {
+    hook: Hook,
+    pod: PodId,
+    port: u16,
+    peer: Option<PeerName>,
+    rule: Arc<str>,
+}
+
+/// Series that were looked up, and since which [`Metrics::forgotten`] they hold.
+#[derive(Default)]
+struct Known {
+    forgotten: u64,
+    series: HashMap<Alike, Arc<FlowSeries>>,
+}
+
+/// What every connection of the data plane is told to.
+pub(super) struct Told(Arc<Inner>);
+
+struct Inner {
+    pods: Arc<Pods>,
+    metrics: Arc<Metrics>,
+    events: Arc<Events>,
+    names: Arc<dyn Names>,
+    flows: Arc<FlowBook>,
     shadow: Shadow,
-    open: Mutex<HashMap<Key, OpenConnection>>,
+    known: RwLock<Known>,
 }
 
 impl Told {
@@ -42,11 +62,46 @@ impl Told {
         flows: Arc<FlowBook>,
         shadow: Shadow,
     ) -> Self {
-        Self { pods, metrics, events, names, flows, shadow, open: Mutex::default() }
+        Self(Arc::new(Inner { pods, metrics, events, names, flows, shadow, known: RwLock::default() }))
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<Key, OpenConnection>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where flows are gathered.
+    pub fn flows(&self) -> &Arc<FlowBook> {
+        &self.0.flows
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Told").finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn series(&self, flow: &Flow) -> Arc<FlowSeries> {
+        let alike = Alike {
+            hook: flow.hook,
+            pod: flow.pod,
+            port: flow.destination.port(),
+            peer: flow.peer.clone(),
+            rule: Arc::clone(&flow.rule),
+        };
+        let forgotten = self.metrics.forgotten();
+        {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            if known.forgotten == forgotten
+                && let Some(series) = known.series.get(&alike)
+            {
+                return Arc::clone(series);
+            }
+        }
+        let series = self.metrics.flow(self.labels(flow));
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.forgotten != forgotten || known.series.len() >= KEPT {
+            *known = Known { forgotten, series: HashMap::new() };
+        }
+        known.series.insert(alike, Arc::clone(&series));
+        series
     }
 
     fn labels(&self, flow: &Flow) -> FlowLabels {
@@ -73,6 +128,28 @@ impl Told {
         }
     }
 
+    /// A connection into a pod was let pass.
+    fn allowed(&self, flow: &Flow) {
+        let identity: Option<Arc<str>> = flow.peer.as_ref().map(|peer| Arc::from(peer.as_str()));
+        let audit = self.shadow.would_refuse(flow.client.ip(), identity.as_deref(), flow.destination);
+        if let Some(refusal) = &audit {
+            let pod = self.pods.get(flow.pod);
+            let pod = pod.as_ref().map_or("", |entry| &entry.name);
+            self.metrics.would_refuse(refusal.reason, &refusal.rule, pod, 1);
+        }
+        let reason = if identity.is_some() { Reason::Authorized } else { Reason::Unauthenticated };
+        let seen = SeenFlow {
+            client: flow.client.ip(),
+            client_identity: identity,
+            server: flow.destination,
+            outcome: FlowOutcome::Allowed,
+            reason: reason.as_str(),
+            rule: (!flow.rule.is_empty()).then(|| Arc::clone(&flow.rule)),
+            audit: audit.map(|refusal| refusal.reason.as_str()),
+        };
+        self.flows.saw(seen, 1, SystemTime::now());
+    }
+
     fn occurrence(&self, flow: &Flow, reason: Reason, rule: &Arc<str>) -> Occurrence {
         let mut occurrence = Occurrence::of_agent(
             SystemTime::now(),
@@ -97,14 +174,15 @@ impl Told {
 impl Told {
     /// Connections that the kernel carried alone.
     pub fn direct(&self, seen: &DirectSeen) {
-        let client = self.names.workload(seen.client.ip());
-        let rule = self.names.rule(seen.generation, seen.rule);
+        let told = &self.0;
+        let client = told.names.workload(seen.client.ip());
+        let rule = told.names.rule(seen.generation, seen.rule);
         let identity = client.and_then(|it| it.identity);
-        let audit = self.shadow.would_refuse(seen.client.ip(), identity.as_deref(), seen.server);
+        let audit = told.shadow.would_refuse(seen.client.ip(), identity.as_deref(), seen.server);
         if let Some(refusal) = &audit {
-            let server = self.names.workload(seen.server.ip());
+            let server = told.names.workload(seen.server.ip());
             let pod = server.as_ref().map_or("", |it| &it.name);
-            self.metrics.would_refuse(refusal.reason, &refusal.rule, pod, seen.count);
+            told.metrics.would_refuse(refusal.reason, &refusal.rule, pod, seen.count);
         }
         let flow = SeenFlow {
             client: seen.client.ip(),
@@ -115,36 +193,14 @@ impl Told {
             rule,
             audit: audit.map(|refusal| refusal.reason.as_str()),
         };
-        self.flows.saw(flow, seen.count, SystemTime::now());
-    }
-
-    /// A connection into a pod was let pass.
-    fn allowed(&self, flow: &Flow) {
-        let identity: Option<Arc<str>> = flow.peer.as_ref().map(|peer| Arc::from(peer.as_str()));
-        let audit = self.shadow.would_refuse(flow.client.ip(), identity.as_deref(), flow.destination);
-        if let Some(refusal) = &audit {
-            let pod = self.pods.get(flow.pod);
-            let pod = pod.as_ref().map_or("", |entry| &entry.name);
-            self.metrics.would_refuse(refusal.reason, &refusal.rule, pod, 1);
-        }
-        let reason = if identity.is_some() { Reason::Authorized } else { Reason::Unauthenticated };
-        let seen = SeenFlow {
-            client: flow.client.ip(),
-            client_identity: identity,
-            server: flow.destination,
-            outcome: FlowOutcome::Allowed,
-            reason: reason.as_str(),
-            rule: (!flow.rule.is_empty()).then(|| Arc::clone(&flow.rule)),
-            audit: audit.map(|refusal| refusal.reason.as_str()),
-        };
-        self.flows.saw(seen, 1, SystemTime::now());
+        told.flows.saw(flow, seen.count, SystemTime::now());
     }
 
     /// A connection that the kernel carried alone was ended: what a relay tells of its own, at each end.
     pub fn revoked(&self, ended: &EndedFlow) {
         let hook = if ended.server_side { Hook::Inbound } else { Hook::Outbound };
-        let pod = self.pods.get(PodId(ended.pod)).map(|entry| Arc::clone(&entry.name));
-        self.metrics.decide(hook, Outcome::Refuse, Reason::Revoked, pod.as_deref().unwrap_or_default());
+        let pod = self.0.pods.get(PodId(ended.pod)).map(|entry| Arc::clone(&entry.name));
+        self.0.metrics.decide(hook, Outcome::Refuse, Reason::Revoked, pod.as_deref().unwrap_or_default());
         let mut occurrence = Occurrence::of_agent(
             SystemTime::now(),
             hook,
@@ -155,8 +211,8 @@ impl Told {
         );
         occurrence.pod = pod;
         occurrence.generation = ended.generation;
-        occurrence.rule = self.names.rule(ended.generation, ended.rule);
-        self.events.tell(occurrence);
+        occurrence.rule = self.0.names.rule(ended.generation, ended.rule);
+        self.0.events.tell(occurrence);
     }
 }
 
@@ -176,58 +232,56 @@ fn rule_labels(rule: &str) -> RuleLabels {
     }
 }
 
-fn key(flow: &Flow) -> Key {
-    (flow.hook, flow.pod, flow.client, flow.destination)
+/// A connection of an application's that is open.
+#[derive(Debug)]
+struct Carrying {
+    told: Arc<Inner>,
+    connection: OpenConnection,
+}
+
+impl Carried for Carrying {
+    fn bytes(&self, sent: u64, received: u64) {
+        self.connection.read(sent);
+        self.connection.wrote(received);
+    }
+
+    fn closed(&mut self, flow: &Flow, ending: &Ending) {
+        let Self { told, connection } = self;
+        match ending {
+            Ending::Reset | Ending::Lost => told.metrics.close_with(connection, "ECONNRESET"),
+            Ending::Terminated(refusal) => {
+                if flow.hook == Hook::Inbound {
+                    told.metrics.terminate(connection.labels());
+                }
+                told.events.tell(told.occurrence(flow, Reason::Revoked, &refusal.rule));
+            }
+            Ending::Closed | Ending::Detached => {}
+        }
+    }
 }
 
 impl Recorder for Told {
-    fn opened(&self, flow: &Flow) {
-        let labels = self.labels(flow);
+    fn opened(&self, flow: &Flow) -> Box<dyn Carried> {
         if flow.hook == Hook::Inbound {
-            self.metrics.allow(&labels);
-            self.allowed(flow);
+            self.0.allowed(flow);
         }
-        let connection = self.metrics.open(&labels);
-        self.open().insert(key(flow), connection);
-    }
-
-    fn bytes(&self, flow: &Flow, sent: u64, received: u64) {
-        if let Some(connection) = self.open().get(&key(flow)) {
-            connection.read(sent);
-            connection.wrote(received);
-        }
-    }
-
-    fn closed(&self, flow: &Flow, ending: &Ending) {
-        let connection = self.open().remove(&key(flow));
-        let labels = self.labels(flow);
-        match (connection, ending) {
-            (Some(connection), Ending::Reset | Ending::Lost) => {
-                self.metrics.close_with(connection, &labels, "ECONNRESET");
-            }
-            (connection, Ending::Terminated(refusal)) => {
-                drop(connection);
-                if flow.hook == Hook::Inbound {
-                    self.metrics.terminate(&labels);
-                }
-                self.events.tell(self.occurrence(flow, Reason::Revoked, &refusal.rule));
-            }
-            _ => {}
-        }
+        Box::new(Carrying { told: Arc::clone(&self.0), connection: self.0.series(flow).open() })
     }
 
     fn refused(&self, flow: &Flow, refusal: &Refusal) {
+        let told = &self.0;
         if flow.hook == Hook::Inbound {
-            self.metrics.deny(&self.labels(flow));
+            told.metrics.deny(&told.labels(flow));
         }
-        let pod = self.pods.get(flow.pod);
+        let pod = told.pods.get(flow.pod);
         let name = pod.as_ref().map_or("", |entry| &entry.name);
-        self.metrics.decide(flow.hook, Outcome::Refuse, refusal.reason, name);
-        self.events.tell(self.occurrence(flow, refusal.reason, &refusal.rule));
+        told.metrics.decide(flow.hook, Outcome::Refuse, refusal.reason, name);
+        told.events.tell(told.occurrence(flow, refusal.reason, &refusal.rule));
     }
 
     fn handshake(&self, hook: Hook, pod: PodId) {
-        let pod = self.pods.get(pod);
-        self.metrics.handshake(hook, pod.as_ref().map_or("", |entry| &entry.name));
+        let told = &self.0;
+        let pod = told.pods.get(pod);
+        told.metrics.handshake(hook, pod.as_ref().map_or("", |entry| &entry.name));
     }
 }
