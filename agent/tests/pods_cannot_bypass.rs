@@ -380,6 +380,11 @@ fn io_uring_goes_by_the_mesh() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 fn a_simultaneous_open_needs_both_ends_to_be_allowed() -> Result<()> {
     let loom = Loom::new("simultaneous")?;
+    // The kernel carries them alone: only there do the two ends meet.
+    for pod in ["client", "near"] {
+        let file = format!("pod-shop-{pod}.yaml");
+        loom.lab.manifests().edit(&file, r#"opaque-ports: "7000""#, r#"opaque-ports: "6000-7000""#)?;
+    }
     // Whoever calls the client is refused; the client may call near.
     loom.lab.manifests().edit(
         "pod-shop-client.yaml",
@@ -414,6 +419,18 @@ fn a_simultaneous_open_needs_both_ends_to_be_allowed() -> Result<()> {
     let (one, other) = meet(6003, 6004)?;
     assert!(one.received.is_empty() && other.received.is_empty(), "{one:?} {other:?}");
     assert!(other.refused(), "near may not call the client: {other:?}");
+    // The other control: it is the rule that kept them apart.
+    loom.lab.manifests().edit(
+        "pod-shop-client.yaml",
+        "default-inbound-policy: deny",
+        "default-inbound-policy: all-authenticated",
+    )?;
+    let mut ports = 6005..;
+    eventually("both to be allowed to meet", SOON, || {
+        let mut port = || ports.next().unwrap_or_default();
+        let (one, other) = meet(port(), port())?;
+        Ok(one.received == "ping" && other.received == "ping")
+    })?;
     loom.lab.close()
 }
 
