@@ -93,7 +93,7 @@ fn a_hundred_thousand_random_flows_meet_one_verdict() -> Result<()> {
         // Most of the node's pods are captured, some are another pod at the same address.
         let mut captured = BTreeMap::new();
         loaded.capture_none()?;
-        for (netns, (address, workload)) in (1u64..).zip(&tables.workloads) {
+        for (netns, (address, workload)) in (1u64..).zip(tables.workloads.iter()) {
             let uid = match dice.roll(8) {
                 0 => continue,
                 1 => workload.uid.wrapping_add(1),
@@ -164,6 +164,7 @@ fn a_hundred_thousand_random_flows_meet_one_verdict() -> Result<()> {
         NotCaptured,
         Protocol,
         PlainToMeshed,
+        Denied,
     ] {
         assert!(reasons.contains_key(&(reason as u32)), "{reason:?} was never met: {seen:?}");
     }
