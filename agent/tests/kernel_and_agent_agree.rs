@@ -164,6 +164,7 @@ fn a_hundred_thousand_random_flows_meet_one_verdict() -> Result<()> {
         NotCaptured,
         Protocol,
         PlainToMeshed,
+        Denied,
     ] {
         assert!(reasons.contains_key(&(reason as u32)), "{reason:?} was never met: {seen:?}");
     }

@@ -124,6 +124,29 @@ pub fn cluster(dice: &mut Dice) -> String {
             ));
         }
     }
+    for number in 0..dice.roll(5) {
+        let (namespace, app) = (dice.one_of(&NAMES), dice.one_of(&NAMES));
+        let action = dice.one_of(&["Allow", "Deny"]);
+        let about = dice.one_of(&[
+            "from: [{networks: [{cidr: 10.0.0.0/25}]}]",
+            "from: [{namespaces: [north]}]",
+            "to: [{networks: [{cidr: 192.0.2.0/24}]}]",
+            "to: [{hosts: [x.example], networks: [{cidr: 10.0.1.0/26}]}]",
+            "to: [{namespaces: [north]}]",
+        ]);
+        let ports = dice.one_of(&["", "ports: ['80-90', 6379], "]);
+        add(format!(
+            "{{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {{name: h{number}, namespace: {namespace}}}, \
+             spec: {{action: {action}, podSelector: {{matchLabels: {{app: {app}}}}}, {ports}{about}}}}}\n"
+        ));
+    }
+    if dice.roll(4) == 0 {
+        let (namespace, policy) = (dice.one_of(&NAMES), dice.one_of(&["Allow", "Deny"]));
+        add(format!(
+            "{{apiVersion: policy.linkerd.io/v1alpha1, kind: EgressNetwork, metadata: {{name: e, namespace: {namespace}}}, \
+             spec: {{trafficPolicy: {policy}, networks: [{{cidr: 10.0.0.0/8, except: [10.0.0.0/28]}}, {{cidr: 192.0.2.0/24}}]}}}}\n"
+        ));
+    }
     for number in 1..5 {
         let (namespace, app) = (dice.one_of(&NAMES), dice.one_of(&NAMES));
         let mut ports = String::new();
