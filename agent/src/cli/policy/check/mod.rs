@@ -94,7 +94,9 @@ impl Findings {
             // Of the older kinds the parser says only that they are not in force.
             .filter(|it| {
                 let same = |old: &legacy::Legacy| {
-                    old.problem.file == it.file && old.problem.document == it.document && old.problem.line == it.line
+                    old.problem.file == it.file
+                        && old.problem.document == it.document
+                        && old.problem.line == it.line
                 };
                 !(it.field == "kind" && legacy.iter().any(same))
             })
