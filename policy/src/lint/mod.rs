@@ -9,12 +9,12 @@ mod selectors;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use self::redundant::Redundant;
 use crate::{
     Compiled, Index, Problem, Severity,
     names::{IdentityName, IdentityNaming},
     resources::{Kind, ObjectName, Pod, Resource},
 };
+pub use redundant::Redundant;
 
 /// Everything that reads as a mistake in resources that are sound each by itself. `compiled` is `index`, compiled so that
 /// every pod is on the node.

@@ -12,7 +12,7 @@ use super::{
     linkerd::{self, GATEWAY_GROUP, GROUP},
     meta::{Kind, Meta, ResourceId},
     outside,
-    raw::has_content,
+    raw::{documents, has_content},
     resource::Resource,
     tree::{self, Lines, NotYaml, nearest_line},
     typed::{Unreadable, typed},
@@ -65,24 +65,6 @@ pub fn parse_value(value: Value, origin: Origin) -> Parsed {
     let source = Source { origin, lines: Arc::default() };
     read_object(value, &source, &mut parsed);
     parsed
-}
-
-/// Divides a file where a line begins with `---`, as kubectl does, and says on which line each part begins.
-pub(super) fn documents(text: &str) -> Vec<(u32, &str)> {
-    let mut parts = Vec::new();
-    let (mut start, mut start_line, mut at) = (0, 1, 0);
-    for (number, line) in (1u32..).zip(text.split_inclusive('\n')) {
-        let separator = line
-            .strip_prefix("---")
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
-        if separator {
-            parts.push((start_line, &text[start..at]));
-            (start, start_line) = (at, number);
-        }
-        at += line.len();
-    }
-    parts.push((start_line, &text[start..]));
-    parts
 }
 
 fn read_document(text: &str, origin: Origin, first_line: u32, parsed: &mut Parsed) {

@@ -2,10 +2,7 @@
 
 use serde_json::Value;
 
-use super::{
-    parse::documents,
-    tree::{self, Lines, nearest_line},
-};
+use super::tree::{self, Lines, nearest_line};
 use crate::problems::{Origin, Problem, Severity};
 
 /// One resource as it is written.
@@ -73,6 +70,24 @@ pub fn read_documents(file: &str, text: &str) -> Vec<Document> {
         }
     }
     found
+}
+
+/// Divides a file where a line begins with `---`, as kubectl does, and says on which line each part begins.
+pub(super) fn documents(text: &str) -> Vec<(u32, &str)> {
+    let mut parts = Vec::new();
+    let (mut start, mut start_line, mut at) = (0, 1, 0);
+    for (number, line) in (1u32..).zip(text.split_inclusive('\n')) {
+        let separator = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if separator {
+            parts.push((start_line, &text[start..at]));
+            (start, start_line) = (at, number);
+        }
+        at += line.len();
+    }
+    parts.push((start_line, &text[start..]));
+    parts
 }
 
 /// Whether a part of a file is more than separators and comments.
