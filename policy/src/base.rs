@@ -18,18 +18,20 @@ use heddle_ebpf::{
 use ipnet::IpNet;
 
 use crate::{
-    compile::services::Services,
     grants::plain_networks,
     index::Index,
     names::IdentityName,
-    namespace::LocalPods,
     networks,
     problems::{Problem, Severity},
     resources::{ExternalWorkload, Kind, Meta, NetworkMatch, ObjectName, Pod, Resource, Service},
+    services::Services,
     settings::{ClusterSettings, canonical},
     tables::TableSet,
     workloads::{Claims, Standing, WorkloadInfo, workload},
 };
+
+/// The pods of a namespace on this node.
+pub(crate) type LocalPods = BTreeMap<String, Vec<LocalPod>>;
 
 /// A meshed pod of this node.
 #[derive(Clone, Debug)]

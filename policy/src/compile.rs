@@ -1,8 +1,6 @@
 //! What was worked out of the resources, put together: tables, and what the agent decides by name with. The same
 //! resources give the same tables, ids included, on every node and in whatever order they came.
 
-pub(crate) mod services;
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,

@@ -9,8 +9,9 @@ use crate::{
     base::Base,
     compile::{Compiled, assemble},
     index::Index,
-    namespace::{NamespacePart, Rules},
+    namespace::NamespacePart,
     resources::{Kind, ObjectName, Resource, ResourceId},
+    rules::Rules,
     settings::ClusterSettings,
 };
 
@@ -134,5 +135,23 @@ impl Compiler {
             self.parts.insert(namespace, Arc::new(part));
         }
         assemble(&self.settings, &base, &self.parts, self.index.duplicates())
+    }
+}
+
+impl Index {
+    /// Works out everything that `node` needs at a time when no rule has expired: never fails, since what cannot be
+    /// worked out is refused and told. Whoever follows changes keeps a [`Compiler`] instead.
+    pub fn compile(&self, settings: &ClusterSettings, node: &str) -> Compiled {
+        self.compile_at(settings, node, i64::MIN)
+    }
+
+    /// The same at a time, in microseconds since 1970.
+    pub fn compile_at(&self, settings: &ClusterSettings, node: &str, now: i64) -> Compiled {
+        Compiler::new(settings.clone(), Some(node.to_owned())).with(self.clone()).compile(now)
+    }
+
+    /// The same for the whole cluster, as if every pod ran on one node: for questions about any of them.
+    pub fn compile_cluster(&self, settings: &ClusterSettings, now: i64) -> Compiled {
+        Compiler::new(settings.clone(), None).with(self.clone()).compile(now)
     }
 }

@@ -13,7 +13,6 @@ use crate::{
     authorizations::rule_name,
     base::LocalPod,
     clients::{Match, Presented},
-    namespace::{InNamespace, Rules},
     networks,
     policy::ports_of,
     request::host_matches,
@@ -21,6 +20,7 @@ use crate::{
         Action, Direction, EgressNetwork, EgressScope, HostMatch, Kind, NetworkMatch, ParentKind, Parents,
         Resource, Transport,
     },
+    rules::{InNamespace, Rules},
     settings::DefaultOutbound,
 };
 

@@ -3,11 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    compile::Compiled,
-    compiler::Compiler,
     problems::{Origin, Problem, Severity},
     resources::{Kind, ObjectName, Parsed, Resource, ResourceId},
-    settings::ClusterSettings,
 };
 
 /// Where one writing of a resource stands: its origin, and its line there (a document may hold a list).
@@ -110,22 +107,6 @@ impl Index {
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = &ResourceId> {
         self.resources.keys()
-    }
-
-    /// Works out everything that `node` needs at a time when no rule has expired: never fails, since what cannot be
-    /// worked out is refused and told. Whoever follows changes keeps a [`Compiler`] instead.
-    pub fn compile(&self, settings: &ClusterSettings, node: &str) -> Compiled {
-        self.compile_at(settings, node, i64::MIN)
-    }
-
-    /// The same at a time, in microseconds since 1970.
-    pub fn compile_at(&self, settings: &ClusterSettings, node: &str, now: i64) -> Compiled {
-        Compiler::new(settings.clone(), Some(node.to_owned())).with(self.clone()).compile(now)
-    }
-
-    /// The same for the whole cluster, as if every pod ran on one node: for questions about any of them.
-    pub fn compile_cluster(&self, settings: &ClusterSettings, now: i64) -> Compiled {
-        Compiler::new(settings.clone(), None).with(self.clone()).compile(now)
     }
 
     pub(crate) fn duplicates(&self) -> Vec<Problem> {

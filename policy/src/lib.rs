@@ -61,6 +61,7 @@ mod namespace;
 mod networks;
 #[cfg(feature = "std")]
 mod outbound;
+mod path;
 #[cfg(feature = "std")]
 mod policy;
 #[cfg(feature = "std")]
@@ -70,7 +71,9 @@ pub mod request;
 #[cfg(feature = "std")]
 pub mod resources;
 #[cfg(feature = "std")]
+mod rules;
 mod servers;
+mod services;
 #[cfg(feature = "std")]
 pub mod settings;
 #[cfg(feature = "std")]

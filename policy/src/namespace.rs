@@ -6,22 +6,17 @@ use std::{
 };
 
 use crate::{
-    authorizations::{self, Authorizations, References},
-    base::{Base, LocalPod},
+    authorizations::{self, Authorizations, References as _},
+    base::Base,
     clients::Presented,
     egress::EgressPolicy,
     grant_set::{Found, GrantSet, first_holders},
     grants::{Clients, Grant, Who},
-    index::Index,
-    names::IdentityNaming,
     policy::{AboutPod, PodPolicy},
     problems::{Problem, Severity},
-    resources::{
-        AccessRule, EgressNetwork, IdentityRef, Kind, MeshTlsAuthentication, NetworkAuthentication,
-        ObjectName, Parents, RateLimitPolicy, Resource, Route, Server,
-    },
+    resources::{IdentityRef, Kind, ObjectName, Parents, RateLimitPolicy, Resource, Route},
+    rules::{InNamespace, Rules},
     servers,
-    settings::ClusterSettings,
 };
 
 use heddle_ebpf::policy::Network;
@@ -55,61 +50,6 @@ pub(crate) struct NamespacePart {
     pub(crate) references: BTreeSet<(Kind, ObjectName)>,
     /// When the first of its rules expires.
     pub(crate) next_expiry: Option<i64>,
-}
-
-/// Rules as they are looked up while a namespace is worked out.
-pub(crate) struct Rules<'a> {
-    pub(crate) index: &'a Index,
-    pub(crate) base: &'a Base,
-    pub(crate) settings: &'a ClusterSettings,
-    pub(crate) now: i64,
-}
-
-impl References for Rules<'_> {
-    fn naming(&self) -> &IdentityNaming {
-        &self.settings.naming
-    }
-    fn mesh_tls(&self, name: &ObjectName) -> Option<&MeshTlsAuthentication> {
-        match self.index.get(Kind::MeshTlsAuthentication, name)? {
-            Resource::MeshTlsAuthentication(it) => Some(it),
-            _ => None,
-        }
-    }
-    fn network(&self, name: &ObjectName) -> Option<&NetworkAuthentication> {
-        match self.index.get(Kind::NetworkAuthentication, name)? {
-            Resource::NetworkAuthentication(it) => Some(it),
-            _ => None,
-        }
-    }
-    fn server(&self, name: &ObjectName) -> Option<&Server> {
-        match self.index.get(Kind::Server, name)? {
-            Resource::Server(it) => Some(it),
-            _ => None,
-        }
-    }
-    fn route(&self, kind: Kind, name: &ObjectName) -> bool {
-        self.index.get(kind, name).is_some()
-    }
-    fn namespaces(&self) -> Vec<(&str, &BTreeMap<String, String>)> {
-        self.base.namespaces.iter().map(|(name, meta)| (&**name, &meta.labels)).collect()
-    }
-}
-
-/// The rules about one namespace, sorted by what they are.
-pub(crate) struct InNamespace<'a> {
-    pub(crate) servers: Vec<&'a Server>,
-    pub(crate) authorizations: Authorizations,
-    /// Routes by the Server that they are attached to.
-    pub(crate) routes: BTreeMap<&'a str, Vec<&'a Route>>,
-    /// Servers to which something unreadable is attached.
-    pub(crate) closed: BTreeSet<&'a str>,
-    /// Something unreadable may be attached to any of its Servers.
-    pub(crate) closed_everywhere: bool,
-    /// The oldest of each Server.
-    pub(crate) limits: BTreeMap<&'a str, &'a RateLimitPolicy>,
-    /// Heddle's own, in force.
-    pub(crate) access: Vec<&'a AccessRule>,
-    pub(crate) egress: Vec<&'a EgressNetwork>,
 }
 
 impl NamespacePart {
@@ -328,6 +268,3 @@ pub(crate) fn network_row(found: Option<&(Arc<str>, bool)>, rule: impl Fn(&str) 
         Some((text, denies)) => Network { rule: rule(text), allow: if *denies { 2 } else { 1 } },
     }
 }
-
-/// The pods of a namespace on this node.
-pub(crate) type LocalPods = BTreeMap<String, Vec<LocalPod>>;

@@ -14,10 +14,10 @@ use crate::{
     grant_set::GrantSet,
     grants::Grant,
     limits::RateLimits,
-    namespace::{InNamespace, Rules},
     problems::{Problem, Severity},
     request::RouteTable,
     resources::{AccessRule, Direction, Kind, Pod, PortMatch, PortSet, ProxyProtocol, Server, Transport},
+    rules::{InNamespace, Rules},
     servers::{conflict, governors},
 };
 

@@ -254,7 +254,8 @@ fn seen(tuple: &Tuple, generation: u64, rule: u32) {
         rule,
         port: u32::from(tuple.destination_port),
     };
-    if maps::DIRECT_SEEN.get_ptr_mut(&key).is_none() && maps::DIRECT_SEEN.insert(&key, &0, BPF_NOEXIST.into()).is_err()
+    if maps::DIRECT_SEEN.get_ptr_mut(&key).is_none()
+        && maps::DIRECT_SEEN.insert(&key, &0, BPF_NOEXIST.into()).is_err()
     {
         // Another processor was first, or there is no room: then the entry that the agent keeps for this counts it.
         if maps::DIRECT_SEEN.get_ptr_mut(&key).is_none() {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::resources::{ObjectName, parse_file};
+use crate::settings::ClusterSettings;
 
 const ACCOUNT: &str = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: web, namespace: shop}\n";
 

@@ -10,9 +10,14 @@ use std::{collections::HashMap, sync::Arc};
 use foldhash::fast::RandomState;
 use regex::Regex;
 
-use super::{BadRequest, Request, host::Host, path::check_path, values::ValueTest};
+use super::{
+    host::Host,
+    message::{BadRequest, Request},
+    values::ValueTest,
+};
 use crate::{
     grant_set::GrantSet,
+    path::check_path,
     resources::{HostMatch, PathMatch, RequestMatch, Route},
 };
 

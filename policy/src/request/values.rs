@@ -3,7 +3,7 @@
 
 use regex::Regex;
 
-use super::BadRequest;
+use super::message::BadRequest;
 use crate::resources::{NamedMatch, TextMatch};
 
 /// A longer escaped value of a query parameter is refused where an expression is to judge it.

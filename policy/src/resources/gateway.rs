@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     names::check_dns_name,
+    path::check_path,
     problems::{Problem, Severity},
 };
 
@@ -352,7 +353,7 @@ fn path_match(checks: &mut Checks<'_>, field: &str, raw: Option<RawValue>) -> Op
     let value = raw.value.unwrap_or_else(|| "/".to_owned());
     let plain = |checks: &mut Checks<'_>| {
         // Such a path is never judged, so that the rule would never hold.
-        let fits = crate::request::check_path(&value).is_ok() && !value.contains(['?', '#']);
+        let fits = check_path(&value).is_ok() && !value.contains(['?', '#']);
         if !fits {
             checks.fail(
                 &format!("{field}.value"),

@@ -2,29 +2,17 @@
 
 mod field;
 mod machine;
+mod part;
 mod report;
 mod rounds;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 
-use self::{field::Field, rounds::Plan};
-
-/// What may be measured alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Part {
-    /// 64 B questions and answers
-    Questions,
-    /// One stream
-    Stream,
-    /// New connections
-    Connections,
-    /// The agents' memory
-    Memory,
-}
+use self::{field::Field, part::Part, rounds::Plan};
 
 /// What the bench is asked for.
 #[derive(Args, Clone, Debug, Default)]

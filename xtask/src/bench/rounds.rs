@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Part,
     field::{ECHO, Field, ONCE, SINK, Through, Way},
+    part::Part,
 };
 use crate::lab::apps;
 

@@ -1,0 +1,16 @@
+//! The parts of the bench.
+
+use clap::ValueEnum;
+
+/// What may be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// 64 B questions and answers
+    Questions,
+    /// One stream
+    Stream,
+    /// New connections
+    Connections,
+    /// The agents' memory
+    Memory,
+}
