@@ -157,7 +157,7 @@ fn kernel_agent_and_reference_agree() {
     tally.demand("any identity", &["Allowed", "Unauthorized", "NeedsRequest", "NotHere", "Denied"], 1000);
     tally.demand("anonymous", &["Allowed", "NoIdentity", "Denied"], 1000);
     let routed = ["Allowed", "Unauthorized", "Denied", "NoRoute", "InvalidPolicy", "\"taken\""];
-    tally.demand("request", &routed, 500);
+    tally.demand("request", &routed, 200);
     tally.demand("request", &["BadRequest"], 20);
     tally.demand("local client", &["\"may not leave\""], 200);
     tally.demand("outbound", &["Refused", "Plain", "Mesh"], 1000);
