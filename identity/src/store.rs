@@ -43,6 +43,8 @@ pub struct RenewalSettings {
     pub first_retry: Duration,
     /// The longest time between two tries.
     pub longest_retry: Duration,
+    /// The same while there is no certificate that could be used: somebody waits.
+    pub longest_retry_without: Duration,
     /// Gives numbers from 0 up to 1.
     pub random: fn() -> f64,
 }
@@ -54,6 +56,7 @@ impl Default for RenewalSettings {
             jitter: 0.05,
             first_retry: Duration::from_secs(1),
             longest_retry: Duration::from_secs(300),
+            longest_retry_without: Duration::from_secs(5),
             random: random_fraction,
         }
     }
@@ -223,7 +226,13 @@ impl Store {
             }
             Err(error) => {
                 slot.failures = slot.failures.saturating_add(1);
-                slot.due = now + self.settings.after_failures(slot.failures);
+                let usable = workload.expires().is_some_and(|end| end > now);
+                let pause = self.settings.after_failures(slot.failures, usable);
+                // What expires before the next try is tried for once more in time.
+                slot.due = match workload.expires().filter(|end| *end > now) {
+                    Some(end) => (now + pause).min(end - end.duration_since(now).unwrap_or_default() / 4),
+                    None => now + pause,
+                };
                 Err(error)
             }
         }
@@ -257,9 +266,10 @@ impl RenewalSettings {
         now + left.mul_f64(part.clamp(0.0, 0.95))
     }
 
-    fn after_failures(&self, failures: u32) -> Duration {
+    fn after_failures(&self, failures: u32, usable: bool) -> Duration {
+        let longest = if usable { self.longest_retry } else { self.longest_retry_without };
         let doubled = self.first_retry.saturating_mul(1 << failures.saturating_sub(1).min(20));
-        doubled.min(self.longest_retry).mul_f64(0.5 + 0.5 * (self.random)().clamp(0.0, 1.0))
+        doubled.min(longest).mul_f64(0.5 + 0.5 * (self.random)().clamp(0.0, 1.0))
     }
 }
 

@@ -17,11 +17,15 @@ use rustls::{
     version::TLS13,
 };
 
+mod authority;
 mod fault;
+mod standing;
 mod verify;
 
 pub use crate::crypto::provider;
+pub use authority::{AuthorityServer, authority_client};
 pub use fault::{HandshakeFault, PeerFault};
+pub use standing::{Standing, Standings};
 
 use crate::{
     names::{IdentityName, IdentityNaming},

@@ -4,14 +4,17 @@
 //! the host (`check`) and at folders (`policy_check`) by themselves.
 
 pub mod agent;
+pub mod ca;
 mod check;
 mod client;
 pub mod config;
 pub mod door;
 mod events;
+mod logging;
 mod mountinfo;
 mod pods;
 mod policy_check;
+mod process;
 mod render;
 mod status;
 
@@ -59,6 +62,11 @@ enum Command {
         /// Print the effective configuration and end
         #[arg(long)]
         print_config: bool,
+    },
+    /// Run a certificate authority, or make its keys
+    Ca {
+        #[command(subcommand)]
+        command: ca::CaCommand,
     },
     /// Take everything that an agent left in force off this host: programs, maps, pins
     Release {
@@ -159,6 +167,7 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Agent { flags, print_config: true } => agent::print_config(&flags),
         Command::Agent { flags, print_config: false } => agent::run(&flags),
+        Command::Ca { command } => ca::run(command),
         Command::Release { flags } => agent::release(&flags),
         Command::Attach { pod, netns, at } => pods::attach(&at.socket, &pod, &netns),
         Command::Detach { pod, at } => pods::detach(&at.socket, &pod),

@@ -4,7 +4,6 @@
 //! in kernel and proxy before the pods that an earlier agent left are taken over, and the door opens last: whoever is
 //! answered there is answered by an agent that is whole. At the end the door closes first; pins stay.
 
-mod logging;
 mod open_door;
 mod release;
 mod signals;
@@ -18,7 +17,7 @@ use super::{
     Failure,
     config::{Config, ConfigError, Flags},
     door::{Bounds, RunDirectory, Server},
-    mountinfo, render,
+    logging, mountinfo, process, render,
 };
 use crate::cluster::{
     folder::{Folder, Limits, Pace},
@@ -136,6 +135,7 @@ fn with_cgroup(mut config: Config) -> Result<Config, Failure> {
 pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     let config = with_cgroup(configuration(flags)?)?;
     logging::start(&config.log);
+    process::keep_secrets()?;
     let directory = take(&config.run_directory)?;
     let folder = Folder::open(&config.manifests, Limits::default(), manifests::parse).map_err(|fault| {
         let path = config.manifests.display().to_string();

@@ -1,8 +1,10 @@
 //! Where the rooms are wired together: the one place that names capture, proxy, observe and identity at once.
 
+mod anchors;
 mod chores;
 mod credentials;
 mod enforcer;
+mod issuer;
 mod listening;
 mod names;
 mod node;

@@ -21,7 +21,7 @@ use super::{
     enforcer::KernelTables,
     listening::by_worker,
     names::KnownNames,
-    open::{Wired, kept_size},
+    open::{Issuing, Wired, kept_size},
     pods::{Entry, Pods},
     policy::SnapshotPolicy,
     readings::NodeReadings,
@@ -63,7 +63,8 @@ pub(in super::super) struct Running {
 
 impl Running {
     pub async fn start(wired: Wired, rules: SnapshotReader<Compiled>) -> Result<Self, Failure> {
-        let Wired { capture, authority, store, naming, node, heartbeat, .. } = wired;
+        let Wired { capture, issuing, naming, node, heartbeat, .. } = wired;
+        let Issuing { issuer, store, anchors } = issuing;
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
         let pods = Arc::new(Pods::default());
         let names = Arc::new(KnownNames { pods: Arc::clone(&pods), rules: rules.clone() });
@@ -74,6 +75,7 @@ impl Running {
             counters: capture.counters().map_err(|error| failed(&error))?,
             store: Arc::clone(&store),
             rules: rules.clone(),
+            anchors: anchors.as_ref().map(|(file, _)| file.clone()),
         };
         let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
         let told = Arc::new(Told::new(Arc::clone(&pods), Arc::clone(&metrics), Arc::clone(&events), names));
@@ -99,7 +101,10 @@ impl Running {
         let workers = Arc::new(RwLock::new(Some(workers)));
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(keep_renewed(Arc::clone(&store), authority, SystemTime::now));
+        tasks.spawn(keep_renewed(Arc::clone(&store), issuer, SystemTime::now));
+        if let Some((file, known)) = anchors {
+            tasks.spawn(file.follow(Arc::clone(&store), known));
+        }
         let lines = broadcast::Sender::new(EVENTS);
         tasks.spawn(tell(Arc::clone(&events), lines.clone()));
 
