@@ -218,7 +218,7 @@ impl Asker {
 
     /// Asks once: the chain, or how it was refused.
     pub fn ask(&self, asking: &Asking) -> Result<Result<Vec<Vec<u8>>, Status>> {
-        Ok(self.ask_all(std::slice::from_ref(asking))?.pop().context("no answer")?)
+        self.ask_all(std::slice::from_ref(asking))?.pop().context("no answer")
     }
 
     /// Asks all at once on one connection.

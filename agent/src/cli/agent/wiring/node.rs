@@ -6,7 +6,7 @@ use std::{
 };
 
 use heddle_ebpf::flows::Event;
-use heddle_identity::{Store, keep_renewed};
+use heddle_identity::{Standings, Store, keep_renewed};
 use heddle_policy::{Compiled, WorkloadInfo, problems::Problem};
 use miette::miette;
 use tokio::{
@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     super::{Failure, Node, Opened},
-    chores::{give_way, judge_again, liveness, sweep, tell},
+    chores::{believe_again, give_way, judge_again, liveness, sweep, tell},
     credentials::PodCredentials,
     enforcer::KernelTables,
     listening::by_worker,
@@ -79,7 +79,8 @@ impl Running {
         };
         let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
         let told = Arc::new(Told::new(Arc::clone(&pods), Arc::clone(&metrics), Arc::clone(&events), names));
-        let (changed, changes) = watch::channel(0);
+        let (changed, changes) = watch::channel(0_u64);
+        let changed = Arc::new(changed);
         let environment = Environment {
             sockets: Arc::new(CapturedSockets {
                 pods: Arc::clone(&pods),
@@ -92,7 +93,11 @@ impl Running {
                 turn: AtomicU32::new(0),
                 changes,
             }),
-            credentials: Arc::new(PodCredentials { pods: Arc::clone(&pods), naming }),
+            credentials: Arc::new(PodCredentials {
+                pods: Arc::clone(&pods),
+                naming,
+                standings: Standings::new(Arc::clone(store.trust())),
+            }),
             recorder: Arc::clone(&told) as _,
         };
         let settings = Settings::default().within(descriptors(), capture.workers() as usize);
@@ -123,6 +128,7 @@ impl Running {
         running.follow_events(events).map_err(|error| failed(&error))?;
         running.adopt().await?;
         // Not before: the flows of a pod that is not known yet would be taken for those of one that is gone.
+        tasks.spawn(believe_again(Arc::clone(&running.store), Arc::clone(&changed)));
         tasks.spawn(judge_again(Arc::clone(&capture), running.rules.clone(), changed, told));
         tasks.spawn(look_after(Arc::clone(&capture), Arc::clone(&running.repairs), running.lines.clone()));
         tasks.spawn(sweep(Arc::clone(&capture), pods, metrics, Arc::clone(&workers)));
