@@ -15,6 +15,7 @@
 pub mod authority;
 mod crypto;
 pub mod files;
+mod inspect;
 pub use heddle_policy::names;
 pub mod profile;
 pub mod store;
@@ -28,6 +29,7 @@ pub use authority::{
     Authority, AuthorityError, AuthoritySettings, CertificateRequest, IssueError, Issued, IssuerFiles,
     IssuerKeys, KeyLedger, RequestError,
 };
+pub use inspect::{anchor_of, fingerprint, pem};
 pub use names::{IdentityName, IdentityNaming, NameError};
 pub use profile::{CertificateFacts, PeerNameError, peer_identity};
 pub use store::{
@@ -35,6 +37,6 @@ pub use store::{
 };
 pub use tls::{
     ALPN, AuthorityServer, Client, HandshakeFault, Peer, PeerFault, Standing, Standings, TlsSettings,
-    authority_client, confirm, provider,
+    authority_client, confirm, provider, verify_chain,
 };
 pub use trust::{Trust, TrustError, anchors_from_pem};

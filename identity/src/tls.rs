@@ -121,6 +121,22 @@ pub(crate) fn verify_as_peers_do(
     Ok(())
 }
 
+/// Holds `chain` against what peers of both sides would demand of `identity` at `now`.
+///
+/// # Errors
+/// What they would say.
+pub fn verify_chain(
+    trust: &Arc<Trust>,
+    chain: &[CertificateDer<'_>],
+    identity: &IdentityName,
+    now: SystemTime,
+) -> Result<(), String> {
+    let (leaf, intermediates) = chain.split_first().ok_or("there is no certificate")?;
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|error| error.to_string())?;
+    let name = server_name(identity).map_err(|error| error.to_string())?;
+    verify_as_peers_do(trust, leaf, intermediates, &name, UnixTime::since_unix_epoch(since))
+}
+
 /// Serves the own certificate to those alone who ask for the own name and speak the own protocol.
 #[derive(Debug)]
 struct OwnName {

@@ -10,6 +10,7 @@ mod client;
 pub mod config;
 pub mod door;
 mod events;
+mod identity;
 mod logging;
 mod mountinfo;
 mod pods;
@@ -121,6 +122,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look at identities and their certificates
+    Identity {
+        #[command(subcommand)]
+        command: identity::IdentityCommand,
+        #[command(flatten)]
+        at: At,
+    },
     /// Look at policy
     Policy {
         #[command(subcommand)]
@@ -158,7 +166,13 @@ enum PolicyCommand {
 #[derive(clap::Args)]
 struct At {
     /// The agent's socket
-    #[arg(long, value_name = "PATH", env = "HEDDLE_SOCKET", default_value = "/run/heddle/agent.sock")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "HEDDLE_SOCKET",
+        default_value = "/run/heddle/agent.sock",
+        global = true
+    )]
     socket: PathBuf,
 }
 
@@ -173,6 +187,7 @@ pub fn main() -> ExitCode {
         Command::Detach { pod, at } => pods::detach(&at.socket, &pod),
         Command::Status { at, json } => status::show(&at.socket, json),
         Command::Events { at, json } => events::follow(&at.socket, json),
+        Command::Identity { command, at } => identity::run(&at.socket, &command),
         Command::Check { what: Checked::Node, bpffs, json } => check::run(&bpffs, json),
         Command::Policy { command: PolicyCommand::Check { folder, json } } => {
             policy_check::run(&folder, json)

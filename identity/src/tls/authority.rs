@@ -6,14 +6,14 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
-    pki_types::{PrivatePkcs8KeyDer, UnixTime},
+    pki_types::PrivatePkcs8KeyDer,
     server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
     sign::CertifiedKey,
     version::TLS13,
 };
 use zeroize::Zeroize;
 
-use super::{Client, TlsSettings, server_name, verify, verify_as_peers_do};
+use super::{Client, TlsSettings, server_name, verify, verify_chain};
 use crate::{
     authority::{Authority, CertificateRequest},
     names::IdentityName,
@@ -49,17 +49,13 @@ impl AuthorityServer {
         let mut key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| text(&error))?;
         let request = CertificateRequest::new(own, &key).map_err(|error| text(&error))?;
         let issued = authority.issue(&request, now).map_err(|error| text(&error))?;
-        let (leaf, intermediates) = issued.chain.split_first().ok_or("no certificate was issued")?;
         let trust = Trust::new(
             authority.naming().clone(),
             authority.anchors().to_vec(),
             Arc::clone(&settings.provider),
         )
         .map_err(|error| text(&error))?;
-        let name = server_name(own).map_err(|error| text(&error))?;
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|error| text(&error))?;
-        let at = UnixTime::since_unix_epoch(since);
-        verify_as_peers_do(&Arc::new(trust), leaf, intermediates, &name, at)?;
+        verify_chain(&Arc::new(trust), &issued.chain, own, now)?;
         let not_after = profile::not_after(&issued.chain).map_err(|error| text(&error))?;
         let der = PrivatePkcs8KeyDer::from(key.serialize_der());
         key.zeroize();

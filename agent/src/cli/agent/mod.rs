@@ -81,6 +81,10 @@ pub(crate) trait Node: Send + Sync + 'static {
     fn events(&self) -> broadcast::Receiver<Arc<str>>;
     /// As [`super::door::Door::metrics`].
     fn metrics(&self) -> String;
+    /// As [`super::door::Door::identities`].
+    fn identities(&self) -> super::door::Identities;
+    /// As [`super::door::Door::renew_identities`].
+    fn renew_identities(&self) -> usize;
     /// Takes no new connection and waits until the others have ended, at most so long. Pins stay.
     fn drain(&self, at_most: Duration) -> impl Future<Output = ()> + Send;
 }

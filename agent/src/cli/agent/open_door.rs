@@ -1,7 +1,7 @@
 //! What is behind the door of a running agent.
 
 use super::{
-    super::door::{AttachError, AttachErrorCode, AttachRequest, Attached, Door, PodName, Status},
+    super::door::{AttachError, AttachErrorCode, AttachRequest, Attached, Door, Identities, PodName, Status},
     Config, Node,
 };
 use crate::cluster::{manifests::FollowedManifests, snapshot::SnapshotReader};
@@ -93,5 +93,13 @@ impl<N: Node> Door for OpenDoor<N> {
 
     fn metrics(&self) -> String {
         self.node.metrics()
+    }
+
+    fn identities(&self) -> Identities {
+        self.node.identities()
+    }
+
+    fn renew_identities(&self) -> usize {
+        self.node.renew_identities()
     }
 }

@@ -78,6 +78,12 @@ impl Node for BenchNode {
     fn metrics(&self) -> String {
         "# EOF\n".into()
     }
+    fn identities(&self) -> super::super::door::Identities {
+        super::super::door::Identities { identities: vec![], anchors: vec![], stale: None, warnings: vec![] }
+    }
+    fn renew_identities(&self) -> usize {
+        0
+    }
     async fn drain(&self, _at_most: Duration) {
         self.0.drained.store(true, Ordering::SeqCst);
     }

@@ -12,6 +12,8 @@
 //! | `GET /v1/status` | what is in force, what is wrong |
 //! | `GET /v1/events` | refusals and drops as they happen, one JSON object a line |
 //! | `GET /v1/metrics` | OpenMetrics text |
+//! | `GET /v1/identities` | certificates and anchors in force |
+//! | `POST /v1/identities/renew` | 200 when every certificate is being renewed |
 //!
 //! Errors are `{"error","code","field","remedy"}`.
 
@@ -25,7 +27,8 @@ mod socket;
 mod tests;
 
 pub use api::{
-    AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus, RepairStatus, Status,
+    AnchorStatus, AttachError, AttachErrorCode, AttachRequest, Attached, CertificateStatus, Identities,
+    IdentityStatus, PodName, PodStatus, RepairStatus, Status,
 };
 pub use bounds::{Bounds, Counts};
 pub use serve::Server;
@@ -51,4 +54,10 @@ pub trait Door: Send + Sync + 'static {
 
     /// Every metric as OpenMetrics text.
     fn metrics(&self) -> String;
+
+    /// The certificates and anchors in force.
+    fn identities(&self) -> Identities;
+
+    /// Has every certificate renewed; gives how many.
+    fn renew_identities(&self) -> usize;
 }

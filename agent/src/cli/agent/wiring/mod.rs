@@ -4,6 +4,7 @@ mod anchors;
 mod chores;
 mod credentials;
 mod enforcer;
+mod identities;
 mod issuer;
 mod listening;
 mod names;

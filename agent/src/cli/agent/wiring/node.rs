@@ -19,6 +19,7 @@ use super::{
     chores::{believe_again, give_way, judge_again, liveness, sweep, tell},
     credentials::PodCredentials,
     enforcer::KernelTables,
+    identities::KnownIdentities,
     listening::by_worker,
     names::KnownNames,
     open::{Issuing, Wired, kept_size},
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     capture::{Attachment, Capture, Heartbeat},
-    cli::door::{AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus},
+    cli::door::{AttachError, AttachErrorCode, AttachRequest, Attached, Identities, PodName, PodStatus},
     cluster::snapshot::{Enforcer, SnapshotReader},
     observe::{
         events::{Events, monotonic_epoch},
@@ -58,6 +59,7 @@ pub(in super::super) struct Running {
     workers: Arc<RwLock<Option<Workers>>>,
     heartbeat: Mutex<Option<Heartbeat>>,
     repairs: Arc<Repairs>,
+    identities: KnownIdentities,
     _tasks: JoinSet<()>,
 }
 
@@ -77,6 +79,7 @@ impl Running {
             rules: rules.clone(),
             anchors: anchors.as_ref().map(|(file, _)| file.clone()),
         };
+        let bundle = readings.anchors.clone();
         let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
         let told = Arc::new(Told::new(Arc::clone(&pods), Arc::clone(&metrics), Arc::clone(&events), names));
         let (changed, changes) = watch::channel(0_u64);
@@ -116,6 +119,11 @@ impl Running {
         let running = Self {
             pods: Arc::clone(&pods),
             capture: Arc::clone(&capture),
+            identities: KnownIdentities {
+                pods: Arc::clone(&pods),
+                store: Arc::clone(&store),
+                anchors: bundle,
+            },
             store,
             rules,
             metrics: Arc::clone(&metrics),
@@ -388,6 +396,14 @@ impl Node for Running {
             tracing::error!(%error, "metrics cannot be written");
             String::new()
         })
+    }
+
+    fn identities(&self) -> Identities {
+        self.identities.read()
+    }
+
+    fn renew_identities(&self) -> usize {
+        self.identities.renew()
     }
 
     async fn drain(&self, at_most: Duration) {

@@ -88,3 +88,83 @@ impl Attest for TokenReviews {
         Box::pin(self.review(token))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Json, Router, extract::State, routing::post};
+    use serde_json::{Value, json};
+    use std::sync::{Arc, Mutex};
+
+    /// An API server that answers every review with what it was told, and keeps what it was asked.
+    async fn api(status: Value) -> (TokenReviews, Arc<Mutex<Vec<Value>>>) {
+        let asked: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let kept = Arc::clone(&asked);
+        let review = async move |State(kept): State<Arc<Mutex<Vec<Value>>>>, Json(body): Json<Value>| {
+            kept.lock().unwrap().push(body.clone());
+            let mut answer = body;
+            answer["status"] = status;
+            Json(answer)
+        };
+        let app =
+            Router::new().route("/apis/authentication.k8s.io/v1/tokenreviews", post(review)).with_state(kept);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let client = Client::try_from(kube::Config::new(uri)).unwrap();
+        (TokenReviews::new(client, "heddle-system", "heddle-agent"), asked)
+    }
+
+    fn good() -> Value {
+        json!({
+            "authenticated": true,
+            "audiences": [AUDIENCE],
+            "user": {
+                "username": "system:serviceaccount:heddle-system:heddle-agent",
+                "extra": {POD: ["heddle-agent-x"], POD_UID: ["u1"], NODE: ["node-a"]},
+            },
+        })
+    }
+
+    #[tokio::test]
+    async fn what_the_api_server_says_of_a_token_is_believed() {
+        let (reviews, asked) = api(good()).await;
+        let agent = reviews.attest("the token", SystemTime::now()).await.unwrap();
+        assert_eq!(agent.node, "node-a");
+        assert_eq!(agent.name, "system:serviceaccount:heddle-system:heddle-agent/heddle-agent-x");
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked[0]["spec"], json!({"token": "the token", "audiences": ["ca.heddle.io"]}));
+    }
+
+    #[tokio::test]
+    async fn whatever_is_missing_or_differs_is_refused() {
+        let changes: [(&str, Value); 12] = [
+            ("/authenticated", json!(false)),
+            ("/authenticated", Value::Null),
+            ("/audiences", json!([])),
+            ("/audiences", Value::Null),
+            ("/audiences", json!(["https://kubernetes.default.svc"])),
+            ("/audiences", json!([AUDIENCE, "https://kubernetes.default.svc"])),
+            ("/user/username", json!("system:serviceaccount:heddle-system:other")),
+            ("/user/username", json!("system:serviceaccount:shop:heddle-agent")),
+            ("/user/username", json!("system:node:node-a")),
+            ("/user/extra", json!({POD: ["p"], POD_UID: ["u"]})),
+            ("/user/extra", json!({POD: ["p"], POD_UID: ["u"], NODE: ["a", "b"]})),
+            ("/user/extra", json!({NODE: ["node-a"]})),
+        ];
+        for (place, value) in changes {
+            let mut status = good();
+            *status.pointer_mut(place).unwrap() = value.clone();
+            let (reviews, _) = api(status).await;
+            let refused = reviews.attest("t", SystemTime::now()).await;
+            assert!(matches!(refused, Err(AttestError::Refused(_))), "{place} {value}: {refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_is_away_is_no_refusal() {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let reviews = TokenReviews::new(Client::try_from(config).unwrap(), "heddle-system", "heddle-agent");
+        assert!(matches!(reviews.attest("t", SystemTime::now()).await, Err(AttestError::Away(_))));
+    }
+}
