@@ -136,6 +136,7 @@ fn root_and_issuer_roll_under_load_without_one_failed_request() -> Result<()> {
     let [old] = &nodes_trust(&shop, 1)?[..] else { anyhow::bail!("one anchor") };
     let mut before = Shop::line(&shop.client, to)?;
 
+    let (told_a, told_b) = (shop.lab.agent(A)?.events()?, shop.lab.agent(B)?.events()?);
     let load = Load::begin(&shop.client, (shop.far.v4, SPARE[0]).into());
     // 1. Everybody trusts both.
     ceremony.trust(&["root", "root-2"])?;
@@ -166,7 +167,9 @@ fn root_and_issuer_roll_under_load_without_one_failed_request() -> Result<()> {
 
     let counted = load.end(wanted)?;
     println!("{} requests, {} failed", counted.succeeded, counted.failed);
-    assert_eq!(counted.failed, 0, "{counted:?}");
+    let refusals: Vec<String> =
+        [told_a, told_b].iter().flat_map(xtask::lab::Events::drain).map(|event| event.to_string()).collect();
+    assert_eq!(counted.failed, 0, "{counted:?}; the agents told: {refusals:#?}");
     let still: Vec<_> =
         [A, B].iter().map(|node| shop.lab.agent(node).map(|agent| agent.pid())).collect::<Result<_>>()?;
     assert_eq!(agents, still, "nothing was restarted");

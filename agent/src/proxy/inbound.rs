@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use heddle_ebpf::codes::{Hook, Reason};
 use rustls::ServerConfig;
-use tokio::net::TcpStream;
+use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
     application,
@@ -143,16 +143,18 @@ impl Path<'_> {
         let mut secure = Secure::new(stream, tls, wire, control);
         let supply = &self.pod.supply;
         std::future::poll_fn(|cx| secure.poll_preload(&mut behind, supply, cx)).await;
+        // A client makes its stream again on a new connection only once: the first stream of one is always served.
+        let mut made_with = None;
         loop {
             flow.client = transport;
             self.member.set_idle(true);
             self.member.set_deadline(Some(self.worker.settings.server_idle_timeout));
-            let next = std::future::poll_fn(|cx| self.poll_open(&mut secure, &config, cx)).await;
+            let next = std::future::poll_fn(|cx| self.poll_open(&mut secure, made_with, cx)).await;
             self.member.set_idle(false);
             self.member.set_deadline(None);
             let (open, peer_ended) = match next {
                 Next::Open(open, peer_ended) => (open, peer_ended),
-                Next::Close => return secure.close(),
+                Next::Close => return Box::pin(self.linger(secure.close_writing())).await,
                 Next::Broken(error) => {
                     tracing::debug!(%error, client = %transport, "an agent's connection broke");
                     if let SecureError::Violation(_) = error {
@@ -173,6 +175,7 @@ impl Path<'_> {
             if !self.stream(&mut secure, &mut flow, &*standing, peer_ended).await {
                 return abort(secure.stream);
             }
+            made_with = Some(&config);
         }
     }
 
@@ -205,11 +208,24 @@ impl Path<'_> {
         }
     }
 
+    /// Waits until the client has closed as well. An OPEN that crosses the alert is not processed, and its client makes it
+    /// again on another connection.
+    async fn linger(&self, mut stream: TcpStream) {
+        self.member.set_deadline(Some(self.worker.settings.settle_timeout));
+        let mut sink = [0; 1024];
+        let drained = async {
+            while stream.read(&mut sink).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        // Whatever ends it, there is nothing left to do.
+        drop(self.member.unless_told(drained).await);
+    }
+
     /// Waits for the next OPEN.
     fn poll_open(
         &self,
         secure: &mut Secure,
-        config: &Arc<ServerConfig>,
+        made_with: Option<&Arc<ServerConfig>>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Next> {
         use std::task::Poll;
@@ -227,8 +243,11 @@ impl Path<'_> {
         // Nothing is under way between streams that new rules could concern; each OPEN is judged. But after a renewal no
         // stream begins on a connection with the old certificate: the client's agent makes another.
         let _ = self.member.must_judge_again();
-        let current = self.worker.environment.credentials.server(self.pod.id);
-        if secure.is_untouched() && current.is_some_and(|current| !Arc::ptr_eq(&current.config, config)) {
+        if let Some(config) = made_with
+            && secure.is_untouched()
+            && let Some(current) = self.worker.environment.credentials.server(self.pod.id)
+            && !Arc::ptr_eq(&current.config, config)
+        {
             return Poll::Ready(Next::Close);
         }
         loop {
