@@ -122,6 +122,7 @@ fn root_and_issuer_roll_under_load_without_one_failed_request() -> Result<()> {
     let wanted: u64 =
         std::env::var("HEDDLE_ROLL_REQUESTS").ok().and_then(|it| it.parse().ok()).unwrap_or(20_000);
     let mut shop = Shop::closed("roll")?;
+    shop.lab.settings().set("log", serde_json::json!({"filter": "info,heddle::proxy=debug"}));
     let ceremony = Ceremony::hold(&shop.lab)?;
     ceremony.root("root-2")?;
     ceremony.issuer("root-2", "issuer-2")?;
@@ -169,6 +170,18 @@ fn root_and_issuer_roll_under_load_without_one_failed_request() -> Result<()> {
     println!("{} requests, {} failed", counted.succeeded, counted.failed);
     let refusals: Vec<String> =
         [told_a, told_b].iter().flat_map(xtask::lab::Events::drain).map(|event| event.to_string()).collect();
+    if counted.failed > 0 {
+        for line in [A, B]
+            .iter()
+            .filter_map(|node| Some(shop.lab.agent(node).ok()?.log()))
+            .collect::<String>()
+            .lines()
+        {
+            if line.contains("DEBUG") {
+                println!("{line}");
+            }
+        }
+    }
     assert_eq!(counted.failed, 0, "{counted:?}; the agents told: {refusals:#?}");
     let still: Vec<_> =
         [A, B].iter().map(|node| shop.lab.agent(node).map(|agent| agent.pid())).collect::<Result<_>>()?;

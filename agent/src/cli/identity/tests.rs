@@ -52,7 +52,8 @@ fn a_certificate_is_verified_as_peers_do() {
     let identities = told(now);
     let pod = of_pod(&identities, "shop/web-1").unwrap();
     judge(&identities, pod, now).unwrap();
-    judge(&identities, pod, now + day).unwrap_err();
+    judge(&identities, pod, now + day).unwrap();
+    judge(&identities, pod, now + day + Duration::from_secs(1)).unwrap_err();
     judge(&identities, pod, now - day).unwrap_err();
     let mut other = identities.clone();
     other.anchors[0].pem = told(now).anchors[0].pem.clone();
