@@ -1,8 +1,25 @@
-//! Finds the kernel programs that `cargo xtask ebpf` built, so that the binary carries them.
+//! Finds the kernel programs that `cargo xtask ebpf` built, so that the binary carries them, and makes Rust of the
+//! protocols in `proto/`.
 
 use std::{env, path::PathBuf};
 
 fn main() {
+    protocols();
+    kernel_programs();
+}
+
+/// protox is the compiler: no protoc needs to be installed.
+fn protocols() {
+    const PROTOCOLS: [&str; 1] = ["proto/ca.proto"];
+    PROTOCOLS.iter().for_each(|file| println!("cargo:rerun-if-changed={file}"));
+    let parsed = protox::compile(PROTOCOLS, ["proto"]).unwrap_or_else(|error| panic!("{error}"));
+    tonic_prost_build::configure()
+        .emit_rerun_if_changed(false)
+        .compile_fds(parsed)
+        .unwrap_or_else(|error| panic!("the protocols cannot be made into Rust: {error}"));
+}
+
+fn kernel_programs() {
     println!("cargo:rerun-if-env-changed=HEDDLE_BPF");
     let path = match env::var_os("HEDDLE_BPF") {
         Some(path) => PathBuf::from(path),

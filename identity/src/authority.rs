@@ -1,4 +1,4 @@
-//! The embedded certificate authority: in memory, or in a folder that several agents may share.
+//! The certificate authority: in memory, in a folder that several agents may share, or with keys that others made.
 //!
 //! It signs keys that others made. Every name, usage and date in a certificate comes from the identity asked for and
 //! from the authority's settings; a request only proves that its sender holds the key. A request that asks for
@@ -16,15 +16,29 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
+mod ceremony;
 mod folder;
+mod keys;
+mod ledger;
 mod request;
 
+pub use ceremony::{Made, intermediate, offline_root};
+pub use keys::{IssuerFiles, IssuerKeys};
+pub use ledger::KeyLedger;
 pub use request::{CertificateRequest, RequestError};
 
-use crate::names::{IdentityName, IdentityNaming};
+use crate::{
+    files::FileError,
+    names::{IdentityName, IdentityNaming},
+};
 
 /// How long a root is valid. Its replacement is a matter of trust bundles, not of this date.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The shortest lifetime of a certificate: below it renewing never ends.
+const SHORTEST: Duration = Duration::from_secs(60);
+
+/// The service account whose identity an authority that is asked has by default, as `namespace/name`.
+pub const OWN_ACCOUNT: &str = "heddle-system/heddle-ca";
 
 /// What an authority puts into certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +57,7 @@ impl Default for AuthoritySettings {
 
 impl AuthoritySettings {
     fn check(&self) -> Result<(), AuthorityError> {
-        if self.lifetime < Duration::from_secs(60) {
+        if self.lifetime < SHORTEST {
             return Err(AuthorityError::Setting {
                 setting: "certificate lifetime",
                 reason: "it is shorter than a minute",
@@ -100,6 +114,9 @@ pub enum AuthorityError {
         /// What is wrong.
         problem: String,
     },
+    /// A file of an issuer's keys is not taken.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A key or a certificate could not be made.
     #[error("the authority's key or certificate could not be made: {0}")]
     Crypto(String),
@@ -111,6 +128,9 @@ pub enum IssueError {
     /// The request asks for something that is not given.
     #[error("the certificate request is refused: {0}")]
     Refused(#[from] RequestError),
+    /// The authority does not give a certificate for this identity to whoever asks.
+    #[error("the certificate authority refuses: {0}")]
+    Denied(String),
     /// The authority cannot be reached or did not answer in time.
     #[error("the certificate authority is away: {0}")]
     Away(String),
@@ -126,11 +146,14 @@ pub struct Issued {
     pub chain: Vec<CertificateDer<'static>>,
 }
 
-/// A root key with its certificate.
+/// An issuing key with its certificate.
 pub struct Authority {
     naming: IdentityNaming,
     settings: AuthoritySettings,
-    root: CertificateDer<'static>,
+    /// What everything issued here rests on.
+    anchors: Vec<CertificateDer<'static>>,
+    /// What is sent along with each certificate: the issuer's own and its intermediates; none if the issuer is the root.
+    intermediates: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -156,7 +179,21 @@ impl Authority {
     ) -> Result<Self, AuthorityError> {
         settings.check()?;
         let (key, root) = make_root(&naming, &settings, now)?;
-        Self::assemble(naming, settings, key, root.into(), "the new root")
+        let keys = IssuerKeys { key, chain: vec![root.der().clone()], anchors: vec![root.into()] };
+        Self::assemble(naming, settings, keys, "the new root")
+    }
+
+    /// The authority that issues with `keys`.
+    ///
+    /// # Errors
+    /// Settings that contradict themselves, or keys that make no authority.
+    pub fn with_keys(
+        naming: IdentityNaming,
+        settings: AuthoritySettings,
+        keys: IssuerKeys,
+    ) -> Result<Self, AuthorityError> {
+        settings.check()?;
+        Self::assemble(naming, settings, keys, "the issuer's keys")
     }
 
     /// The authority in `folder`, made there if there is none. Agents that start on one folder at once end with the
@@ -182,26 +219,38 @@ impl Authority {
         };
         let path = folder.file_path();
         let (key, root) = folder::decode(&found, &path)?;
-        Self::assemble(naming, settings, key, root, &path)
+        Self::assemble(
+            naming,
+            settings,
+            IssuerKeys { key, chain: vec![root.clone()], anchors: vec![root] },
+            &path,
+        )
     }
 
     fn assemble(
         naming: IdentityNaming,
         settings: AuthoritySettings,
-        key: KeyPair,
-        root: CertificateDer<'static>,
+        keys: IssuerKeys,
         path: &str,
     ) -> Result<Self, AuthorityError> {
         let content = |problem: String| AuthorityError::Content { path: path.to_owned(), problem };
-        let not_after = folder::check_root(&root, &key).map_err(content)?;
-        let issuer = Issuer::from_ca_cert_der(&root, key)
-            .map_err(|error| content(format!("the root certificate cannot be used: {error}")))?;
-        Ok(Self { naming, settings, root, not_after, issuer })
+        let not_after = keys.check().map_err(content)?;
+        let IssuerKeys { key, chain, anchors } = keys;
+        let own = chain.first().ok_or_else(|| content("there is no certificate".to_owned()))?;
+        let issuer = Issuer::from_ca_cert_der(own, key)
+            .map_err(|error| content(format!("the issuer's certificate cannot be used: {error}")))?;
+        let intermediates = chain.into_iter().filter(|certificate| !anchors.contains(certificate)).collect();
+        Ok(Self { naming, settings, anchors, intermediates, not_after, issuer })
     }
 
-    /// The root certificate: the trust anchor of everything issued here.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    /// The trust anchors of everything issued here.
+    pub fn anchors(&self) -> &[CertificateDer<'static>] {
+        &self.anchors
+    }
+
+    /// Until when it can issue.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
     }
 
     /// Whose identities are issued.
@@ -213,25 +262,26 @@ impl Authority {
     /// have that identity.
     ///
     /// # Errors
-    /// A request that is malformed or asks for more than its identity, an identity of another trust domain, a root
-    /// that is about to expire.
+    /// A request that is malformed or asks for more than its identity, an identity of another trust domain, an issuer
+    /// that expires within a minute: nothing outlives what it rests on.
     pub fn issue(&self, request: &CertificateRequest, now: SystemTime) -> Result<Issued, IssueError> {
         if self.naming.parse_dns(request.identity.dns()).ok().as_ref() != Some(&request.identity) {
             return Err(RequestError::OtherTrustDomain { identity: request.identity.to_string() }.into());
         }
         let public_key = request.checked_key()?;
-        let not_after = now + self.settings.lifetime;
-        if not_after > self.not_after {
+        if now + SHORTEST > self.not_after {
             return Err(IssueError::Unable(
-                "its root expires before the certificate would: replace the root".to_owned(),
+                "the issuer's certificate has expired, or does so within a minute: replace it".to_owned(),
             ));
         }
+        let not_after = (now + self.settings.lifetime).min(self.not_after);
         let params = leaf_params(&request.identity, now - self.settings.clock_skew, not_after)
             .map_err(|error| IssueError::Unable(error.to_string()))?;
         let certificate = params
             .signed_by(&public_key, &self.issuer)
             .map_err(|error| IssueError::Unable(error.to_string()))?;
-        Ok(Issued { chain: vec![certificate.into()] })
+        let leaf = CertificateDer::from(certificate);
+        Ok(Issued { chain: [leaf].into_iter().chain(self.intermediates.iter().cloned()).collect() })
     }
 }
 

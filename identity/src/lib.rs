@@ -2,16 +2,20 @@
 //!
 //! - [`names`]: an identity's two spellings, as policy knows them.
 //! - [`profile`]: what a mesh certificate looks like, and the identity that one bears.
-//! - [`authority`]: the embedded certificate authority, in memory or in a folder.
+//! - [`authority`]: the certificate authority, in memory, in a folder or with keys that others made.
 //! - [`trust`]: the trust anchors, which may be replaced while connections are made.
 //! - [`tls`]: rustls configurations that authenticate both sides, and what must hold of a finished handshake.
 //! - [`store`]: a certificate for each identity on the node, renewed before it expires.
 //!
-//! The modules import one way: `names <- profile <- authority, trust <- tls <- store`.
+//! - [`files`]: files that decide what is trusted or hold what is secret.
+//!
+//! The modules import one way: `names <- profile, files <- authority, trust <- tls <- store`.
 #![forbid(unsafe_code)]
 
 pub mod authority;
 mod crypto;
+pub mod files;
+mod inspect;
 pub use heddle_policy::names;
 pub mod profile;
 pub mod store;
@@ -21,11 +25,18 @@ pub mod trust;
 #[cfg(test)]
 mod testing;
 
-pub use authority::{Authority, AuthorityError, AuthoritySettings, CertificateRequest, IssueError, Issued};
+pub use authority::{
+    Authority, AuthorityError, AuthoritySettings, CertificateRequest, IssueError, Issued, IssuerFiles,
+    IssuerKeys, KeyLedger, RequestError,
+};
+pub use inspect::{anchor_of, fingerprint, pem};
 pub use names::{IdentityName, IdentityNaming, NameError};
-pub use profile::{PeerNameError, peer_identity};
+pub use profile::{CertificateFacts, PeerNameError, peer_identity};
 pub use store::{
     CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, keep_renewed,
 };
-pub use tls::{ALPN, Client, HandshakeFault, Peer, PeerFault, TlsSettings, confirm, provider};
-pub use trust::{Trust, TrustError};
+pub use tls::{
+    ALPN, AuthorityServer, Client, HandshakeFault, Peer, PeerFault, Standing, Standings, TlsSettings,
+    authority_client, confirm, provider, verify_chain,
+};
+pub use trust::{Trust, TrustError, anchors_from_pem};

@@ -182,14 +182,51 @@ fn names(certificate: &X509Certificate<'_>) -> Result<Names, PeerNameError> {
     }
 }
 
+/// What is told of a certificate: for records and for people, never to decide by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// Its serial number, in hexadecimal.
+    pub serial: String,
+    /// From when it is valid.
+    pub not_before: SystemTime,
+    /// Until when.
+    pub not_after: SystemTime,
+    /// The subject of whoever signed it.
+    pub issuer: String,
+    /// Its subject; empty: none.
+    pub subject: String,
+    /// Its public key (SubjectPublicKeyInfo in DER).
+    pub public_key: Vec<u8>,
+}
+
+impl CertificateFacts {
+    /// Of the first certificate.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be parsed.
+    pub fn of(certificates: &[CertificateDer<'_>]) -> Result<Self, PeerNameError> {
+        let certificate = parse(certificates.first().ok_or(PeerNameError::NoCertificate)?)?;
+        let time = |seconds: i64| {
+            let seconds =
+                u64::try_from(seconds).map_err(|_| PeerNameError::Malformed("a date is before 1970"))?;
+            SystemTime::UNIX_EPOCH
+                .checked_add(Duration::from_secs(seconds))
+                .ok_or(PeerNameError::Malformed("its dates are out of bounds"))
+        };
+        Ok(Self {
+            serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            not_before: time(certificate.validity().not_before.timestamp())?,
+            not_after: time(certificate.validity().not_after.timestamp())?,
+            issuer: certificate.issuer().to_string(),
+            subject: certificate.subject().to_string(),
+            public_key: certificate.public_key().raw.to_vec(),
+        })
+    }
+}
+
 /// When the first of `certificates` expires.
 pub(crate) fn not_after(certificates: &[CertificateDer<'_>]) -> Result<SystemTime, PeerNameError> {
-    let leaf = certificates.first().ok_or(PeerNameError::NoCertificate)?;
-    let seconds = u64::try_from(parse(leaf)?.validity().not_after.timestamp())
-        .map_err(|_| PeerNameError::Malformed("it expired before 1970"))?;
-    SystemTime::UNIX_EPOCH
-        .checked_add(Duration::from_secs(seconds))
-        .ok_or(PeerNameError::Malformed("its dates are out of bounds"))
+    CertificateFacts::of(certificates).map(|facts| facts.not_after)
 }
 
 /// The identity of a peer from the certificates of a *finished* handshake, the leaf first.

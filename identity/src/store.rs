@@ -43,6 +43,8 @@ pub struct RenewalSettings {
     pub first_retry: Duration,
     /// The longest time between two tries.
     pub longest_retry: Duration,
+    /// The same while there is no certificate that could be used: somebody waits.
+    pub longest_retry_without: Duration,
     /// Gives numbers from 0 up to 1.
     pub random: fn() -> f64,
 }
@@ -54,6 +56,7 @@ impl Default for RenewalSettings {
             jitter: 0.05,
             first_retry: Duration::from_secs(1),
             longest_retry: Duration::from_secs(300),
+            longest_retry_without: Duration::from_secs(5),
             random: random_fraction,
         }
     }
@@ -99,6 +102,14 @@ pub struct CertificateStatus {
     pub not_after: Option<SystemTime>,
     /// How many renewals have failed since the last that did not.
     pub failures: u32,
+    /// Why the last one failed; empty: it did not.
+    pub error: String,
+    /// When the certificate was obtained.
+    pub renewed: Option<SystemTime>,
+    /// When the next is asked for.
+    pub due: SystemTime,
+    /// The certificate, then its intermediates; empty: there is none yet.
+    pub chain: Vec<CertificateDer<'static>>,
 }
 
 /// The certificates of this node.
@@ -109,6 +120,7 @@ pub struct Store {
     settings: RenewalSettings,
     slots: Mutex<Slots>,
     changed: tokio::sync::Notify,
+    renewals: tokio::sync::watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -123,13 +135,22 @@ struct Slot {
     workload: Weak<Workload>,
     due: SystemTime,
     failures: u32,
+    error: String,
+    renewed: Option<SystemTime>,
 }
 
 impl Store {
     /// A store without certificates.
     pub fn new(trust: Arc<Trust>, tls: TlsSettings, settings: RenewalSettings) -> Self {
         let slots = Slots { by_identity: HashMap::new(), trust_generation: trust.generation() };
-        Self { trust, tls, settings, slots: Mutex::new(slots), changed: tokio::sync::Notify::new() }
+        Self {
+            trust,
+            tls,
+            settings,
+            slots: Mutex::new(slots),
+            changed: tokio::sync::Notify::new(),
+            renewals: tokio::sync::watch::Sender::new(0),
+        }
     }
 
     /// The anchors that peers are held against.
@@ -145,7 +166,13 @@ impl Store {
             return workload;
         }
         let workload = Arc::new(Workload::new(identity.clone()));
-        let slot = Slot { workload: Arc::downgrade(&workload), due: now, failures: 0 };
+        let slot = Slot {
+            workload: Arc::downgrade(&workload),
+            due: now,
+            failures: 0,
+            error: String::new(),
+            renewed: None,
+        };
         slots.by_identity.insert(identity.clone(), slot);
         drop(slots);
         self.changed.notify_one();
@@ -160,6 +187,17 @@ impl Store {
         self.trust.reload(anchors)?;
         self.changed.notify_one();
         Ok(())
+    }
+
+    /// Has every certificate renewed now.
+    pub fn renew_all(&self, now: SystemTime) {
+        self.slots().by_identity.values_mut().for_each(|slot| slot.due = now);
+        self.changed.notify_one();
+    }
+
+    /// Tells when another certificate is in force.
+    pub fn renewals(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.renewals.subscribe()
     }
 
     /// The renewals to begin now, at most `most`. One whose outcome is not told within half a minute is due again.
@@ -218,12 +256,22 @@ impl Store {
         match adopted {
             Ok(not_after) => {
                 slot.failures = 0;
+                slot.error.clear();
+                slot.renewed = Some(now);
+                self.renewals.send_modify(|renewals| *renewals += 1);
                 slot.due = self.settings.after_success(now, not_after);
                 Ok(())
             }
             Err(error) => {
                 slot.failures = slot.failures.saturating_add(1);
-                slot.due = now + self.settings.after_failures(slot.failures);
+                slot.error = error.to_string();
+                let usable = workload.expires().is_some_and(|end| end > now);
+                let pause = self.settings.after_failures(slot.failures, usable);
+                // What expires before the next try is tried for once more in time.
+                slot.due = match workload.expires().filter(|end| *end > now) {
+                    Some(end) => (now + pause).min(end - end.duration_since(now).unwrap_or_default() / 4),
+                    None => now + pause,
+                };
                 Err(error)
             }
         }
@@ -236,8 +284,16 @@ impl Store {
             .by_identity
             .iter()
             .filter_map(|(identity, slot)| {
-                let not_after = slot.workload.upgrade()?.expires();
-                Some(CertificateStatus { identity: identity.clone(), not_after, failures: slot.failures })
+                let workload = slot.workload.upgrade()?;
+                Some(CertificateStatus {
+                    identity: identity.clone(),
+                    not_after: workload.expires(),
+                    failures: slot.failures,
+                    error: slot.error.clone(),
+                    renewed: slot.renewed,
+                    due: slot.due,
+                    chain: workload.chain(),
+                })
             })
             .collect();
         status.sort_by(|a, b| a.identity.cmp(&b.identity));
@@ -257,9 +313,10 @@ impl RenewalSettings {
         now + left.mul_f64(part.clamp(0.0, 0.95))
     }
 
-    fn after_failures(&self, failures: u32) -> Duration {
+    fn after_failures(&self, failures: u32, usable: bool) -> Duration {
+        let longest = if usable { self.longest_retry } else { self.longest_retry_without };
         let doubled = self.first_retry.saturating_mul(1 << failures.saturating_sub(1).min(20));
-        doubled.min(self.longest_retry).mul_f64(0.5 + 0.5 * (self.random)().clamp(0.0, 1.0))
+        doubled.min(longest).mul_f64(0.5 + 0.5 * (self.random)().clamp(0.0, 1.0))
     }
 }
 

@@ -76,7 +76,7 @@ impl Mesh {
         let clock = Arc::new(StoppedClock(Mutex::new(start())));
         let time: Arc<dyn TimeProvider> = Arc::<StoppedClock>::clone(&clock);
         let tls = TlsSettings { time, ..TlsSettings::default() };
-        let anchors = vec![authority.root().clone()];
+        let anchors = vec![authority.anchors()[0].clone()];
         let trust = Arc::new(Trust::new(naming(), anchors, Arc::clone(&tls.provider)).unwrap());
         let store = Store::new(Arc::clone(&trust), tls.clone(), renewal);
         Self { authority, trust, store, tls, clock }

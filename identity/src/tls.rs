@@ -17,11 +17,15 @@ use rustls::{
     version::TLS13,
 };
 
+mod authority;
 mod fault;
+mod standing;
 mod verify;
 
 pub use crate::crypto::provider;
+pub use authority::{AuthorityServer, authority_client};
 pub use fault::{HandshakeFault, PeerFault};
+pub use standing::{Standing, Standings};
 
 use crate::{
     names::{IdentityName, IdentityNaming},
@@ -115,6 +119,22 @@ pub(crate) fn verify_as_peers_do(
     let clients = verify::Clients::new(Arc::clone(trust));
     clients.verify_client_cert(leaf, intermediates, now).map_err(text)?;
     Ok(())
+}
+
+/// Holds `chain` against what peers of both sides would demand of `identity` at `now`.
+///
+/// # Errors
+/// What they would say.
+pub fn verify_chain(
+    trust: &Arc<Trust>,
+    chain: &[CertificateDer<'_>],
+    identity: &IdentityName,
+    now: SystemTime,
+) -> Result<(), String> {
+    let (leaf, intermediates) = chain.split_first().ok_or("there is no certificate")?;
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|error| error.to_string())?;
+    let name = server_name(identity).map_err(|error| error.to_string())?;
+    verify_as_peers_do(trust, leaf, intermediates, &name, UnixTime::since_unix_epoch(since))
 }
 
 /// Serves the own certificate to those alone who ask for the own name and speak the own protocol.

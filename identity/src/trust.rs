@@ -1,18 +1,17 @@
 //! The trust anchors: whose certificates are believed. They may be replaced at any time; the next handshake uses the new ones.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::{
     RootCertStore,
     client::WebPkiServerVerifier,
     crypto::CryptoProvider,
-    pki_types::CertificateDer,
+    pki_types::{CertificateDer, pem::PemObject},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
+
+use tokio::sync::watch;
 
 use crate::{names::IdentityNaming, profile};
 
@@ -32,12 +31,28 @@ pub enum TrustError {
     },
 }
 
+/// Reads a bundle of anchors: certificates in PEM, one after the other.
+///
+/// # Errors
+/// None, or one that cannot be read. Whether each is a root is for [`Trust`] to judge.
+pub fn anchors_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+    let mut anchors = Vec::new();
+    for (place, anchor) in CertificateDer::pem_slice_iter(pem).enumerate() {
+        let wrong = |error: rustls::pki_types::pem::Error| TrustError::Anchor {
+            index: place + 1,
+            problem: error.to_string(),
+        };
+        anchors.push(anchor.map_err(wrong)?);
+    }
+    if anchors.is_empty() { Err(TrustError::Empty) } else { Ok(anchors) }
+}
+
 /// The anchors in force, for the identities of one trust domain.
 pub struct Trust {
     naming: IdentityNaming,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Bundle>,
-    generation: AtomicU64,
+    generation: watch::Sender<u64>,
 }
 
 /// One set of anchors, with the verifiers made of it.
@@ -68,7 +83,12 @@ impl Trust {
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, TrustError> {
         let bundle = Bundle::new(anchors, &provider)?;
-        Ok(Self { naming, provider, current: ArcSwap::from_pointee(bundle), generation: AtomicU64::new(1) })
+        Ok(Self {
+            naming,
+            provider,
+            current: ArcSwap::from_pointee(bundle),
+            generation: watch::Sender::new(1),
+        })
     }
 
     /// Puts other anchors in force. Handshakes from now on use them; connections that stand are for their owner to end
@@ -79,13 +99,18 @@ impl Trust {
     pub fn reload(&self, anchors: Vec<CertificateDer<'static>>) -> Result<(), TrustError> {
         let bundle = Bundle::new(anchors, &self.provider)?;
         self.current.store(Arc::new(bundle));
-        self.generation.fetch_add(1, Ordering::Release);
+        self.generation.send_modify(|generation| *generation += 1);
         Ok(())
     }
 
     /// Grows with each reload: a connection that was made under another generation may rest on an anchor that is gone.
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        *self.generation.borrow()
+    }
+
+    /// Tells when other anchors are in force.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
     }
 
     /// The anchors in force.

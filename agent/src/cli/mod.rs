@@ -4,15 +4,19 @@
 //! the host (`check`) and at rules (`policy`) by themselves.
 
 pub mod agent;
+pub mod ca;
 mod check;
 mod client;
 pub mod config;
 pub mod door;
 mod events;
 mod flows;
+mod identity;
+mod logging;
 mod mountinfo;
 mod pods;
 mod policy;
+mod process;
 mod render;
 mod status;
 
@@ -60,6 +64,11 @@ enum Command {
         /// Print the effective configuration and end
         #[arg(long)]
         print_config: bool,
+    },
+    /// Run a certificate authority, or make its keys
+    Ca {
+        #[command(subcommand)]
+        command: ca::CaCommand,
     },
     /// Take everything that an agent left in force off this host: programs, maps, pins
     Release {
@@ -126,6 +135,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look at identities and their certificates
+    Identity {
+        #[command(subcommand)]
+        command: identity::IdentityCommand,
+        #[command(flatten)]
+        at: At,
+    },
     /// Look at rules: check, explain, matrix, diff, suggest, test
     #[command(long_about = policy::ABOUT)]
     Policy {
@@ -150,7 +166,13 @@ enum Checked {
 #[derive(clap::Args)]
 struct At {
     /// The agent's socket
-    #[arg(long, value_name = "PATH", env = "HEDDLE_SOCKET", default_value = "/run/heddle/agent.sock")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "HEDDLE_SOCKET",
+        default_value = "/run/heddle/agent.sock",
+        global = true
+    )]
     socket: PathBuf,
 }
 
@@ -159,12 +181,14 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Agent { flags, print_config: true } => agent::print_config(&flags),
         Command::Agent { flags, print_config: false } => agent::run(&flags),
+        Command::Ca { command } => ca::run(command),
         Command::Release { flags } => agent::release(&flags),
         Command::Attach { pod, netns, at } => pods::attach(&at.socket, &pod, &netns),
         Command::Detach { pod, at } => pods::detach(&at.socket, &pod),
         Command::Status { at, json } => status::show(&at.socket, json),
         Command::Flows { at, output, megabytes } => flows::follow(&at.socket, output.as_ref(), megabytes),
         Command::Events { at, json } => events::follow(&at.socket, json),
+        Command::Identity { command, at } => identity::run(&at.socket, &command),
         Command::Check { what: Checked::Node, bpffs, json } => check::run(&bpffs, json),
         Command::Policy { command } => policy::run(&command),
         Command::Version { json } => version(json),

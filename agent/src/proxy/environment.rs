@@ -149,7 +149,7 @@ pub trait Policy: Send + Sync {
     /// Whether the client, with the identity of its certificate or with none, may use this port of the pod.
     fn authorize(&self, pod: PodId, port: u16, identity: Option<&PeerName>, client: IpAddr) -> Decision;
 
-    /// The generation in force; every live connection is judged again when it changes.
+    /// Changes with the rules and with the anchors in force; every live connection is judged again then.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 
@@ -181,8 +181,31 @@ pub trait Credentials: Send + Sync {
     /// What `pod` shows to its clients; `None`: the pod has no valid certificate.
     fn server(&self, pod: PodId) -> Option<ServerCredentials>;
 
-    /// The identity that a verified chain bears.
-    fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<PeerName>;
+    /// The identity that a verified chain bears, and what that rests on.
+    fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<Proven>;
+}
+
+/// What a live connection's peer was believed by.
+pub trait Standing: Send + Sync + fmt::Debug {
+    /// Whether it still would be. Asked when [`Policy::changes`] tells, and before a connection is used again.
+    fn holds(&self) -> bool;
+
+    /// The same, as a judgement.
+    ///
+    /// # Errors
+    /// The peer is believed no longer.
+    fn judge(&self) -> Result<(), Refusal> {
+        if self.holds() { Ok(()) } else { Err(Refusal::new(Reason::Revoked)) }
+    }
+}
+
+/// A peer's identity, and what it rests on.
+#[derive(Clone, Debug)]
+pub struct Proven {
+    /// Who it is.
+    pub name: PeerName,
+    /// By what.
+    pub standing: Arc<dyn Standing>,
 }
 
 /// One connection of an application's, as it is told of.

@@ -10,7 +10,7 @@ use rustls::{
 use tokio::net::TcpStream;
 
 use super::{
-    environment::{ClientCredentials, Credentials, PeerName, ServerCredentials},
+    environment::{ClientCredentials, Credentials, PeerName, Proven, ServerCredentials},
     tls::{Progress, Tls, TlsError, unfinished},
     wire,
 };
@@ -66,7 +66,7 @@ pub struct Established {
     /// What came behind the handshake: OPEN travels with the client's last message.
     pub behind: Behind,
     /// Who the peer is.
-    pub peer: PeerName,
+    pub peer: Proven,
 }
 
 /// Bytes that came behind a handshake.
@@ -167,11 +167,14 @@ async fn establish(
     let chain: &[CertificateDer<'_>] = tls.state().peer_certificates().unwrap_or_default();
     let found = identities.peer_identity(chain);
     match found {
-        Some(peer) if expected.is_none_or(|expected| *expected == peer) => {
+        Some(peer) if expected.is_none_or(|expected| *expected == peer.name) => {
             let behind = Behind { record, records: received };
             Ok(Established { tls, control, behind, peer })
         }
-        found => Err(HandshakeError::Identity { found, expected: expected.cloned() }),
+        found => {
+            let found = found.map(|found| found.name);
+            Err(HandshakeError::Identity { found, expected: expected.cloned() })
+        }
     }
 }
 

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use heddle_ebpf::codes::{Hook, Reason};
-use tokio::net::TcpStream;
+use rustls::ServerConfig;
+use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
     application,
     copy::Copy,
-    environment::{Decision, Ending, Flow, InboundClass, PeerName, Refusal},
+    environment::{Decision, Ending, Flow, InboundClass, PeerName, Proven, Refusal, Standing},
     handshake::{self, Established, First, HandshakeError},
     outbound::copied,
     probe,
@@ -131,28 +132,31 @@ impl Path<'_> {
     /// The mesh's TLS: streams, one after the other, until the client's agent closes.
     async fn mesh(&self, stream: TcpStream, mut flow: Flow, received: Vec<u8>) {
         // On the heap for as long as it takes: the connection's own future stays small.
-        let Established { tls, control, mut behind, peer } =
+        let (Established { tls, control, mut behind, peer }, config) =
             match Box::pin(self.establish(&stream, received)).await {
                 Ok(established) => established,
                 Err(reason) => return self.worker.refuse(&flow, &Refusal::new(reason), stream),
             };
-        flow.peer = Some(peer);
+        let Proven { name, standing } = peer;
+        flow.peer = Some(name);
         let transport = flow.client;
         let wire = wire::Connection::new(wire::Role::Server);
         // On the heap, so that it is not copied from future to future.
         let mut secure = Box::new(Secure::new(stream, tls, wire, control));
         let supply = &self.pod.supply;
         std::future::poll_fn(|cx| secure.poll_preload(&mut behind, supply, cx)).await;
+        // A client makes its stream again on a new connection only once: the first stream of one is always served.
+        let mut made_with = None;
         loop {
             flow.client = transport;
             self.member.set_idle(true);
             self.member.set_deadline(Some(self.worker.settings.server_idle_timeout));
-            let next = std::future::poll_fn(|cx| self.poll_open(&mut secure, cx)).await;
+            let next = std::future::poll_fn(|cx| self.poll_open(&mut secure, made_with, cx)).await;
             self.member.set_idle(false);
             self.member.set_deadline(None);
             let (open, peer_ended) = match next {
                 Next::Open(open, peer_ended) => (open, peer_ended),
-                Next::Close => return secure.close(),
+                Next::Close => return Box::pin(self.linger(secure.close_writing())).await,
                 Next::Broken(error) => {
                     tracing::debug!(%error, client = %transport, "an agent's connection broke");
                     if let SecureError::Violation(_) = error {
@@ -170,13 +174,18 @@ impl Path<'_> {
                 return abort(secure.stream);
             }
             flow.client = open.client;
-            if !self.stream(&mut secure, &mut flow, peer_ended).await {
+            if !self.stream(&mut secure, &mut flow, &*standing, peer_ended).await {
                 return abort(secure.stream);
             }
+            made_with = Some(&config);
         }
     }
 
-    async fn establish(&self, stream: &TcpStream, received: Vec<u8>) -> Result<Established, Reason> {
+    async fn establish(
+        &self,
+        stream: &TcpStream,
+        received: Vec<u8>,
+    ) -> Result<(Established, Arc<ServerConfig>), Reason> {
         let environment = &self.worker.environment;
         let credentials = environment.credentials.server(self.pod.id).ok_or(Reason::NoCertificate)?;
         let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
@@ -187,7 +196,7 @@ impl Path<'_> {
         match result {
             Ok(Ok(established)) => {
                 environment.recorder.handshake(Hook::Inbound, self.pod.id);
-                Ok(established)
+                Ok((established, credentials.config))
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "no TLS with a client");
@@ -201,8 +210,26 @@ impl Path<'_> {
         }
     }
 
+    /// Waits until the client has closed as well. An OPEN that crosses the alert is not processed, and its client makes it
+    /// again on another connection.
+    async fn linger(&self, mut stream: TcpStream) {
+        self.member.set_deadline(Some(self.worker.settings.settle_timeout));
+        let mut sink = [0; 1024];
+        let drained = async {
+            while stream.read(&mut sink).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        // Whatever ends it, there is nothing left to do.
+        drop(self.member.unless_told(drained).await);
+    }
+
     /// Waits for the next OPEN.
-    fn poll_open(&self, secure: &mut Secure, cx: &mut std::task::Context<'_>) -> std::task::Poll<Next> {
+    fn poll_open(
+        &self,
+        secure: &mut Secure,
+        made_with: Option<&Arc<ServerConfig>>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Next> {
         use std::task::Poll;
         match self.member.poll_told(cx) {
             // An OPEN that is here already is served: closing on it would cost its application a reset.
@@ -215,8 +242,16 @@ impl Path<'_> {
             Poll::Ready(_) => return Poll::Ready(Next::Close),
             Poll::Pending => {}
         }
-        // Nothing is under way between streams that new rules could concern; each OPEN is judged.
+        // Nothing is under way between streams that new rules could concern; each OPEN is judged. But after a renewal no
+        // stream begins on a connection with the old certificate: the client's agent makes another.
         let _ = self.member.must_judge_again();
+        if let Some(config) = made_with
+            && secure.is_untouched()
+            && let Some(current) = self.worker.environment.credentials.server(self.pod.id)
+            && !Arc::ptr_eq(&current.config, config)
+        {
+            return Poll::Ready(Next::Close);
+        }
         loop {
             if let Err(error) = secure.flush(cx) {
                 return Poll::Ready(Next::Broken(error));
@@ -257,9 +292,15 @@ impl Path<'_> {
     }
 
     /// Carries one stream; whether the connection may carry another.
-    async fn stream(&self, secure: &mut Secure, flow: &mut Flow, peer_ended: bool) -> bool {
+    async fn stream(
+        &self,
+        secure: &mut Secure,
+        flow: &mut Flow,
+        standing: &dyn Standing,
+        peer_ended: bool,
+    ) -> bool {
         let recorder = &*self.worker.environment.recorder;
-        let judged = self.authorize(flow);
+        let judged = standing.judge().and_then(|()| self.authorize(flow));
         let app = match judged {
             Ok(rule) => {
                 flow.rule = rule;
@@ -283,13 +324,14 @@ impl Path<'_> {
             return self.refuse(secure, Reason::Unreachable).await;
         }
         let mut carried = recorder.opened(flow);
-        let judge = || self.authorize(flow).map(drop);
+        let judge = || standing.judge().and_then(|()| self.authorize(flow).map(drop));
         let account = Account::new(&*carried);
         let mut relay = Relay::new(secure, app, self.around(&judge), account, Side::Server, peer_ended);
         let end = std::future::poll_fn(|cx| relay.poll(cx)).await;
         let (ending, whole) = match end {
             End::Over(How::Closed) => (Ending::Closed, true),
-            End::Over(How::Terminated(refusal)) => (Ending::Terminated(refusal), true),
+            // A peer that is no longer believed opens no other stream.
+            End::Over(How::Terminated(refusal)) => (Ending::Terminated(refusal), standing.holds()),
             End::Over(How::Reset | How::Refused(_)) => (Ending::Reset, true),
             End::Lost(error) => {
                 tracing::debug!(%error, client = %flow.client, "an agent's connection broke within a stream");

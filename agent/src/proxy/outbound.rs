@@ -1,6 +1,6 @@
 //! A connection of an application's, on its way out of the pod.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use heddle_ebpf::codes::{Hook, Reason};
 use tokio::net::TcpStream;
@@ -9,7 +9,7 @@ use super::{
     copy::{Copy, CopyEnd},
     environment::{Carried, ClientCredentials, Ending, Flow, PeerName, Refusal, Upstream},
     handshake::{self, Established, HandshakeError},
-    pool::{PoolKey, Pooled},
+    pool::{Made, PoolKey, Pooled},
     registry::{Membership, Told},
     relay::{Account, End, How, Kept, Relay, Side, Surroundings},
     secure::{Secure, SecureError},
@@ -114,7 +114,7 @@ impl Path<'_> {
         };
         let mut client = client;
         let mut resumed = None;
-        if let Some(pooled) = self.worker.pool.take(&key) {
+        if let Some(pooled) = self.worker.pool.take(&key, &credentials.config) {
             match self.stream(&key, pooled, client, flow, Some(&credentials), None).await {
                 Some((back, rest)) => (client, resumed) = (back, Some(rest)),
                 None => return,
@@ -139,7 +139,7 @@ impl Path<'_> {
         let handshake = handshake::connect(&stream, credentials, identities, expected);
         let result = self.member.unless_told(handshake).await;
         self.member.set_deadline(None);
-        let Established { tls, control, behind, .. } = match result {
+        let Established { tls, control, behind, peer } = match result {
             Ok(Ok(established)) => established,
             Ok(Err(error)) => {
                 tracing::debug!(%error, upstream = %self.upstream.address, "no TLS with the upstream");
@@ -162,7 +162,10 @@ impl Path<'_> {
         }
         self.worker.environment.recorder.handshake(Hook::Outbound, self.pod.id);
         let wire = wire::Connection::new(wire::Role::Client);
-        Ok(Pooled { secure: Box::new(Secure::new(stream, tls, wire, control)), born: Instant::now() })
+        let secure = Box::new(Secure::new(stream, tls, wire, control));
+        let made =
+            Made { born: Instant::now(), standing: peer.standing, config: Arc::clone(&credentials.config) };
+        Ok(Pooled { secure, made: Box::new(made) })
     }
 
     /// Carries the stream. What comes back may be tried on another connection. `again`: the connection was used before,
@@ -185,7 +188,7 @@ impl Path<'_> {
             self.worker.refuse(flow, &Refusal::new(Reason::TlsFailed), client);
             return None;
         }
-        let judge = || self.judge();
+        let judge = || self.judge().and_then(|()| pooled.made.standing.judge());
         let (kept, mut carried) = match resumed {
             Some(Resumed { kept, carried }) => (Some(kept), carried),
             None => (None, recorder.opened(flow)),

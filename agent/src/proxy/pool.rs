@@ -4,11 +4,14 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use rustls::ClientConfig;
+
 use super::{
-    environment::{PeerName, PodId},
+    environment::{PeerName, PodId, Standing},
     secure::Secure,
     settings::Settings,
 };
@@ -26,13 +29,31 @@ pub struct PoolKey {
     pub expected: PeerName,
 }
 
-/// A connection and when it was made.
+/// A connection and how it was made.
 #[derive(Debug)]
 pub struct Pooled {
     /// The connection; on the heap, so that it is not copied from future to future.
     pub secure: Box<Secure>,
-    /// When its handshake was.
+    /// Its handshake; in a box, since connections' futures hold several of these.
+    pub made: Box<Made>,
+}
+
+/// A handshake, and what both sides were believed by.
+#[derive(Debug)]
+pub struct Made {
+    /// When it was.
     pub born: Instant,
+    /// What the server was believed by.
+    pub standing: Arc<dyn Standing>,
+    /// What it was made with: after a renewal no stream begins on a connection with the old certificate.
+    pub config: Arc<ClientConfig>,
+}
+
+impl Pooled {
+    /// Whether it may carry another stream, as far as its age and its peer are concerned.
+    fn may_go_on(&self, age: Duration) -> bool {
+        self.made.born.elapsed() < age && self.made.standing.holds()
+    }
 }
 
 #[derive(Debug)]
@@ -66,14 +87,16 @@ impl Pool {
         }
     }
 
-    /// The connection of `key` that was used last and that the kernel still holds for untouched.
-    pub fn take(&self, key: &PoolKey) -> Option<Pooled> {
+    /// The connection of `key`, made with `config`, that was used last and that the kernel still holds for untouched.
+    pub fn take(&self, key: &PoolKey, config: &Arc<ClientConfig>) -> Option<Pooled> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(key)?;
         let mut found = None;
         while let Some(candidate) = list.pop_back() {
             self.count.set(self.count.get() - 1);
-            if candidate.pooled.born.elapsed() < self.age && candidate.pooled.secure.is_untouched() {
+            let usable =
+                candidate.pooled.may_go_on(self.age) && Arc::ptr_eq(&candidate.pooled.made.config, config);
+            if usable && candidate.pooled.secure.is_untouched() {
                 found = Some(candidate.pooled);
                 break;
             }
@@ -87,7 +110,7 @@ impl Pool {
 
     /// Keeps a connection that may carry another stream; closes it where there is no room for it.
     pub fn put(&self, key: PoolKey, pooled: Pooled) {
-        if self.closed.get() || !pooled.secure.is_reusable() || pooled.born.elapsed() >= self.age {
+        if self.closed.get() || !pooled.secure.is_reusable() || !pooled.may_go_on(self.age) {
             return pooled.secure.close();
         }
         let mut idle = self.idle.borrow_mut();
@@ -109,7 +132,7 @@ impl Pool {
     pub fn sweep(&self) {
         self.close_unless(|_, idle| {
             idle.since.elapsed() < self.idle_timeout
-                && idle.pooled.born.elapsed() < self.age
+                && idle.pooled.may_go_on(self.age)
                 && idle.pooled.secure.is_untouched()
         });
     }

@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     buffers::{AREA, Buffer, Buffers, Quota},
     handshake::Behind,
+    sockets::shut_down,
     tls::{Progress, Tls, TlsError, unfinished},
     wire::{Connection, HEADER, MAX_PAYLOAD, Misuse, RECORD, Violation},
 };
@@ -465,11 +466,18 @@ impl Secure {
     }
 
     /// Sends the alert that nothing more comes, as far as the socket takes it, and closes.
-    pub fn close(mut self) {
+    pub fn close(self) {
+        drop(self.close_writing());
+    }
+
+    /// The same, but what the peer still sends is not answered with a reset, which may overtake the alert.
+    pub fn close_writing(mut self) -> TcpStream {
         let mut alert = Vec::new();
         self.tls.close(&mut alert);
         if self.push_own(&alert).is_ok() && self.outflow.records.is_empty() {
             drop(self.stream.try_write(&self.outflow.control[self.outflow.written..]));
         }
+        shut_down(&self.stream);
+        self.stream
     }
 }

@@ -7,10 +7,9 @@ use std::{
     fs::File,
     io::{Read, Write},
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
-use rcgen::{Certificate, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rcgen::{Certificate, KeyPair};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat},
     io::Errno,
@@ -19,7 +18,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use zeroize::Zeroizing;
 
 use super::AuthorityError;
-use crate::profile;
 
 const FILE: &str = "authority.pem";
 /// The file has about 1 KiB.
@@ -168,20 +166,6 @@ pub(super) fn decode(
         (Some(Err(error)), _) => Err(wrong(format!("its certificate cannot be read: {error}"))),
         _ => Err(wrong("it must hold exactly one certificate".to_owned())),
     }
-}
-
-/// Holds a root certificate against its key; gives when it expires.
-pub(super) fn check_root(root: &CertificateDer<'static>, key: &KeyPair) -> Result<SystemTime, String> {
-    let certificate = profile::parse(root).map_err(|error| error.to_string())?;
-    if key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
-        return Err("its key is not ECDSA on P-256".to_owned());
-    }
-    if certificate.public_key().raw != key.subject_public_key_info() {
-        return Err("its certificate is of another key".to_owned());
-    }
-    profile::check_authority(&certificate)
-        .map_err(|problem| format!("its certificate is no root: {problem}"))?;
-    Ok(certificate.validity().not_after.to_datetime().into())
 }
 
 fn private(stat: &Stat, path: &str, mode: &str) -> Result<(), AuthorityError> {

@@ -53,7 +53,7 @@ fn a_certificate_has_exactly_what_a_workload_needs() {
 #[test]
 fn the_root_signs_leaves_and_nothing_else() {
     let authority = authority();
-    let (_, root) = x509_parser::certificate::X509Certificate::from_der(authority.root()).unwrap();
+    let (_, root) = x509_parser::certificate::X509Certificate::from_der(&authority.anchors()[0]).unwrap();
     let constraints = root.basic_constraints().unwrap().unwrap();
     assert!(constraints.critical && constraints.value.ca);
     assert_eq!(constraints.value.path_len_constraint, Some(0));
@@ -172,9 +172,12 @@ fn a_request_proves_that_its_sender_holds_the_key() {
 fn nothing_outlives_the_root() {
     let authority = authority();
     let request = CertificateRequest::new(&web(), &KeyPair::generate().unwrap()).unwrap();
-    let late = start() + ROOT_LIFETIME - hours(23.0);
-    assert!(matches!(authority.issue(&request, late), Err(IssueError::Unable(_))));
-    authority.issue(&request, late - hours(2.0)).unwrap();
+    let end = start() + ROOT_LIFETIME;
+    let expires =
+        |at: SystemTime| crate::profile::not_after(&authority.issue(&request, at).unwrap().chain).unwrap();
+    assert_eq!(expires(end - hours(25.0)), end - hours(1.0));
+    assert_eq!(expires(end - hours(23.0)), end, "cut short");
+    assert!(matches!(authority.issue(&request, end - Duration::from_secs(59)), Err(IssueError::Unable(_))));
 }
 
 #[test]
@@ -206,7 +209,7 @@ fn a_folder_is_made_private_and_found_again() {
     let folder = parent.path().join("ca");
     let first = in_folder(&folder).unwrap();
     let second = in_folder(&folder).unwrap();
-    assert_eq!(first.root(), second.root());
+    assert_eq!(first.anchors(), second.anchors());
     let request = CertificateRequest::new(&web(), &KeyPair::generate().unwrap()).unwrap();
     second.issue(&request, start()).unwrap();
     assert_eq!((mode(&folder), mode(&folder.join("authority.pem"))), (0o700, 0o600));
@@ -225,7 +228,7 @@ fn agents_that_start_at_once_end_with_one_root() {
                 let (folder, barrier) = (Arc::clone(&folder), Arc::clone(&barrier));
                 std::thread::spawn(move || {
                     barrier.wait();
-                    in_folder(&folder).unwrap().root().clone()
+                    in_folder(&folder).unwrap().anchors()[0].clone()
                 })
             })
             .collect();
@@ -241,7 +244,7 @@ fn what_others_may_touch_is_refused() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("ca");
     let file = folder.join("authority.pem");
-    let root = in_folder(&folder).unwrap().root().clone();
+    let root = in_folder(&folder).unwrap().anchors()[0].clone();
     let refused = |why: &str| {
         let error = in_folder(&folder).unwrap_err();
         assert!(matches!(error, AuthorityError::Unsafe { .. }), "{why}: {error}");
@@ -257,7 +260,7 @@ fn what_others_may_touch_is_refused() {
         refused("others may use it");
     }
     set_mode(&file, 0o600);
-    assert_eq!(*in_folder(&folder).unwrap().root(), root);
+    assert_eq!(in_folder(&folder).unwrap().anchors()[0], root);
 
     let real = folder.join("elsewhere.pem");
     std::fs::rename(&file, &real).unwrap();

@@ -180,7 +180,7 @@ fn other_anchors_renew_everything() {
     let mesh = Mesh::new();
     let _held = (mesh.workload(&web()), mesh.workload(&db()));
     assert!(mesh.store.due(start() + hours(1.0), 10).is_empty());
-    mesh.store.reload_trust(vec![mesh.authority.root().clone()]).unwrap();
+    mesh.store.reload_trust(vec![mesh.authority.anchors()[0].clone()]).unwrap();
     assert_eq!(mesh.store.due(start() + hours(1.0), 10).len(), 2);
 }
 
@@ -215,7 +215,7 @@ impl Issue for Flaky {
 async fn the_shell_retries_and_one_that_hangs_delays_nobody() {
     let authority = Authority::in_memory(naming(), AuthoritySettings::default(), SystemTime::now()).unwrap();
     let tls = TlsSettings::default();
-    let anchors = vec![authority.root().clone()];
+    let anchors = vec![authority.anchors()[0].clone()];
     let trust = Arc::new(Trust::new(naming(), anchors, Arc::clone(&tls.provider)).unwrap());
     let settings = RenewalSettings { first_retry: Duration::from_millis(20), ..RenewalSettings::default() };
     let store = Arc::new(Store::new(trust, tls, settings));

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwapOption;
-use rustls::{ClientConfig, ServerConfig, pki_types::UnixTime};
+use rustls::{
+    ClientConfig, ServerConfig,
+    pki_types::{CertificateDer, UnixTime},
+};
 use tokio::sync::watch;
 
 use super::key::FreshKey;
@@ -49,6 +52,7 @@ pub struct Workload {
 #[derive(Debug)]
 struct Current {
     not_after: SystemTime,
+    chain: Vec<CertificateDer<'static>>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
@@ -66,6 +70,11 @@ impl Workload {
     /// When its certificate expires; `None`: there is none yet.
     pub fn expires(&self) -> Option<SystemTime> {
         *self.expires.borrow()
+    }
+
+    /// Its certificate, then its intermediates; empty: there is none yet.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.current.load().as_ref().map(|current| current.chain.clone()).unwrap_or_default()
     }
 
     /// Waits until there is a certificate.
@@ -119,12 +128,14 @@ impl Workload {
         let name = tls::server_name(&self.identity).map_err(|error| text(&error))?;
         tls::verify_as_peers_do(trust, leaf, intermediates, &name, at)?;
         let not_after = profile::not_after(&certified.cert).map_err(|error| text(&error))?;
+        let chain = certified.cert.clone();
         let certified = Arc::new(certified);
         let server = tls::server_config(&self.identity, Arc::clone(&certified), trust, settings)
             .map_err(|error| text(&error))?;
         let client = tls::client_config(certified, trust, settings).map_err(|error| text(&error))?;
         self.current.store(Some(Arc::new(Current {
             not_after,
+            chain,
             server: Arc::new(server),
             client: Arc::new(client),
         })));

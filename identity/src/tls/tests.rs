@@ -308,13 +308,15 @@ fn an_anchor_that_is_gone_is_believed_no_longer() {
     let (client, server) = (Arc::new(client), Arc::new(server));
     connect(Arc::clone(&client), &db(), Arc::clone(&server)).unwrap();
     assert_eq!(mesh.trust.generation(), 1);
-    mesh.trust.reload(vec![other.authority.root().clone()]).unwrap();
+    mesh.trust.reload(vec![other.authority.anchors()[0].clone()]).unwrap();
     assert_eq!(mesh.trust.generation(), 2);
     connect(Arc::clone(&client), &db(), Arc::clone(&server)).unwrap_err();
     // What cannot be used leaves what is in force as it is.
     mesh.trust.reload(vec![]).unwrap_err();
     connect(Arc::clone(&client), &db(), Arc::clone(&server)).unwrap_err();
-    mesh.trust.reload(vec![other.authority.root().clone(), mesh.authority.root().clone()]).unwrap();
+    mesh.trust
+        .reload(vec![other.authority.anchors()[0].clone(), mesh.authority.anchors()[0].clone()])
+        .unwrap();
     connect(client, &db(), server).unwrap();
 }
 
@@ -373,7 +375,7 @@ fn trust_is_never_empty_and_never_a_leaf() {
     for anchors in [vec![], vec![leaf], vec![b"garbage".to_vec().into()]] {
         assert!(Trust::new(naming(), anchors, Arc::clone(&provider)).is_err());
     }
-    Trust::new(naming(), vec![mesh.authority.root().clone()], provider).unwrap();
+    Trust::new(naming(), vec![mesh.authority.anchors()[0].clone()], provider).unwrap();
 }
 
 #[test]

@@ -4,7 +4,6 @@
 //! in kernel and proxy before the pods that an earlier agent left are taken over, and the door opens last: whoever is
 //! answered there is answered by an agent that is whole. At the end the door closes first; pins stay.
 
-mod logging;
 mod open_door;
 mod release;
 mod signals;
@@ -18,7 +17,7 @@ use super::{
     Failure,
     config::{Config, ConfigError, Flags},
     door::{Bounds, RunDirectory, Server},
-    mountinfo, render,
+    logging, mountinfo, process, render,
 };
 use crate::capture::keep_little_memory;
 use crate::cluster::{
@@ -85,6 +84,10 @@ pub(crate) trait Node: Send + Sync + 'static {
     fn metrics(&self) -> String;
     /// As [`super::door::Door::flows`].
     fn flows(&self) -> broadcast::Receiver<Arc<str>>;
+    /// As [`super::door::Door::identities`].
+    fn identities(&self) -> super::door::Identities;
+    /// As [`super::door::Door::renew_identities`].
+    fn renew_identities(&self) -> usize;
     /// Takes no new connection and waits until the others have ended, at most so long. Pins stay.
     fn drain(&self, at_most: Duration) -> impl Future<Output = ()> + Send;
 }
@@ -140,6 +143,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     keep_little_memory();
     let config = with_cgroup(configuration(flags)?)?;
     logging::start(&config.log);
+    process::keep_secrets()?;
     let directory = take(&config.run_directory)?;
     let folder = Folder::open(&config.manifests, Limits::default(), manifests::parse).map_err(|fault| {
         let path = config.manifests.display().to_string();

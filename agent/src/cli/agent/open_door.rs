@@ -2,8 +2,8 @@
 
 use super::{
     super::door::{
-        AttachError, AttachErrorCode, AttachRequest, Attached, Door, ManifestText, PodName, PolicyInForce,
-        PolicySettings, Status,
+        AttachError, AttachErrorCode, AttachRequest, Attached, Door, Identities, ManifestText, PodName,
+        PolicyInForce, PolicySettings, Status,
     },
     Config, Node,
 };
@@ -127,5 +127,13 @@ impl<N: Node> Door for OpenDoor<N> {
             settings: self.settings.clone(),
             files: files.iter().map(text).collect(),
         }
+    }
+
+    fn identities(&self) -> Identities {
+        self.node.identities()
+    }
+
+    fn renew_identities(&self) -> usize {
+        self.node.renew_identities()
     }
 }

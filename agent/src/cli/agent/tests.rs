@@ -81,6 +81,12 @@ impl Node for BenchNode {
     fn flows(&self) -> broadcast::Receiver<Arc<str>> {
         self.0.events.subscribe()
     }
+    fn identities(&self) -> super::super::door::Identities {
+        super::super::door::Identities { identities: vec![], anchors: vec![], stale: None, warnings: vec![] }
+    }
+    fn renew_identities(&self) -> usize {
+        0
+    }
     async fn drain(&self, _at_most: Duration) {
         self.0.drained.store(true, Ordering::SeqCst);
     }

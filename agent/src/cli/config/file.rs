@@ -49,6 +49,10 @@ pub(super) struct FlowLog {
 pub(super) struct Ca {
     pub(super) folder: Option<Spanned<String>>,
     pub(super) memory: Option<Spanned<bool>>,
+    pub(super) url: Option<Spanned<String>>,
+    pub(super) trust_bundle: Option<Spanned<String>>,
+    pub(super) token_file: Option<Spanned<String>>,
+    pub(super) account: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -66,6 +66,18 @@ pub struct Flags {
     /// Make a certificate authority at the start and forget it at the end: for one node alone
     #[arg(long)]
     pub ca_memory: bool,
+    /// Ask this certificate authority (`heddle ca serve`): https://HOST:PORT
+    #[arg(long, value_name = "URL", conflicts_with_all = ["ca_memory", "ca_folder"], requires_all = ["ca_trust_bundle", "ca_token_file"])]
+    pub ca_url: Option<String>,
+    /// The trust anchors, in PEM; followed when they change
+    #[arg(long, value_name = "FILE")]
+    pub ca_trust_bundle: Option<String>,
+    /// The token by which this agent proves itself to the authority; read anew for each certificate
+    #[arg(long, value_name = "FILE")]
+    pub ca_token_file: Option<String>,
+    /// The authority's own service account [default: heddle-system/heddle-ca]
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub ca_account: Option<String>,
     /// After how many milliseconds without a sign of life of the agent the kernel refuses what it would carry [default: 500]
     #[arg(long, value_name = "N")]
     pub heartbeat_milliseconds: Option<u64>,

@@ -107,6 +107,24 @@ pub enum Ca {
     Folder(PathBuf),
     /// Made at the start and forgotten at the end: for one node alone.
     Memory(bool),
+    /// An authority that is asked.
+    #[serde(untagged)]
+    Remote(RemoteCa),
+}
+
+/// An authority that is asked, and how it is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RemoteCa {
+    /// `https://HOST:PORT`.
+    pub url: String,
+    /// The trust anchors, in PEM.
+    pub trust_bundle: PathBuf,
+    /// The token by which the agent proves itself.
+    pub token_file: PathBuf,
+    /// The authority's own service account.
+    #[serde(serialize_with = "displayed")]
+    pub account: ObjectName,
 }
 
 /// How the agent logs.

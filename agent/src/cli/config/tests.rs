@@ -127,7 +127,7 @@ log: {format: xml, filter: 'heddle=loud'}
         "agent.yaml:6: sameNode: `never` is not known (one of direct, encrypt)",
         "agent.yaml:7: trustDomain: ",
         "agent.yaml:8: dnsService: `kube-dns` names no Service",
-        "agent.yaml:9: ca: both a folder and memory are named",
+        "agent.yaml:9: ca: more than one authority is named",
         "agent.yaml:10: heartbeatMilliseconds: 1 is out of range (a number from 100 to 60000)",
         "agent.yaml:11: workers: 9 is out of range (a number from 1 to 4)",
         "agent.yaml:12: capacity.ports: 0 is out of range",
@@ -146,8 +146,35 @@ fn what_is_required_is_asked_for() {
     let problems = problems("node: a\n");
     assert_eq!(problems.len(), 2);
     assert!(problems[0].starts_with("error: manifests: is required (name the folder"), "{}", problems[0]);
-    assert!(problems[1].starts_with("error: ca: is required (write `ca: {folder: DIR}`"), "{}", problems[1]);
+    assert!(
+        problems[1].starts_with("error: ca: is required (write `ca: {url: https://HOST:PORT"),
+        "{}",
+        problems[1]
+    );
     assert_eq!(load("", Flags::default()).unwrap_err().problems.len(), 2);
+}
+
+#[test]
+fn an_authority_that_is_asked_is_known_by_its_anchors_and_knows_by_a_token() {
+    let with = |ca: &str| format!("node: a\nmanifests: /m\nca: {ca}\n");
+    let whole = "{url: 'https://ca.heddle-system:8443', trustBundle: /b.pem, tokenFile: /token}";
+    let config = load(&with(whole), Flags::default()).unwrap();
+    let Ca::Remote(remote) = &config.ca else { panic!("{:?}", config.ca) };
+    assert_eq!(remote.account.to_string(), "heddle-system/heddle-ca");
+    let again = load(&config.to_yaml().unwrap(), Flags::default()).unwrap();
+    assert_eq!(again.ca, config.ca);
+    for (ca, said) in [
+        ("{url: 'https://ca:8443', tokenFile: /t}", "ca.trustBundle: is required"),
+        ("{url: 'https://ca:8443', trustBundle: /b}", "ca.tokenFile: is required"),
+        ("{url: 'http://ca:8443', trustBundle: /b, tokenFile: /t}", "`http://ca:8443` is no address"),
+        ("{url: 'https://ca:8443/x', trustBundle: /b, tokenFile: /t}", "is no address"),
+        ("{url: 'https://ca', trustBundle: b, tokenFile: /t}", "`b` is not an absolute path"),
+        ("{url: 'https://ca', trustBundle: /b, tokenFile: /t, account: x}", "names no service account"),
+        ("{url: 'https://ca', trustBundle: /b, tokenFile: /t, folder: /f}", "more than one authority"),
+    ] {
+        let problems = problems(&with(ca));
+        assert!(problems.iter().any(|problem| problem.contains(said)), "{ca}: {problems:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! From what was given to what holds, with every problem named.
 
-use super::{Ca, Config, Flags, FlowLog, Log, LogFormat, Place, PlaceFlags, file::File};
+use super::{Ca, Config, Flags, FlowLog, Log, LogFormat, Place, PlaceFlags, RemoteCa, file::File};
 use heddle_ebpf::{attach, flows, policy};
 use heddle_policy::{
     DefaultOutbound, SameNode,
@@ -257,15 +257,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
         );
     }
     let dns_service = given(flags.dns_service.as_ref(), file.dns_service, "kube-system/kube-dns".into());
-    let dns = dns_service
-        .value
-        .split_once('/')
-        .filter(|(namespace, name)| check_dns_name(namespace).is_ok() && check_dns_name(name).is_ok());
-    let dns = dns.map(|(namespace, name)| ObjectName::new(namespace, name));
-    if dns.is_none() {
-        let reason = format!("`{}` names no Service", dns_service.value);
-        check.wrong("dnsService", &dns_service, reason, "write it like kube-system/kube-dns");
-    }
+    let dns = object_name(&mut check, "dnsService", &dns_service, "Service");
     let ca = ca(&mut check, file.ca.unwrap_or_default(), flags);
 
     let Place { run_directory, bpffs, cgroup } =
@@ -329,23 +321,85 @@ fn flow_log(check: &mut Check<'_>, file: Option<super::file::FlowLog>, flags: &F
     path.map(|file| FlowLog { file, megabytes })
 }
 
+/// Exactly one of a folder, memory and an authority that is asked.
 fn ca(check: &mut Check<'_>, file: super::file::Ca, flags: &Flags) -> Option<Ca> {
-    let by_flag = flags.ca_folder.is_some() || flags.ca_memory;
-    let (folder, memory) = if by_flag { (None, None) } else { (file.folder, file.memory) };
-    let memory = given(flags.ca_memory.then_some(&true), memory, false);
-    let folder = check.optional_path("ca.folder", flags.ca_folder.as_ref(), folder);
+    let by_flag = flags.ca_folder.is_some() || flags.ca_memory || flags.ca_url.is_some();
+    let file = if by_flag { super::file::Ca::default() } else { file };
+    let memory = given(flags.ca_memory.then_some(&true), file.memory, false);
+    let folder = check.optional_path("ca.folder", flags.ca_folder.as_ref(), file.folder);
+    let url = given(flags.ca_url.as_ref(), file.url, String::new());
+    let named = [folder.is_some(), memory.value, !url.value.is_empty()];
     match (folder, memory.value) {
-        (Some(_), true) => {
-            check.wrong("ca", &memory, "both a folder and memory are named", "leave one of them out");
+        _ if named.iter().filter(|named| **named).count() > 1 => {
+            let remedy = "leave all but one of `folder`, `memory` and `url` out";
+            check.wrong("ca", &memory, "more than one authority is named", remedy);
             None
         }
-        (Some(folder), false) => Some(Ca::Folder(folder)),
+        (Some(folder), _) => Some(Ca::Folder(folder)),
         (None, true) => Some(Ca::Memory(true)),
-        (None, false) => {
-            check.required("ca", "write `ca: {folder: DIR}` (agents of several nodes share it) or `ca: {memory: true}` (one node alone)");
+        (None, false) if url.value.is_empty() => {
+            check.required(
+                "ca",
+                "write `ca: {url: https://HOST:PORT, trustBundle: FILE, tokenFile: FILE}` to ask an authority, `ca: {folder: DIR}` \
+                 (agents of several nodes share it) or `ca: {memory: true}` (one node alone)",
+            );
             None
+        }
+        (None, false) => {
+            let bundle =
+                check.optional_path("ca.trustBundle", flags.ca_trust_bundle.as_ref(), file.trust_bundle);
+            let token = check.optional_path("ca.tokenFile", flags.ca_token_file.as_ref(), file.token_file);
+            for (field, given) in [("ca.trustBundle", &bundle), ("ca.tokenFile", &token)] {
+                if given.is_none() {
+                    check.required(
+                        field,
+                        "an authority that is asked is known by its anchors and knows by a token",
+                    );
+                }
+            }
+            let parsed = url.value.parse::<hyper::Uri>().ok().filter(|uri| {
+                uri.scheme_str() == Some("https")
+                    && uri.host().is_some()
+                    && uri.path() == "/"
+                    && uri.query().is_none()
+            });
+            if parsed.is_none() {
+                check.wrong(
+                    "ca.url",
+                    &url,
+                    format!("`{}` is no address of an authority", url.value),
+                    "write it like https://heddle-ca.heddle-system:8443",
+                );
+            }
+            let account = given(
+                flags.ca_account.as_ref(),
+                file.account,
+                heddle_identity::authority::OWN_ACCOUNT.into(),
+            );
+            let name = object_name(check, "ca.account", &account, "service account");
+            parsed?;
+            Some(Ca::Remote(RemoteCa {
+                url: url.value,
+                trust_bundle: bundle?,
+                token_file: token?,
+                account: name?,
+            }))
         }
     }
+}
+
+/// `namespace/name`.
+fn object_name(check: &mut Check<'_>, field: &str, given: &Given<String>, what: &str) -> Option<ObjectName> {
+    let parts = given
+        .value
+        .split_once('/')
+        .filter(|(namespace, name)| check_dns_name(namespace).is_ok() && check_dns_name(name).is_ok());
+    let name = parts.map(|(namespace, name)| ObjectName::new(namespace, name));
+    if name.is_none() {
+        let reason = format!("`{}` names no {what}", given.value);
+        check.wrong(field, given, reason, "write it like kube-system/kube-dns");
+    }
+    name
 }
 
 fn capacity(check: &mut Check<'_>, file: BTreeMap<String, Spanned<u64>>) -> BTreeMap<String, u32> {

@@ -341,3 +341,74 @@ impl PolicySettings {
         })
     }
 }
+
+/// A trust anchor in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AnchorStatus {
+    /// Its subject.
+    pub subject: String,
+    /// SHA-256 of it, in hexadecimal.
+    pub fingerprint: String,
+    /// It, in PEM.
+    pub pem: String,
+    /// When it expires.
+    #[serde(with = "rfc3339")]
+    pub expires: OffsetDateTime,
+}
+
+/// An identity that this node holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentityStatus {
+    /// The DNS form.
+    pub identity: String,
+    /// The pods that have it, as `namespace/name`.
+    pub pods: Vec<String>,
+    /// Its certificate; absent: there is none yet.
+    pub certificate: Option<CertificateStatus>,
+    /// How many renewals have failed since the last that did not.
+    pub failures: u32,
+    /// Why the last one failed; empty: it did not.
+    pub error: String,
+    /// When the next is asked for.
+    #[serde(with = "rfc3339")]
+    pub next_renewal: OffsetDateTime,
+}
+
+/// A certificate in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateStatus {
+    /// Its serial number.
+    pub serial: String,
+    /// From when it is valid.
+    #[serde(with = "rfc3339")]
+    pub issued: OffsetDateTime,
+    /// Until when.
+    #[serde(with = "rfc3339")]
+    pub expires: OffsetDateTime,
+    /// When it was obtained.
+    #[serde(with = "rfc3339")]
+    pub obtained: OffsetDateTime,
+    /// Who signed it.
+    pub issuer: String,
+    /// The fingerprint of the anchor that it rests on; empty: none that is in force.
+    pub anchor: String,
+    /// It and its intermediates, in PEM.
+    pub chain: String,
+}
+
+/// Every identity of a node and what it trusts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identities {
+    /// The identities.
+    pub identities: Vec<IdentityStatus>,
+    /// What is trusted.
+    pub anchors: Vec<AnchorStatus>,
+    /// Why the trust bundle on disk is not in force; absent: it is.
+    pub stale: Option<String>,
+    /// What should be looked at, in words; empty: nothing.
+    pub warnings: Vec<String>,
+}

@@ -14,6 +14,8 @@
 //! | `GET /v1/flows` | who reaches whom, one JSON object a line for connections that are alike, each second |
 //! | `GET /v1/metrics` | OpenMetrics text |
 //! | `GET /v1/policy` | the resources in force, as they are written, and the settings that rules depend on |
+//! | `GET /v1/identities` | certificates and anchors in force |
+//! | `POST /v1/identities/renew` | 200 when every certificate is being renewed |
 //!
 //! Errors are `{"error","code","field","remedy"}`.
 
@@ -27,8 +29,8 @@ mod socket;
 mod tests;
 
 pub use api::{
-    AttachError, AttachErrorCode, AttachRequest, Attached, ManifestText, PodName, PodStatus, PolicyInForce,
-    PolicySettings, RepairStatus, Status,
+    AnchorStatus, AttachError, AttachErrorCode, AttachRequest, Attached, CertificateStatus, Identities,
+    IdentityStatus, ManifestText, PodName, PodStatus, PolicyInForce, PolicySettings, RepairStatus, Status,
 };
 pub use bounds::{Bounds, Counts};
 pub use serve::Server;
@@ -63,4 +65,10 @@ pub trait Door: Send + Sync + 'static {
 
     /// The resources in force, as they are written.
     fn policy(&self) -> PolicyInForce;
+
+    /// The certificates and anchors in force.
+    fn identities(&self) -> Identities;
+
+    /// Has every certificate renewed; gives how many.
+    fn renew_identities(&self) -> usize;
 }

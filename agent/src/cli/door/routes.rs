@@ -41,6 +41,8 @@ pub(super) fn router<D: Door>(shared: Arc<Shared<D>>) -> Router {
         .route("/v1/flows", get(flows::<D>))
         .route("/v1/metrics", get(metrics::<D>))
         .route("/v1/policy", get(policy::<D>))
+        .route("/v1/identities", get(identities::<D>))
+        .route("/v1/identities/renew", post(renew::<D>))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "no_route", "there is no such path", ROUTES) })
         .method_not_allowed_fallback(|| async {
             error(StatusCode::METHOD_NOT_ALLOWED, "no_method", "this path does not know the method", ROUTES)
@@ -48,7 +50,7 @@ pub(super) fn router<D: Door>(shared: Arc<Shared<D>>) -> Router {
         .with_state(shared)
 }
 
-const ROUTES: &str = "POST /v1/pods, DELETE /v1/pods/NAMESPACE/NAME, GET /v1/status, GET /v1/events, GET /v1/flows, GET /v1/metrics or GET /v1/policy";
+const ROUTES: &str = "POST /v1/pods, DELETE /v1/pods/NAMESPACE/NAME, GET /v1/status, GET /v1/events, GET /v1/flows, GET /v1/metrics, GET /v1/policy, GET /v1/identities or POST /v1/identities/renew";
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
@@ -184,6 +186,17 @@ async fn metrics<D: Door>(State(app): App<D>) -> Response {
 
 async fn policy<D: Door>(State(app): App<D>) -> Response {
     json(StatusCode::OK, &app.door.policy())
+}
+
+async fn identities<D: Door>(State(app): App<D>) -> Response {
+    json(StatusCode::OK, &app.door.identities())
+}
+
+async fn renew<D: Door>(State(app): App<D>) -> Response {
+    let count = app.door.renew_identities();
+    app.counts.add("renewals_asked_for");
+    tracing::info!(count, "every certificate is renewed, as was asked for at the door");
+    json(StatusCode::OK, &serde_json::json!({"renewing": count}))
 }
 
 async fn events<D: Door>(State(app): App<D>) -> Response {

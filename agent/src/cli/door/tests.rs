@@ -73,6 +73,14 @@ impl Door for Fake {
         self.events.subscribe()
     }
 
+    fn identities(&self) -> Identities {
+        Identities { identities: vec![], anchors: vec![], stale: None, warnings: vec![] }
+    }
+
+    fn renew_identities(&self) -> usize {
+        3
+    }
+
     fn metrics(&self) -> String {
         "# EOF\n".into()
     }

@@ -51,6 +51,8 @@ pub trait Readings: Send + Sync + 'static {
     fn pod(&self, netns: u64) -> Option<Arc<str>>;
     /// Every certificate.
     fn certificates(&self) -> Vec<CertificateReading>;
+    /// Whether the trust bundle on disk cannot be used and older anchors are in force.
+    fn trust_stale(&self) -> bool;
     /// The tables in force.
     fn tables(&self) -> TablesReading;
     /// How old the agent's last sign of life is; `None`: it gave none.
@@ -135,6 +137,10 @@ impl Collector for AtScrape {
             let labels = [("identity", Text(&certificate.identity))];
             ConstGauge::new(i64::from(certificate.failures)).encode(family.encode_family(&labels)?)?;
         }
+
+        let help = "1 while the trust bundle on disk cannot be used and older anchors are in force";
+        let family = encoder.encode_descriptor("heddle_trust_bundle_stale", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::from(self.readings.trust_stale())).encode(family)?;
 
         let tables = self.readings.tables();
         let help = "The generation of the tables in force; 0: none, and everything is refused";

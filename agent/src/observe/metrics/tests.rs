@@ -50,6 +50,9 @@ impl Readings for Fixed {
         ]
     }
 
+    fn trust_stale(&self) -> bool {
+        true
+    }
     fn tables(&self) -> TablesReading {
         TablesReading { generation: 42, entries: vec![("workloads", 12), ("allows", 3)] }
     }
@@ -143,6 +146,7 @@ fn what_is_read_at_a_scrape_is_there() {
         (r#"heddle_certificate_expiry_seconds{identity="web.shop"}"#, "1767225600.0"),
         (r#"heddle_certificate_expiry_seconds{identity="db.shop"}"#, "0.0"),
         (r#"heddle_certificate_failed_renewals{identity="db.shop"}"#, "3"),
+        ("heddle_trust_bundle_stale", "1"),
         ("heddle_tables_generation", "42"),
         (r#"heddle_tables_entries{table="workloads"}"#, "12"),
         ("heddle_heartbeat_age_seconds", "0.25"),

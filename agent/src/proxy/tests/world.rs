@@ -248,8 +248,19 @@ impl Credentials for State {
         let name = *self.server_identity.lock().unwrap();
         Some(ServerCredentials { config: self.configs(name).1, own: PeerName::new(name) })
     }
-    fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<PeerName> {
-        self.issued.lock().unwrap().get(chain.first()?.as_ref()).cloned()
+    fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<Proven> {
+        let name = self.issued.lock().unwrap().get(chain.first()?.as_ref()).cloned()?;
+        Some(Proven { name, standing: Arc::new(Unshaken) })
+    }
+}
+
+/// These peers are believed for ever.
+#[derive(Debug)]
+struct Unshaken;
+
+impl Standing for Unshaken {
+    fn holds(&self) -> bool {
+        true
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use heddle_identity::Store;
 use heddle_policy::Compiled;
 use tokio::sync::{RwLock, broadcast, watch};
 
@@ -25,6 +26,8 @@ use crate::{
 const SWEEP: Duration = Duration::from_millis(250);
 /// How often free memory is given back.
 const MEMORY: Duration = Duration::from_secs(5);
+/// How long renewals are gathered before connections look at their certificates.
+const SETTLED: Duration = Duration::from_millis(200);
 /// After how long without progress a worker hangs.
 const HANGS: Duration = Duration::from_secs(1);
 
@@ -85,13 +88,13 @@ pub(super) async fn tell(events: Arc<Events>, lines: broadcast::Sender<Arc<str>>
 pub(super) async fn judge_again(
     capture: Arc<Capture>,
     rules: SnapshotReader<Compiled>,
-    changed: watch::Sender<u64>,
+    changed: Arc<watch::Sender<u64>>,
     told: Arc<Told>,
 ) {
     let mut publications = rules.watch();
     loop {
-        let generation = publications.borrow_and_update().proxy_generation;
-        changed.send_replace(generation);
+        publications.mark_unchanged();
+        changed.send_modify(|changes| *changes += 1);
         let capture = Arc::clone(&capture);
         match tokio::task::spawn_blocking(move || capture.end_revoked()).await {
             Ok(Ok(ended)) => ended.iter().for_each(|ended| told.revoked(ended)),
@@ -103,6 +106,24 @@ pub(super) async fn judge_again(
         if publications.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// After each change of the anchors live connections whose peers are believed no longer end; after a renewal idle ones
+/// with the old certificate do.
+pub(super) async fn believe_again(store: Arc<Store>, changed: Arc<watch::Sender<u64>>) {
+    let (mut trust, mut renewals) = (store.trust().watch(), store.renewals());
+    loop {
+        tokio::select! {
+            Ok(()) = trust.changed() => {}
+            Ok(()) = renewals.changed() => {
+                // A node's certificates are renewed together: all connections look once.
+                tokio::time::sleep(SETTLED).await;
+                renewals.mark_unchanged();
+            }
+            else => return,
+        }
+        changed.send_modify(|changes| *changes += 1);
     }
 }
 

@@ -2,15 +2,28 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use heddle_identity::{names::IdentityNaming, peer_identity};
+use heddle_identity::{Standings, names::IdentityNaming, peer_identity};
 use rustls::pki_types::CertificateDer;
 
 use super::pods::Pods;
-use crate::proxy::environment::{ClientCredentials, Credentials, PeerName, PodId, ServerCredentials};
+use crate::proxy::environment::{
+    ClientCredentials, Credentials, PeerName, PodId, Proven, ServerCredentials, Standing,
+};
 
 pub(super) struct PodCredentials {
     pub pods: Arc<Pods>,
     pub naming: IdentityNaming,
+    pub standings: Standings,
+}
+
+/// What a chain that was verified rests on.
+#[derive(Debug)]
+struct Believed(Arc<heddle_identity::Standing>);
+
+impl Standing for Believed {
+    fn holds(&self) -> bool {
+        self.0.holds()
+    }
 }
 
 impl Credentials for PodCredentials {
@@ -42,9 +55,12 @@ impl Credentials for PodCredentials {
         }
     }
 
-    fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<PeerName> {
+    fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<Proven> {
         match peer_identity(&self.naming, chain) {
-            Ok(identity) => Some(PeerName::new(identity.dns())),
+            Ok(identity) => Some(Proven {
+                name: PeerName::new(identity.dns()),
+                standing: Arc::new(Believed(self.standings.of(chain, SystemTime::now()))),
+            }),
             Err(error) => {
                 tracing::debug!(%error, "a peer's certificate bears no identity");
                 None

@@ -1,9 +1,12 @@
 //! Where the rooms are wired together: the one place that names capture, proxy, observe and identity at once.
 
+mod anchors;
 mod chores;
 mod credentials;
 mod enforcer;
 mod flows;
+mod identities;
+mod issuer;
 mod listening;
 mod names;
 mod node;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use heddle_ebpf::flows::Event;
-use heddle_identity::{Store, keep_renewed};
+use heddle_identity::{Standings, Store, keep_renewed};
 use heddle_policy::{Compiled, WorkloadInfo, problems::Problem};
 use miette::miette;
 use tokio::{
@@ -16,13 +16,14 @@ use tokio::{
 
 use super::{
     super::{Failure, Node, Opened},
-    chores::{give_memory_back, give_way, judge_again, liveness, sweep, tell},
+    chores::{believe_again, give_memory_back, give_way, judge_again, liveness, sweep, tell},
     credentials::PodCredentials,
     enforcer::KernelTables,
     flows::FlowKeeper,
+    identities::KnownIdentities,
     listening::by_worker,
     names::KnownNames,
-    open::{Wired, kept_size},
+    open::{Issuing, Wired, kept_size},
     pods::{Entry, Pods},
     policy::SnapshotPolicy,
     readings::NodeReadings,
@@ -34,7 +35,7 @@ use super::{
 };
 use crate::{
     capture::{Attachment, Capture, Heartbeat},
-    cli::door::{AttachError, AttachErrorCode, AttachRequest, Attached, PodName, PodStatus},
+    cli::door::{AttachError, AttachErrorCode, AttachRequest, Attached, Identities, PodName, PodStatus},
     cluster::snapshot::{Enforcer, SnapshotReader},
     observe::{
         events::{Events, monotonic_epoch},
@@ -62,12 +63,14 @@ pub(in super::super) struct Running {
     workers: Arc<RwLock<Option<Workers>>>,
     heartbeat: Mutex<Option<Heartbeat>>,
     repairs: Arc<Repairs>,
+    identities: KnownIdentities,
     _tasks: JoinSet<()>,
 }
 
 impl Running {
     pub async fn start(wired: Wired, rules: SnapshotReader<Compiled>) -> Result<Self, Failure> {
-        let Wired { capture, authority, store, naming, node, heartbeat, flow_log, poll, .. } = wired;
+        let Wired { capture, issuing, naming, node, heartbeat, flow_log, poll, .. } = wired;
+        let Issuing { issuer, store, anchors } = issuing;
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
         let pods = Arc::new(Pods::default());
         let names = Arc::new(KnownNames { pods: Arc::clone(&pods), rules: rules.clone() });
@@ -78,7 +81,9 @@ impl Running {
             counters: capture.counters().map_err(|error| failed(&error))?,
             store: Arc::clone(&store),
             rules: rules.clone(),
+            anchors: anchors.as_ref().map(|(file, _)| file.clone()),
         };
+        let bundle = readings.anchors.clone();
         let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
         let flows = Arc::new(FlowBook::new(&node, Arc::clone(&names) as _));
         let told = Arc::new(Told::new(
@@ -95,7 +100,8 @@ impl Running {
             flow_log,
             broadcast::Sender::new(EVENTS),
         ));
-        let (changed, changes) = watch::channel(0);
+        let (changed, changes) = watch::channel(0_u64);
+        let changed = Arc::new(changed);
         let environment = Environment {
             sockets: Arc::new(CapturedSockets {
                 pods: Arc::clone(&pods),
@@ -108,7 +114,11 @@ impl Running {
                 turn: AtomicU32::new(0),
                 changes,
             }),
-            credentials: Arc::new(PodCredentials { pods: Arc::clone(&pods), naming }),
+            credentials: Arc::new(PodCredentials {
+                pods: Arc::clone(&pods),
+                naming,
+                standings: Standings::new(Arc::clone(store.trust())),
+            }),
             recorder: Arc::clone(&told) as _,
         };
         let settings =
@@ -118,7 +128,10 @@ impl Running {
         let workers = Arc::new(RwLock::new(Some(workers)));
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(keep_renewed(Arc::clone(&store), authority, SystemTime::now));
+        tasks.spawn(keep_renewed(Arc::clone(&store), issuer, SystemTime::now));
+        if let Some((file, known)) = anchors {
+            tasks.spawn(file.follow(Arc::clone(&store), known));
+        }
         let lines = broadcast::Sender::new(EVENTS);
         tasks.spawn(tell(Arc::clone(&events), lines.clone(), flows));
         tasks.spawn(Arc::clone(&keeper).run());
@@ -126,6 +139,11 @@ impl Running {
         let running = Self {
             pods: Arc::clone(&pods),
             capture: Arc::clone(&capture),
+            identities: KnownIdentities {
+                pods: Arc::clone(&pods),
+                store: Arc::clone(&store),
+                anchors: bundle,
+            },
             store,
             rules,
             metrics: Arc::clone(&metrics),
@@ -139,6 +157,7 @@ impl Running {
         running.follow_events(events).map_err(|error| failed(&error))?;
         running.adopt().await?;
         // Not before: the flows of a pod that is not known yet would be taken for those of one that is gone.
+        tasks.spawn(believe_again(Arc::clone(&running.store), Arc::clone(&changed)));
         tasks.spawn(judge_again(Arc::clone(&capture), running.rules.clone(), changed, told));
         tasks.spawn(look_after(
             Arc::clone(&capture),
@@ -408,6 +427,14 @@ impl Node for Running {
 
     fn flows(&self) -> broadcast::Receiver<Arc<str>> {
         self.flows.follow()
+    }
+
+    fn identities(&self) -> Identities {
+        self.identities.read()
+    }
+
+    fn renew_identities(&self) -> usize {
+        self.identities.renew()
     }
 
     async fn drain(&self, at_most: Duration) {

@@ -9,12 +9,17 @@ use std::{
 
 use heddle_ebpf::attach::Limits;
 use heddle_identity::{
-    Authority, AuthoritySettings, RenewalSettings, Store, TlsSettings, Trust, names::IdentityNaming,
+    Authority, AuthorityError, AuthoritySettings, RenewalSettings, Store, TlsSettings, Trust,
+    names::IdentityNaming,
 };
 use heddle_policy::problems::{Origin, Problem, Severity};
 use miette::miette;
 
-use super::super::Failure;
+use super::{
+    super::Failure,
+    anchors::AnchorsFile,
+    issuer::{Issuer, Remote},
+};
 use crate::{
     capture::{Capture, KeptSize, Kernel, KernelOptions, trial},
     cli::config::{Ca, Config, Place},
@@ -27,8 +32,7 @@ const BARE_SEGMENTS_PER_SECOND: u64 = 20_000;
 /// What [`open`] opened.
 pub(in super::super) struct Wired {
     pub(super) capture: Arc<Capture>,
-    pub(super) authority: Arc<Authority>,
-    pub(super) store: Arc<Store>,
+    pub(super) issuing: Issuing,
     pub(super) naming: IdentityNaming,
     pub(super) node: String,
     pub(super) heartbeat: Duration,
@@ -51,18 +55,7 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
     };
     let naming =
         config.cluster_settings().map_err(|error| miette!("identities cannot be named: {error}"))?.naming;
-    let now = SystemTime::now();
-    let authority = match &config.ca {
-        Ca::Folder(folder) => Authority::in_folder(folder, naming.clone(), AuthoritySettings::default(), now),
-        Ca::Memory(_) => Authority::in_memory(naming.clone(), AuthoritySettings::default(), now),
-    }
-    .map_err(|error| {
-        miette!(help = "see `ca` in the configuration", "the certificate authority cannot be opened: {error}")
-    })?;
-    let tls = TlsSettings::default();
-    let trust = Trust::new(naming.clone(), vec![authority.root().clone()], Arc::clone(&tls.provider))
-        .map_err(|error| miette!("the authority's root cannot be trusted: {error}"))?;
-    let store = Store::new(Arc::new(trust), tls, RenewalSettings::default());
+    let issuing = issuing(config, &naming)?;
 
     let heartbeat = Duration::from_millis(config.heartbeat_milliseconds);
     let options = KernelOptions {
@@ -87,8 +80,7 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
     let generation = capture.generation().map_err(|error| failed(&error))?;
     Ok(Wired {
         capture,
-        authority: Arc::new(authority),
-        store: Arc::new(store),
+        issuing,
         naming,
         node: config.node.clone(),
         heartbeat,
@@ -96,6 +88,51 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
         generation,
         flow_log: config.flow_log.as_ref().map(|log| (log.file.clone(), log.megabytes << 20)),
     })
+}
+
+/// Who issues, what is trusted, and where certificates are kept.
+pub(super) struct Issuing {
+    pub issuer: Arc<Issuer>,
+    pub store: Arc<Store>,
+    /// A bundle that is followed, with its content; `None`: the authority is within the agent.
+    pub anchors: Option<(AnchorsFile, Vec<u8>)>,
+}
+
+fn issuing(config: &Config, naming: &IdentityNaming) -> Result<Issuing, Failure> {
+    let tls = TlsSettings::default();
+    let trust = |anchors| {
+        Trust::new(naming.clone(), anchors, Arc::clone(&tls.provider)).map(Arc::new).map_err(|error| {
+            miette!(help = "see `ca` in the configuration", "nobody can be trusted: {error}")
+        })
+    };
+    let embedded = |authority: Result<Authority, AuthorityError>| {
+        let authority = authority.map_err(|error| {
+            miette!(
+                help = "see `ca` in the configuration",
+                "the certificate authority cannot be opened: {error}"
+            )
+        })?;
+        Ok::<_, Failure>((trust(authority.anchors().to_vec())?, Issuer::Embedded(Box::new(authority)), None))
+    };
+    let (settings, now) = (AuthoritySettings::default(), SystemTime::now());
+    let (trust, issuer, anchors) = match &config.ca {
+        Ca::Folder(folder) => embedded(Authority::in_folder(folder, naming.clone(), settings, now))?,
+        Ca::Memory(_) => embedded(Authority::in_memory(naming.clone(), settings, now))?,
+        Ca::Remote(remote) => {
+            let file = AnchorsFile::new(remote.trust_bundle.clone());
+            let (bytes, anchors) = file.read().map_err(|error| {
+                miette!(
+                    help = "name the authority's ca.crt in `ca.trustBundle`",
+                    "nobody can be trusted: {error}"
+                )
+            })?;
+            let trust = trust(anchors)?;
+            let issuer = Remote::new(remote, &config.node, &trust, &tls)?;
+            (trust, Issuer::Remote(Box::new(issuer)), Some((file, bytes)))
+        }
+    };
+    let store = Arc::new(Store::new(trust, tls, RenewalSettings::default()));
+    Ok(Issuing { issuer: Arc::new(issuer), store, anchors })
 }
 
 /// Said before anything is loaded, in the kernel's own words: what came later would be a verifier's log.

@@ -6,7 +6,7 @@ use heddle_ebpf::flows::{Count, CounterKey};
 use heddle_identity::Store;
 use heddle_policy::Compiled;
 
-use super::pods::Pods;
+use super::{anchors::AnchorsFile, pods::Pods};
 use crate::{
     capture::{Capture, Counters},
     cluster::snapshot::SnapshotReader,
@@ -20,6 +20,7 @@ pub(super) struct NodeReadings {
     pub counters: Counters,
     pub store: Arc<Store>,
     pub rules: SnapshotReader<Compiled>,
+    pub anchors: Option<AnchorsFile>,
 }
 
 impl Readings for NodeReadings {
@@ -41,6 +42,10 @@ impl Readings for NodeReadings {
                 failures: one.failures,
             })
             .collect()
+    }
+
+    fn trust_stale(&self) -> bool {
+        self.anchors.as_ref().is_some_and(|file| file.stale().is_some())
     }
 
     fn tables(&self) -> TablesReading {

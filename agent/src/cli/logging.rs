@@ -1,6 +1,6 @@
-//! The agent's log, on standard error.
+//! The log, on standard error.
 
-use super::super::config::{Log, LogFormat};
+use super::config::{Log, LogFormat};
 use std::io::IsTerminal;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};

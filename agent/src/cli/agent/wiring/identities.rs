@@ -1,0 +1,97 @@
+//! The certificates and anchors in force, as the door tells of them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use heddle_identity::{CertificateFacts, Store, anchor_of, fingerprint, pem};
+use time::OffsetDateTime;
+
+use super::{anchors::AnchorsFile, pods::Pods};
+use crate::cli::door::{AnchorStatus, CertificateStatus, Identities, IdentityStatus};
+
+/// How long before its end an anchor is warned of.
+const ANCHOR_WARNING: Duration = Duration::from_secs(60 * 24 * 3600);
+
+pub(super) struct KnownIdentities {
+    pub pods: Arc<Pods>,
+    pub store: Arc<Store>,
+    pub anchors: Option<AnchorsFile>,
+}
+
+impl KnownIdentities {
+    pub fn renew(&self) -> usize {
+        self.store.renew_all(SystemTime::now());
+        self.store.status().len()
+    }
+
+    pub fn read(&self) -> Identities {
+        let now = SystemTime::now();
+        let mut warnings = Vec::new();
+        let trusted = self.store.trust().anchors();
+        let anchors: Vec<AnchorStatus> = trusted
+            .iter()
+            .filter_map(|anchor| {
+                let facts = CertificateFacts::of(std::slice::from_ref(anchor)).ok()?;
+                if facts.not_after < now + ANCHOR_WARNING {
+                    warnings.push(format!(
+                        "the trust anchor {} expires within 60 days: add its successor to the bundle",
+                        facts.subject
+                    ));
+                }
+                let expires = OffsetDateTime::from(facts.not_after);
+                let pem = pem(std::slice::from_ref(anchor));
+                Some(AnchorStatus { subject: facts.subject, fingerprint: fingerprint(anchor), pem, expires })
+            })
+            .collect();
+        let stale = self.anchors.as_ref().and_then(AnchorsFile::stale);
+        if let Some(stale) = &stale {
+            warnings.push(format!(
+                "the trust bundle is not in force as it is since {}: {}",
+                stale.since, stale.error
+            ));
+        }
+        let pods = self.pods.all();
+        let identities = self
+            .store
+            .status()
+            .into_iter()
+            .map(|status| {
+                let facts = CertificateFacts::of(&status.chain).ok();
+                let certificate = facts.map(|facts| CertificateStatus {
+                    serial: facts.serial,
+                    issued: facts.not_before.into(),
+                    expires: facts.not_after.into(),
+                    obtained: status.renewed.unwrap_or(facts.not_before).into(),
+                    issuer: facts.issuer,
+                    anchor: anchor_of(&status.chain, &trusted).map(fingerprint).unwrap_or_default(),
+                    chain: pem(&status.chain),
+                });
+                match &certificate {
+                    None => {
+                        warnings.push(format!("{} has no certificate: {}", status.identity, status.error))
+                    }
+                    Some(certificate) if certificate.anchor.is_empty() => {
+                        warnings.push(format!("{} rests on no anchor that is in force", status.identity));
+                    }
+                    Some(_) if status.failures > 0 => warnings.push(format!(
+                        "{} could not be renewed {} times: {}",
+                        status.identity, status.failures, status.error
+                    )),
+                    Some(_) => {}
+                }
+                let of = |entry: &&Arc<super::pods::Entry>| entry.workload.identity() == &status.identity;
+                IdentityStatus {
+                    identity: status.identity.dns().to_owned(),
+                    pods: pods.iter().filter(of).map(|entry| entry.name.to_string()).collect(),
+                    certificate,
+                    failures: status.failures,
+                    error: status.error,
+                    next_renewal: status.due.into(),
+                }
+            })
+            .collect();
+        Identities { identities, anchors, stale: stale.map(|stale| stale.error), warnings }
+    }
+}

@@ -1,0 +1,147 @@
+//! Who issues this node's certificates: an authority within the agent, or one that is asked.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use heddle_identity::{
+    Authority, CertificateRequest, Client, Issue, IssueError, Issued, TlsSettings, Trust, authority_client,
+    files::{self, Readers},
+};
+use hyper_util::rt::TokioIo;
+use miette::miette;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::{
+    Code, Request, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint, Uri},
+};
+
+use super::super::Failure;
+use crate::cli::{
+    ca::rpc::{IssueRequest, certificate_authority_client::CertificateAuthorityClient},
+    config::RemoteCa,
+};
+
+/// How long reaching the authority may take, TLS included.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(15);
+/// Kubernetes' tokens have about 1.5 KiB.
+const TOKEN_BYTES: usize = 8 * 1024;
+/// A chain of four certificates has about 3 KiB.
+const ANSWER_BYTES: usize = 64 * 1024;
+
+/// Whoever issues.
+pub(in super::super) enum Issuer {
+    /// Within the agent.
+    Embedded(Box<Authority>),
+    /// Over the network.
+    Remote(Box<Remote>),
+}
+
+impl Issue for Issuer {
+    async fn issue(&self, request: CertificateRequest, now: SystemTime) -> Result<Issued, IssueError> {
+        match self {
+            Self::Embedded(authority) => authority.issue(&request, now),
+            Self::Remote(remote) => remote.issue(request).await,
+        }
+    }
+}
+
+/// An authority that is asked.
+pub(in super::super) struct Remote {
+    node: String,
+    token: PathBuf,
+    client: CertificateAuthorityClient<Channel>,
+}
+
+impl Remote {
+    /// Nothing is connected until something is asked.
+    ///
+    /// # Errors
+    /// An address or a name that cannot be.
+    pub fn new(
+        config: &RemoteCa,
+        node: &str,
+        trust: &Arc<Trust>,
+        settings: &TlsSettings,
+    ) -> Result<Self, Failure> {
+        let failed =
+            |error: &dyn std::fmt::Display| miette!("the authority {} cannot be asked: {error}", config.url);
+        let account = trust.naming().name(&config.account.namespace, &config.account.name);
+        let account = account.map_err(|error| failed(&error))?;
+        let tls = authority_client(trust, &account, settings).map_err(|error| failed(&error))?;
+        let connect = tower::service_fn(move |uri: Uri| {
+            let tls = tls.clone();
+            async move {
+                let reaching = reach(uri, tls);
+                tokio::time::timeout(CONNECT, reaching)
+                    .await
+                    .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+                    .map(TokioIo::new)
+            }
+        });
+        let channel = Endpoint::from_shared(config.url.clone())
+            .map_err(|error| failed(&error))?
+            .timeout(ANSWER)
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .connect_with_connector_lazy(connect);
+        let client = CertificateAuthorityClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
+        Ok(Self { node: node.to_owned(), token: config.token_file.clone(), client })
+    }
+
+    /// The kubelet renews the token where it lies: it is read anew each time.
+    fn authorization(&self) -> Result<MetadataValue<Ascii>, IssueError> {
+        let unable = |why: String| IssueError::Unable(format!("the agent cannot prove itself: {why}"));
+        let bytes = files::read(&self.token, Readers::Group, TOKEN_BYTES)
+            .map_err(|error| unable(error.to_string()))?;
+        let token = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+        if token.is_empty() {
+            return Err(unable(format!("{} holds no token", self.token.display())));
+        }
+        let mut value: MetadataValue<Ascii> =
+            format!("Bearer {token}").parse().map_err(|_| unable("its token cannot be sent".to_owned()))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    async fn issue(&self, request: CertificateRequest) -> Result<Issued, IssueError> {
+        let CertificateRequest { identity, csr } = request;
+        let mut asked = Request::new(IssueRequest {
+            node: self.node.clone(),
+            namespace: identity.namespace().to_owned(),
+            service_account: identity.service_account().to_owned(),
+            request: csr.to_vec(),
+        });
+        asked.metadata_mut().insert("authorization", self.authorization()?);
+        let answer = self.client.clone().issue(asked).await.map_err(|status| refusal(&status))?;
+        Ok(Issued { chain: answer.into_inner().chain.into_iter().map(Into::into).collect() })
+    }
+}
+
+async fn reach(uri: Uri, tls: Client) -> std::io::Result<TlsStream<TcpStream>> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
+    stream.set_nodelay(true)?;
+    TlsConnector::from(tls.config).connect(tls.server_name, stream).await
+}
+
+/// A refusal of the authority's, or that there was no answer.
+fn refusal(status: &Status) -> IssueError {
+    let mut said = status.message().to_owned();
+    // tonic tells "transport error" and hides what it was.
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        said = error.to_string();
+        source = error.source();
+    }
+    match status.code() {
+        Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => IssueError::Denied(said),
+        _ => IssueError::Away(said),
+    }
+}

@@ -1,0 +1,134 @@
+//! Keys made by hand: each command says what it made and what comes next.
+
+use std::{
+    fs::{DirBuilder, OpenOptions},
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+    process::ExitCode,
+    time::SystemTime,
+};
+
+use heddle_identity::{
+    IdentityNaming, IssuerFiles,
+    authority::{Made, intermediate, offline_root},
+};
+use miette::miette;
+use rcgen::KeyPair;
+use zeroize::Zeroizing;
+
+use super::{
+    super::{Failure, render::print},
+    attest,
+    flags::{AgentsKeyFlags, InitFlags, IssuerFlags, TokenFlags},
+};
+
+fn directory(path: &Path) -> Result<(), Failure> {
+    match DirBuilder::new().mode(0o700).recursive(true).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(miette!("{} cannot be made: {error}", path.display())),
+    }
+}
+
+/// A file that was not there before: nobody's key is ever overwritten.
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).create_new(true).mode(mode).open(path);
+    opened.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all())).map_err(
+        |error| {
+            miette!(
+                help = "choose an empty directory: what is there is never overwritten",
+                "{} cannot be written: {error}",
+                path.display()
+            )
+        },
+    )
+}
+
+fn put(to: &Path, made: &Made, anchors: &str) -> Result<(), Failure> {
+    directory(to)?;
+    let files = IssuerFiles::in_directory(to);
+    write(&files.key, &made.key, 0o400)?;
+    write(&files.certificate, &made.certificate, 0o444)?;
+    write(&files.anchors, anchors, 0o444)
+}
+
+/// `heddle ca init`.
+pub fn init(flags: &InitFlags) -> Result<ExitCode, Failure> {
+    let root =
+        offline_root(&flags.name, flags.lifetime, SystemTime::now()).map_err(|error| miette!("{error}"))?;
+    put(&flags.directory, &root, &root.certificate)?;
+    let shown = flags.directory.display();
+    print(&format!(
+        "made the root: {shown}/tls.key (secret), {shown}/tls.crt, {shown}/ca.crt
+
+next:
+  1. make an issuer:  heddle ca issuer --root {shown} --directory ISSUER
+  2. take {shown}/tls.key off this machine: it is needed for the next issuer only (every 90 days, or as you choose)
+  3. give {shown}/ca.crt to every agent, as `ca.trustBundle`"
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `heddle ca issuer`.
+pub fn issuer(flags: &IssuerFlags) -> Result<ExitCode, Failure> {
+    let naming = IdentityNaming::new(&flags.naming.identity_namespace, &flags.naming.trust_domain)
+        .map_err(|error| miette!("identities cannot be named: the name {error}"))?;
+    let files = IssuerFiles::in_directory(&flags.root);
+    let root = files.read().map_err(|error| {
+        miette!(
+            help = "make a root with `heddle ca init --directory DIR`",
+            "the root cannot be used: {error}"
+        )
+    })?;
+    let issuer =
+        intermediate(root, &naming, flags.lifetime, SystemTime::now()).map_err(|error| miette!("{error}"))?;
+    let anchors = std::fs::read_to_string(&files.anchors)
+        .map_err(|error| miette!("{}: {error}", files.anchors.display()))?;
+    put(&flags.directory, &issuer, &anchors)?;
+    let shown = flags.directory.display();
+    print(&format!(
+        "made an issuer for {}: {shown}/tls.key (secret), {shown}/tls.crt, {shown}/ca.crt
+
+next, one of:
+  - with Kubernetes:
+      kubectl -n heddle-system create secret generic heddle-issuer \\
+        --from-file={shown}/tls.key --from-file={shown}/tls.crt --from-file={shown}/ca.crt
+      and mount it into the authority's pods (defaultMode: 0440): heddle ca serve --kubernetes --keys MOUNT
+  - without:  heddle ca agents-key --directory {shown}
+      heddle ca serve --keys {shown} --manifests MANIFESTS --agents-key {shown}/agents.pub
+
+to replace an issuer that is in force, put the new files in place of the old: it is taken within a second, nothing restarts",
+        flags.naming.trust_domain
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `heddle ca agents-key`.
+pub fn agents_key(flags: &AgentsKeyFlags) -> Result<ExitCode, Failure> {
+    let key = KeyPair::generate().map_err(|error| miette!("no key could be made: {error}"))?;
+    directory(&flags.directory)?;
+    write(&flags.directory.join("agents.key"), &Zeroizing::new(key.serialize_pem()), 0o400)?;
+    write(&flags.directory.join("agents.pub"), &key.public_key_pem(), 0o444)?;
+    let shown = flags.directory.display();
+    print(&format!(
+        "made {shown}/agents.key (secret) and {shown}/agents.pub
+
+next:
+  1. for each node:  heddle ca token --key {shown}/agents.key --node NODE > NODE.token
+     and give it to that node's agent, as `ca.tokenFile` (mode 0400)
+  2. run the authority with --agents-key {shown}/agents.pub"
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `heddle ca token`.
+pub fn token(flags: &TokenFlags) -> Result<ExitCode, Failure> {
+    let key = std::fs::read(&flags.key)
+        .map(Zeroizing::new)
+        .map_err(|error| miette!("{}: {error}", flags.key.display()))?;
+    let token = attest::sign(&key, &flags.node, flags.lifetime, SystemTime::now())
+        .map_err(|error| miette!("no token: {error}"))?;
+    print(&token)?;
+    Ok(ExitCode::SUCCESS)
+}

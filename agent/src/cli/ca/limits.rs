@@ -1,0 +1,179 @@
+//! Bounds: whoever asks too much is refused, and nobody else notices.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use governor::{Quota, RateLimiter, clock::DefaultClock, state::keyed::HashMapStateStore};
+
+/// What an authority takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections from one address: an agent needs one, and a rollout has two agents on a node.
+    pub connections_per_address: usize,
+    /// How long a TLS handshake may take.
+    pub handshake: Duration,
+    /// How long a connection may live: agents come back, and are spread over the replicas anew.
+    pub connection_age: Duration,
+    /// How long a request may take.
+    pub request: Duration,
+    /// Bytes of a request.
+    pub request_bytes: usize,
+    /// Requests at once on one connection.
+    pub at_once_per_connection: u32,
+    /// Requests at once in all.
+    pub at_once: usize,
+    /// Tokens from one address that were not believed, a second, and how many at first.
+    pub refusals_per_address: Rate,
+    /// Certificates for one node, a second, and how many at first: a node's pods at its agent's start.
+    pub issued_per_node: Rate,
+}
+
+/// So many a second, and so many at first.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// A second.
+    pub per_second: u32,
+    /// At first.
+    pub burst: u32,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_address: 16,
+            handshake: Duration::from_secs(10),
+            connection_age: Duration::from_secs(600),
+            request: Duration::from_secs(15),
+            request_bytes: 16 * 1024,
+            at_once_per_connection: 64,
+            at_once: 256,
+            refusals_per_address: Rate { per_second: 1, burst: 20 },
+            issued_per_node: Rate { per_second: 50, burst: 2000 },
+        }
+    }
+}
+
+impl Rate {
+    fn quota(self) -> Quota {
+        let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
+        Quota::per_second(at_least_one(self.per_second)).allow_burst(at_least_one(self.burst))
+    }
+}
+
+type Keyed<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
+
+/// How fast each asks.
+#[derive(Debug)]
+pub struct Rates {
+    refusals: Keyed<IpAddr>,
+    issued: Keyed<String>,
+}
+
+impl Rates {
+    /// With nobody known.
+    pub fn new(bounds: &Bounds) -> Self {
+        Self {
+            refusals: RateLimiter::hashmap(bounds.refusals_per_address.quota()),
+            issued: RateLimiter::hashmap(bounds.issued_per_node.quota()),
+        }
+    }
+
+    /// A token from this address was not believed; false: that was one too many.
+    pub fn refusal(&self, address: IpAddr) -> bool {
+        self.refusals.check_key(&address).is_ok()
+    }
+
+    /// A certificate is asked for by the agent of this node; false: that is one too many.
+    pub fn issue(&self, node: &str) -> bool {
+        self.issued.check_key(&node.to_owned()).is_ok()
+    }
+
+    /// Forgets those who have been quiet.
+    pub fn forget(&self) {
+        self.refusals.retain_recent();
+        self.issued.retain_recent();
+    }
+}
+
+/// Who is connected, by address.
+#[derive(Clone, Debug, Default)]
+pub struct Connected(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// A connection's place; leaving is dropping it.
+#[derive(Debug)]
+pub struct Place {
+    connected: Connected,
+    address: IpAddr,
+}
+
+impl Connected {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for one more from this address, if there is one.
+    pub fn enter(&self, address: IpAddr, bounds: &Bounds) -> Option<Place> {
+        let mut counts = self.lock();
+        if counts.values().sum::<usize>() >= bounds.connections {
+            return None;
+        }
+        let count = counts.entry(address).or_default();
+        if *count >= bounds.connections_per_address {
+            return None;
+        }
+        *count += 1;
+        drop(counts);
+        Some(Place { connected: self.clone(), address })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.connected.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_leaves_room_for_others() {
+        let bounds = Bounds { connections: 3, connections_per_address: 2, ..Bounds::default() };
+        let connected = Connected::default();
+        let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse::<IpAddr>().unwrap());
+        let first = connected.enter(a, &bounds).unwrap();
+        let _second = connected.enter(a, &bounds).unwrap();
+        assert!(connected.enter(a, &bounds).is_none());
+        let _other = connected.enter(b, &bounds).unwrap();
+        assert!(connected.enter(b, &bounds).is_none(), "full");
+        drop(first);
+        let again = connected.enter(b, &bounds).unwrap();
+        drop(again);
+        assert_eq!(connected.lock().len(), 2);
+    }
+
+    #[test]
+    fn a_rate_of_one_is_not_anothers() {
+        let bounds = Bounds { issued_per_node: Rate { per_second: 1, burst: 5 }, ..Bounds::default() };
+        let rates = Rates::new(&bounds);
+        assert_eq!((0..100).filter(|_| rates.issue("a")).count(), 5);
+        assert!(rates.issue("b"));
+        rates.forget();
+        assert!(!rates.issue("a"), "what is recent is not forgotten");
+    }
+}

@@ -1,0 +1,222 @@
+//! One request for a certificate, from its bytes to its answer and its record.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
+use heddle_identity::{
+    CertificateFacts, CertificateRequest, IdentityName, IssueError, KeyLedger, names::IdentityNaming,
+};
+use tokio::sync::Semaphore;
+use tonic::{Code, Request, Response, Status};
+
+use super::{
+    attest::{Attest, AttestError},
+    audit::{self, Asked},
+    issuing::Issuing,
+    limits::{Bounds, Rates},
+    listener::Peer,
+    rpc::{IssueRequest, IssueResponse, certificate_authority_server::CertificateAuthority},
+    scheduled::Scheduled,
+    serve::Counts,
+};
+
+/// The longest token that is looked at; Kubernetes' have about 1.5 KiB.
+const MAX_TOKEN: usize = 8 * 1024;
+/// Keys that are remembered: 12 MiB.
+const KEYS: usize = 1 << 18;
+
+/// Answers requests.
+pub struct Service {
+    issuing: Arc<ArcSwap<Issuing>>,
+    attest: Box<dyn Attest>,
+    scheduled: Box<dyn Scheduled>,
+    naming: IdentityNaming,
+    own: IdentityName,
+    bounds: Bounds,
+    rates: Arc<Rates>,
+    keys: Mutex<KeyLedger>,
+    at_once: Semaphore,
+    counts: Arc<Counts>,
+    clock: fn() -> SystemTime,
+}
+
+/// What a service is made of.
+pub struct Parts {
+    /// Signs.
+    pub issuing: Arc<ArcSwap<Issuing>>,
+    /// Knows agents.
+    pub attest: Box<dyn Attest>,
+    /// Knows pods.
+    pub scheduled: Box<dyn Scheduled>,
+    /// Whose identities are issued.
+    pub naming: IdentityNaming,
+    /// The authority's own identity.
+    pub own: IdentityName,
+    /// Bounds.
+    pub bounds: Bounds,
+    /// Rates.
+    pub rates: Arc<Rates>,
+    /// What was answered.
+    pub counts: Arc<Counts>,
+}
+
+/// Why a request is refused: the reason for programs, the sentence for people, and what gRPC calls it.
+struct Refusal {
+    reason: &'static str,
+    why: String,
+    code: Code,
+}
+
+impl Refusal {
+    fn new(reason: &'static str, code: Code, why: impl Into<String>) -> Self {
+        Self { reason, why: why.into(), code }
+    }
+}
+
+impl Service {
+    /// A service that has certified no key yet.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { issuing, attest, scheduled, naming, own, bounds, rates, counts } = parts;
+        Self {
+            issuing,
+            attest,
+            scheduled,
+            naming,
+            own,
+            bounds,
+            rates,
+            keys: Mutex::new(KeyLedger::new(KEYS)),
+            at_once: Semaphore::new(bounds.at_once),
+            counts,
+            clock: SystemTime::now,
+        }
+    }
+
+    async fn judge(
+        &self,
+        asked: &mut Asked,
+        peer: SocketAddr,
+        token: Option<String>,
+        request: IssueRequest,
+    ) -> Result<Vec<Vec<u8>>, Refusal> {
+        let token = token
+            .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN)
+            .ok_or_else(|| Refusal::new("no_token", Code::Unauthenticated, "there is no token"))?;
+        let now = (self.clock)();
+        let agent = self.attest.attest(&token, now).await.map_err(|error| match error {
+            AttestError::Refused(why) => {
+                if self.rates.refusal(peer.ip()) {
+                    Refusal::new("token", Code::Unauthenticated, why)
+                } else {
+                    Refusal::new("token", Code::ResourceExhausted, "too many tokens that are not believed")
+                }
+            }
+            AttestError::Away(why) => Refusal::new("attestation_away", Code::Unavailable, why),
+        })?;
+        asked.agent.clone_from(&agent.name);
+        asked.node.clone_from(&agent.node);
+        if agent.node != request.node {
+            let why = format!("the token is of node {:?}, not of {:?}", agent.node, request.node);
+            return Err(Refusal::new("other_node", Code::PermissionDenied, why));
+        }
+        if !self.rates.issue(&agent.node) {
+            return Err(Refusal::new("rate", Code::ResourceExhausted, "too many requests from this node"));
+        }
+        let identity = self.naming.name(&request.namespace, &request.service_account).map_err(|error| {
+            Refusal::new("name", Code::InvalidArgument, format!("no such account: {error}"))
+        })?;
+        if identity == self.own {
+            return Err(Refusal::new(
+                "own_identity",
+                Code::PermissionDenied,
+                "that is the authority's own identity",
+            ));
+        }
+        match self.scheduled.runs(&agent.node, &request.namespace, &request.service_account) {
+            Ok(true) => {}
+            Ok(false) => {
+                let why = format!("no pod of {} is scheduled on {}", asked.account, agent.node);
+                return Err(Refusal::new("not_scheduled", Code::PermissionDenied, why));
+            }
+            Err(error) => return Err(Refusal::new("pods_unknown", Code::Unavailable, error.to_string())),
+        }
+        self.sign(asked, identity, request.request, now)
+    }
+
+    fn sign(
+        &self,
+        asked: &Asked,
+        identity: IdentityName,
+        csr: Vec<u8>,
+        now: SystemTime,
+    ) -> Result<Vec<Vec<u8>>, Refusal> {
+        let request = CertificateRequest { identity, csr: csr.into() };
+        let issuing = self.issuing.load();
+        let issued = issuing.authority.issue(&request, now).map_err(|error| match error {
+            IssueError::Refused(error) => Refusal::new("request", Code::InvalidArgument, error.to_string()),
+            error => Refusal::new("unable", Code::Unavailable, error.to_string()),
+        })?;
+        let facts = CertificateFacts::of(&issued.chain)
+            .map_err(|error| Refusal::new("unable", Code::Internal, error.to_string()))?;
+        let fresh = self.keys.lock().unwrap_or_else(PoisonError::into_inner).enter(
+            &facts.public_key,
+            facts.not_after,
+            now,
+        );
+        if !fresh {
+            let why = "its key was certified before: make a fresh one for each request";
+            return Err(Refusal::new("key_reused", Code::InvalidArgument, why));
+        }
+        audit::issued(asked, request.identity.dns(), &facts.serial, facts.not_after);
+        Ok(issued.chain.into_iter().map(|certificate| certificate.to_vec()).collect())
+    }
+}
+
+#[tonic::async_trait]
+impl CertificateAuthority for Service {
+    async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
+        let Some(Peer(peer)) = request.extensions().get::<Peer>().copied() else {
+            return Err(Status::internal("the connection has no peer"));
+        };
+        let bearer = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let token = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
+        let request = request.into_inner();
+        let mut asked = Asked {
+            peer: Some(peer),
+            claimed_node: plain(&request.node),
+            account: format!("{}/{}", plain(&request.namespace), plain(&request.service_account)),
+            ..Asked::default()
+        };
+        let judged = match self.at_once.try_acquire() {
+            Ok(_room) => {
+                let judging = self.judge(&mut asked, peer, token, request);
+                tokio::time::timeout(self.bounds.request, judging).await.unwrap_or_else(|_| {
+                    Err(Refusal::new("timed_out", Code::DeadlineExceeded, "it took too long"))
+                })
+            }
+            Err(_) => {
+                Err(Refusal::new("busy", Code::ResourceExhausted, "too many requests at once: try again"))
+            }
+        };
+        match judged {
+            Ok(chain) => {
+                self.counts.issued();
+                Ok(Response::new(IssueResponse { chain }))
+            }
+            Err(Refusal { reason, why, code }) => {
+                self.counts.refused(reason);
+                audit::refused(&asked, reason, &why);
+                Err(Status::new(code, why))
+            }
+        }
+    }
+}
+
+/// What somebody else wrote, short and without control characters.
+fn plain(text: &str) -> String {
+    text.chars().take(253).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
