@@ -61,6 +61,7 @@ mod namespace;
 mod networks;
 #[cfg(feature = "std")]
 mod outbound;
+#[cfg(feature = "std")]
 mod path;
 #[cfg(feature = "std")]
 mod policy;
@@ -72,7 +73,9 @@ pub mod request;
 pub mod resources;
 #[cfg(feature = "std")]
 mod rules;
+#[cfg(feature = "std")]
 mod servers;
+#[cfg(feature = "std")]
 mod services;
 #[cfg(feature = "std")]
 pub mod settings;

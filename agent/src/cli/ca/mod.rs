@@ -8,6 +8,7 @@ pub mod rpc;
 mod attest;
 mod audit;
 mod ceremony;
+mod counts;
 mod flags;
 mod issuing;
 mod limits;

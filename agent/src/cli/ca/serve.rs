@@ -1,12 +1,11 @@
 //! `heddle ca serve`.
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     process::ExitCode,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -25,6 +24,7 @@ use super::{
         logging,
     },
     attest::{Attest, SignedTokens, TokenReviews},
+    counts::Counts,
     flags::ServeFlags,
     issuing::{self, Issuing, Source},
     limits::{Bounds, Rates},
@@ -36,25 +36,6 @@ use super::{
 
 /// How long requests under way may go on at the end.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// What was answered since the start.
-#[derive(Debug, Default)]
-pub struct Counts {
-    issued: AtomicU64,
-    refused: Mutex<BTreeMap<&'static str, u64>>,
-}
-
-impl Counts {
-    /// A certificate more.
-    pub fn issued(&self) {
-        self.issued.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A refusal more.
-    pub fn refused(&self, reason: &'static str) {
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
-    }
-}
 
 /// Runs until it is told to end.
 ///

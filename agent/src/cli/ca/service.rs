@@ -16,12 +16,12 @@ use tonic::{Code, Request, Response, Status};
 use super::{
     attest::{Attest, AttestError},
     audit::{self, Asked},
+    counts::Counts,
     issuing::Issuing,
     limits::{Bounds, Rates},
     listener::Peer,
     rpc::{IssueRequest, IssueResponse, certificate_authority_server::CertificateAuthority},
     scheduled::Scheduled,
-    serve::Counts,
 };
 
 /// The longest token that is looked at; Kubernetes' have about 1.5 KiB.

@@ -15,8 +15,8 @@ use heddle_identity::{
 use heddle_policy::problems::{Origin, Problem, Severity};
 use miette::miette;
 
+use super::super::Failure;
 use super::{
-    super::Failure,
     anchors::AnchorsFile,
     issuer::{Issuer, Remote},
 };
