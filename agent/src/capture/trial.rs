@@ -77,6 +77,7 @@ const PROGRAMS: [(ProgramType, &str, &[BpfHelper]); 4] = {
                 Call::BPF_FUNC_skb_store_bytes,
                 Call::BPF_FUNC_skb_load_bytes,
                 Call::BPF_FUNC_skb_cgroup_id,
+                Call::BPF_FUNC_sk_release,
                 Call::BPF_FUNC_sk_fullsock,
                 Call::BPF_FUNC_get_listener_sock,
                 Call::BPF_FUNC_sk_storage_get,
