@@ -315,8 +315,9 @@ fn bad_files_are_told_of_and_take_nothing_away() -> Result<()> {
         ),
         (
             "an unknown kind",
-            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: bad, namespace: shop}\n".into(),
-            &["Deployment"],
+            "apiVersion: stable.example.com/v1\nkind: CronTab\nmetadata: {name: bad, namespace: shop}\n"
+                .into(),
+            &["CronTab"],
             0,
         ),
         ("written twice", twice, &["written twice"], 1),

@@ -92,8 +92,9 @@ impl Picture {
         problems.retain(|problem| !explained.contains(&(problem.resource.clone(), problem.field.clone())));
         resources.extend(templated.resources);
         problems.extend(templated.problems);
-        Self { unread, problems, ..Self::compile(name, count, resources, settings, texts, documents) }
-            .with_problems()
+        let picture = Self::compile(name, count, resources, settings, texts, documents);
+        problems.extend(picture.problems.iter().cloned());
+        Self { unread, problems, ..picture }.with_problems()
     }
 
     fn compile(
@@ -108,6 +109,7 @@ impl Picture {
         let mut placed = Index::default();
         let mut it = (BTreeMap::new(), BTreeMap::<_, Vec<_>>::new(), BTreeMap::new());
         let mut without_address = 0u16;
+        let mut problems = Vec::new();
         for resource in resources {
             index.apply(resource.clone());
             placed.apply(match resource {
@@ -116,8 +118,23 @@ impl Picture {
                     let workload = workload_name(&id.name, &pod.meta.labels).to_owned();
                     it.1.entry(ObjectName::new(&*id.namespace, workload)).or_default().push(id.clone());
                     let declared = pod.ports.iter().filter(|port| port.transport == Transport::Tcp);
-                    it.2.insert(id, declared.map(|port| (port.number, port.name.clone())).collect());
+                    it.2.insert(id.clone(), declared.map(|port| (port.number, port.name.clone())).collect());
                     if pod.addresses.is_empty() && !pod.host_network && !pod.finished {
+                        if !pod.node.is_empty() {
+                            // One that is still to be scheduled, as from a template, can have none.
+                            let reason =
+                                format!("Pod {id}: has no address: nothing is known of it in the network");
+                            let problem = Problem::new(
+                                heddle_policy::problems::Severity::Warning,
+                                &pod.meta.origin,
+                                reason,
+                            );
+                            problems.push(
+                                problem
+                                    .field("status.podIP", 0)
+                                    .remedy("write status.podIP in a manifest, or wait"),
+                            );
+                        }
                         without_address = without_address.saturating_add(1);
                         let mut segments = NOWHERE.segments();
                         segments[7] = without_address;
@@ -139,7 +156,7 @@ impl Picture {
             files,
             index,
             compiled,
-            problems: Vec::new(),
+            problems,
             unread: false,
             texts,
             documents,
