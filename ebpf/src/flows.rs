@@ -28,6 +28,8 @@ pub mod maps {
     pub const UDP_FLOWS: &str = "udp_flows";
     /// Host-side interface index → [`super::BareSegments`]. Written by the guard, removed by the agent with the pod.
     pub const BARE_SEGMENTS: &str = "bare_segments";
+    /// Direction (0: from a pod, 1: to a pod) → [`super::Packet`] a CPU: what the guard is looking at. Written and read by it alone.
+    pub const PACKETS: &str = "packets";
     /// [`super::CounterKey`] → [`super::Count`] a CPU. Written by the programs.
     pub const COUNTERS: &str = "counters";
     /// Ring buffer of [`super::Event`]. Written by the programs, read by the agent.
@@ -105,6 +107,39 @@ pub struct DirectFlow {
 pub const ROLE_CLIENT: u32 = 1;
 /// The socket is the server's.
 pub const ROLE_SERVER: u32 = 2;
+
+/// The packet carries ARP.
+pub const LAYER3_ARP: u8 = 1;
+/// It carries IPv4.
+pub const LAYER3_IPV4: u8 = 2;
+/// It carries IPv6.
+pub const LAYER3_IPV6: u8 = 3;
+
+/// What the guard has read of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Packet {
+    /// From the sender to the receiver, zero where there are no ports. For an echo its identifier is the source port.
+    pub tuple: Tuple,
+    /// Where the transport header begins.
+    pub transport: u32,
+    /// Bytes after the transport header.
+    pub payload: u32,
+    /// `LAYER3_*`; 0: nothing was read.
+    pub layer3: u8,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// TCP flags, or ICMP's type.
+    pub flags: u8,
+    /// IPv6 hop limit or IPv4 time to live.
+    pub hops: u8,
+    /// 1: a fragment after the first; it has no ports.
+    pub fragment: u8,
+    /// Zero.
+    pub pad: u8,
+    /// The sender's MAC address.
+    pub mac: [u8; 6],
+}
 
 /// `direct` connections that are alike. All zeros: those for which the map had no room.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

@@ -49,6 +49,7 @@ pub(super) const ALL: &[&str] = &[
     "agent_marks",
     "direct_marks",
     "asked",
+    "packets",
     "counters",
     "events",
 ];
@@ -159,6 +160,7 @@ pub(super) fn layout(name: &str) -> Option<(u32, u32)> {
         "direct_marks" => of::<i32, DirectMark>(),
         "asked" => of::<i32, Asked>(),
         "bare_segments" => of::<u32, BareSegments>(),
+        "packets" => of::<u32, Packet>(),
         "counters" => of::<CounterKey, Count>(),
         _ => None,
     }

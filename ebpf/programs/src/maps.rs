@@ -3,15 +3,15 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuHashMap, RingBuf, SockMap},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap},
     macros::btf_map,
 };
 use heddle_ebpf::{
     Address,
     attach::{Limits, ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth},
     flows::{
-        AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, FlowKey, Origin, Pending,
-        PendingKey, SeenKey, Tuple, UdpFlow,
+        AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, FlowKey, Origin, Packet,
+        Pending, PendingKey, SeenKey, Tuple, UdpFlow,
     },
     policy::{
         Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
@@ -71,6 +71,9 @@ maps! {
     "direct_marks" DIRECT_MARKS: SkStorage<DirectMark, OWN>;
     "asked" ASKED: SkStorage<Asked, OWN>;
 
+    // Not on the stack: a value that comes out of a map has one state for the verifier, whichever way it came in, so
+    // that what follows is verified once and not once for each kind of packet.
+    "packets" PACKETS: PerCpuArray<Packet, 2>;
     "counters" COUNTERS: PerCpuHashMap<CounterKey, Count, 16384, LAZY>;
     // No value of its own: what is in it is reserved as an `Event`. libbpf loads no ring buffer that declares one.
     "events" EVENTS: RingBuf<(), 262144>;

@@ -3,15 +3,12 @@
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns};
 use heddle_ebpf::{
     codes::{Outcome, Reason, Verdict},
-    flows::{Tuple, UdpFlow},
+    flows::{Packet, Tuple, UdpFlow},
     policy::WORKLOAD_DNS,
 };
 use heddle_policy::verdict::{Tables as _, UDP};
 
-use super::{
-    Judgement,
-    packet::{ICMP, Packet},
-};
+use super::{Judgement, packet::ICMP};
 use crate::{
     maps,
     tables::{KernelTables, judge_inbound},
@@ -52,7 +49,7 @@ pub fn opened(packet: &Packet, verdict: &Verdict) -> Judgement {
     if verdict.outcome != Outcome::Direct {
         return Judgement::Drop(verdict.reason, verdict.rule);
     }
-    if !packet.fragment {
+    if packet.fragment == 0 {
         remember(&packet.tuple, u32::from(packet.protocol));
     }
     Judgement::Counted(verdict.reason)
@@ -60,7 +57,7 @@ pub fn opened(packet: &Packet, verdict: &Verdict) -> Judgement {
 
 #[inline(never)]
 pub fn udp_to_pod(packet: &Packet) -> Judgement {
-    if packet.fragment || answers(&packet.tuple.reversed(), u32::from(UDP)) {
+    if packet.fragment != 0 || answers(&packet.tuple.reversed(), u32::from(UDP)) {
         // A fragment is nothing without its first, which is judged.
         return Judgement::Pass;
     }

@@ -11,11 +11,10 @@ use heddle_ebpf::{
     Address,
     attach::Veth,
     codes::{Hook, Reason, Verdict},
-    flows::{DirectMark, Tuple},
+    flows::{DirectMark, LAYER3_ARP, LAYER3_IPV6, Packet, Tuple},
 };
 use heddle_policy::verdict::{Connect, Outbound, TCP};
 
-use self::packet::{Layer3, Packet};
 use crate::{
     maps,
     report::{Subject, report},
@@ -26,6 +25,10 @@ use crate::{
 const NEXT: i32 = -1;
 /// `TCX_DROP`.
 const DROP: i32 = 2;
+
+/// Rows of `packets`.
+const FROM_POD: u32 = 0;
+const TO_POD: u32 = 1;
 
 /// What becomes of a packet.
 pub enum Judgement {
@@ -42,12 +45,14 @@ pub fn heddle_from_pod(ctx: TcContext) -> i32 {
     let Some(veth) = veth(&ctx) else {
         return DROP;
     };
-    let mut packet = Packet::unread();
-    let judgement = match packet::parse(&ctx, &mut packet) {
-        Err(reason) => Judgement::Drop(reason, 0),
-        Ok(()) => from_pod(&ctx, veth, &packet),
+    let Some(packet) = place(FROM_POD) else {
+        return DROP;
     };
-    conclude(Hook::GuardFromPod, veth, &ctx, &packet, judgement)
+    let judgement = match packet::parse(&ctx, packet) {
+        Err(reason) => Judgement::Drop(reason, 0),
+        Ok(()) => from_pod(&ctx, veth, packet),
+    };
+    conclude(Hook::GuardFromPod, veth, &ctx, packet, judgement)
 }
 
 #[classifier]
@@ -55,12 +60,21 @@ pub fn heddle_to_pod(ctx: TcContext) -> i32 {
     let Some(veth) = veth(&ctx) else {
         return DROP;
     };
-    let mut packet = Packet::unread();
-    let judgement = match packet::parse(&ctx, &mut packet) {
-        Err(reason) => Judgement::Drop(reason, 0),
-        Ok(()) => to_pod(&ctx, veth, &packet),
+    let Some(packet) = place(TO_POD) else {
+        return DROP;
     };
-    conclude(Hook::GuardToPod, veth, &ctx, &packet, judgement)
+    let judgement = match packet::parse(&ctx, packet) {
+        Err(reason) => Judgement::Drop(reason, 0),
+        Ok(()) => to_pod(&ctx, veth, packet),
+    };
+    conclude(Hook::GuardToPod, veth, &ctx, packet, judgement)
+}
+
+/// Where this CPU keeps the packet that it looks at.
+#[inline(always)]
+fn place<'a>(direction: u32) -> Option<&'a mut Packet> {
+    // SAFETY: a program for packets runs to its end before another begins on its CPU, and each direction has a row.
+    unsafe { maps::PACKETS.get_ptr_mut(direction)?.as_mut() }
 }
 
 #[inline(always)]
@@ -69,8 +83,8 @@ fn from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
         return Judgement::Drop(Reason::Spoofed, 0);
     }
     match packet.layer3 {
-        Layer3::Arp => return neighbor::arp_from_pod(ctx, veth),
-        Layer3::Ipv6 if packet.protocol == packet::ICMPV6 && neighbor::is_discovery(packet) => {
+        LAYER3_ARP => return neighbor::arp_from_pod(ctx, veth),
+        LAYER3_IPV6 if packet.protocol == packet::ICMPV6 && neighbor::is_discovery(packet) => {
             return neighbor::discovery_from_pod(ctx, veth, packet);
         }
         _ => {}
@@ -95,8 +109,8 @@ fn from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
 #[inline(always)]
 fn to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     match packet.layer3 {
-        Layer3::Arp => return neighbor::arp_to_pod(ctx, veth),
-        Layer3::Ipv6 if packet.protocol == packet::ICMPV6 && neighbor::is_discovery(packet) => {
+        LAYER3_ARP => return neighbor::arp_to_pod(ctx, veth),
+        LAYER3_IPV6 if packet.protocol == packet::ICMPV6 && neighbor::is_discovery(packet) => {
             return neighbor::discovery_to_pod(ctx, veth, packet);
         }
         _ => {}

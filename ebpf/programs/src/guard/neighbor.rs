@@ -1,9 +1,9 @@
 //! ARP and neighbor discovery: a pod speaks for its own addresses alone, and nobody else speaks for them.
 
 use aya_ebpf::programs::TcContext;
-use heddle_ebpf::{Address, attach::Veth, codes::Reason};
+use heddle_ebpf::{Address, attach::Veth, codes::Reason, flows::Packet};
 
-use super::{Judgement, entered, entered_elsewhere, packet::Packet};
+use super::{Judgement, entered, entered_elsewhere};
 
 const ROUTER_SOLICITATION: u8 = 133;
 const ROUTER_ADVERTISEMENT: u8 = 134;

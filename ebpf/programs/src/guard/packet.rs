@@ -1,7 +1,11 @@
 //! Just enough of a packet to judge it. What cannot be read whole is refused.
 
 use aya_ebpf::{helpers::generated::bpf_skb_load_bytes, programs::TcContext};
-use heddle_ebpf::{Address, codes::Reason, flows::Tuple};
+use heddle_ebpf::{
+    Address,
+    codes::Reason,
+    flows::{LAYER3_ARP, LAYER3_IPV4, LAYER3_IPV6, Packet},
+};
 
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
@@ -19,51 +23,11 @@ pub const ACK: u8 = 0x10;
 /// Length of an Ethernet header.
 const ETHERNET: usize = 14;
 
-/// What follows the Ethernet header.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Layer3 {
-    Arp = 0,
-    Ipv4,
-    Ipv6,
-}
-
-/// A packet, read.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Packet {
-    /// From the sender to the receiver. For an echo the identifier is the source port.
-    pub tuple: Tuple,
-    /// Where the transport header begins.
-    pub transport: u32,
-    /// Bytes after the transport header.
-    pub payload: u32,
-    pub layer3: Layer3,
-    pub protocol: u8,
-    /// TCP flags, or ICMP's type.
-    pub flags: u8,
-    /// IPv6 hop limit or IPv4 time to live.
-    pub hops: u8,
-    /// A fragment after the first: ports are zero.
-    pub fragment: bool,
-    /// The sender's MAC address.
-    pub mac: [u8; 6],
-    pad: [u8; 3],
-}
-
-impl Packet {
-    /// Nothing read yet.
-    #[inline(always)]
-    pub const fn unread() -> Self {
-        // SAFETY: integers, and an enumeration and a truth value that have a zero. Field by field it would be a call
-        // that sets byte after byte.
-        unsafe { core::mem::zeroed() }
-    }
-}
-
-/// Reads the packet.
+/// Reads the packet over what `packet` held before.
 #[inline(never)]
 pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+    // SAFETY: integers, for which zero is a value. An assignment would be a call that sets byte after byte.
+    *packet = unsafe { core::mem::zeroed() };
     if unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).vlan_present) } != 0 {
         return Err(Reason::Protocol);
     }
@@ -74,15 +38,15 @@ pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     packet.mac = [ethernet[6], ethernet[7], ethernet[8], ethernet[9], ethernet[10], ethernet[11]];
     match u16::from_be_bytes([ethernet[12], ethernet[13]]) {
         0x0806 => {
-            packet.layer3 = Layer3::Arp;
+            packet.layer3 = LAYER3_ARP;
             Ok(())
         }
         0x0800 => {
-            packet.layer3 = Layer3::Ipv4;
+            packet.layer3 = LAYER3_IPV4;
             ipv4(ctx, packet)
         }
         0x86dd => {
-            packet.layer3 = Layer3::Ipv6;
+            packet.layer3 = LAYER3_IPV6;
             ipv6(ctx, packet)
         }
         _ => Err(Reason::Protocol),
@@ -116,7 +80,7 @@ fn plain_segment(ctx: &TcContext, packet: &mut Packet) -> bool {
     }
     let (high, low) = (words[2].to_ne_bytes(), words[3].to_ne_bytes());
     packet.mac = [high[0], high[1], high[2], high[3], low[0], low[1]];
-    packet.layer3 = Layer3::Ipv4;
+    packet.layer3 = LAYER3_IPV4;
     packet.protocol = TCP;
     packet.hops = (network(words[6]) >> 24) as u8;
     packet.flags = (network(words[12]) >> 16) as u8;
@@ -144,7 +108,7 @@ fn ipv4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     packet.transport = ETHERNET as u32 + u32::from(words) * 4;
     if fragment & 0x1fff != 0 {
-        packet.fragment = true;
+        packet.fragment = 1;
         return fragment_of(packet);
     }
     if fragment & 0x2000 != 0 && packet.protocol == TCP {
@@ -184,7 +148,7 @@ fn ipv6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
             return Err(Reason::Fragment);
         }
         if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff8 != 0 {
-            packet.fragment = true;
+            packet.fragment = 1;
             return fragment_of(packet);
         }
     }

@@ -10,12 +10,12 @@ use aya_ebpf::{
 };
 use heddle_ebpf::{
     codes::{Outcome, Reason},
-    flows::BareSegments,
+    flows::{BareSegments, Packet},
 };
 
 use super::{
     Judgement,
-    packet::{ACK, Packet, RST, SYN},
+    packet::{ACK, RST, SYN},
     rejudge, same,
 };
 use crate::{context::direct_opening, maps, tables::KernelTables};
