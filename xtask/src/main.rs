@@ -19,7 +19,7 @@ mod workspace;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use std::{any::Any, panic, process::ExitCode};
 use workspace::Workspace;
 
 /// Every command of Heddle's developers. Start with `cargo xtask demo`.
@@ -67,13 +67,32 @@ fn main() -> ExitCode {
     if let Some(code) = xtask::lab::apps::entry() {
         return code;
     }
-    match run(Arguments::parse().command) {
-        Ok(code) => code,
-        Err(error) => {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |defect| {
+        if !output_closed(defect.payload()) {
+            usual(defect);
+        }
+    }));
+    match panic::catch_unwind(|| run(Arguments::parse().command)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+        Err(defect) if output_closed(&*defect) => ExitCode::from(READER_GONE),
+        Err(defect) => panic::resume_unwind(defect),
     }
+}
+
+/// What a shell says of a program that SIGPIPE ended.
+const READER_GONE: u8 = 128 + 13;
+
+/// Whether `defect` is what `println!` makes of a reader that went away, as `head` does: no defect of ours. The lab is
+/// taken down on the way out, which the signal itself would not leave time for.
+fn output_closed(defect: &(dyn Any + Send)) -> bool {
+    defect.downcast_ref::<String>().is_some_and(|told| {
+        told.starts_with("failed printing to stdout") && told.contains("Broken pipe")
+    })
 }
 
 fn run(command: Command) -> Result<ExitCode> {
