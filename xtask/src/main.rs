@@ -90,9 +90,9 @@ const READER_GONE: u8 = 128 + 13;
 /// Whether `defect` is what `println!` makes of a reader that went away, as `head` does: no defect of ours. The lab is
 /// taken down on the way out, which the signal itself would not leave time for.
 fn output_closed(defect: &(dyn Any + Send)) -> bool {
-    defect.downcast_ref::<String>().is_some_and(|told| {
-        told.starts_with("failed printing to stdout") && told.contains("Broken pipe")
-    })
+    defect
+        .downcast_ref::<String>()
+        .is_some_and(|told| told.starts_with("failed printing to stdout") && told.contains("Broken pipe"))
 }
 
 fn run(command: Command) -> Result<ExitCode> {
