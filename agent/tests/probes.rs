@@ -214,6 +214,8 @@ fn nobody_but_the_kubelet_itself_gains_a_probe() -> Result<()> {
         |from: &Place, to: SocketAddr| -> Result<bool> { Ok(ask(from, to, &probe)?.received.contains(BODY)) };
     ensure!(passes(&kubelet, (web.v4, 8080).into())? && passes(&kubelet, (web.v6, 8080).into())?);
     ensure!(!passes(&kubelet, (bare.v4, 8080).into())?, "a pod without a probe has none");
+    // Or it would be taken for the next one's.
+    told(&events, "unknown_cluster_address")?;
     events.drain();
 
     // The node's address is not enough.
