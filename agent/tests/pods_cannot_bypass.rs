@@ -7,6 +7,8 @@ mod loom;
 #[path = "common/packets.rs"]
 #[allow(dead_code)]
 mod packets;
+#[path = "common/uring.rs"]
+mod uring;
 
 use std::{
     io::Write as _,
@@ -348,17 +350,13 @@ fn unusual_handshakes_go_by_the_mesh() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 fn io_uring_goes_by_the_mesh() -> Result<()> {
     let loom = Loom::new("io-uring")?;
-    let program = loom.lab.directory().join("io-uring").display().to_string();
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/io_uring.c");
-    loom.lab.router().check(&["cc", "-O1", "-o", &program, source])?;
     let _echo = loom.far.app(&["echo", &format!("[::]:{PORT}")])?;
-    let ask =
-        |to: Ipv4Addr, text: &str| loom.client.run(&[&program, &to.to_string(), &PORT.to_string(), text]);
+    let ask = |to: Ipv4Addr, text: &str| uring::ask(loom.client.place(), (to, PORT).into(), text);
     let capture = loom.lab.capture(A)?;
     let text = marker("off", "io_uring");
     let output = ask(loom.far.v4, &text)?;
-    if output.stdout.contains("no io_uring") {
-        println!("this kernel gives out no io_uring: nothing to show");
+    if output.stdout.contains(uring::NONE) {
+        println!("not applicable: this kernel gives out no io_uring");
         return loom.lab.close();
     }
     assert!(output.stdout.contains(&text), "{output:?}");
