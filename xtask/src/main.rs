@@ -47,6 +47,16 @@ enum Command {
     Ebpf(ebpf::Arguments),
     Verifier(verify_programs::Arguments),
     Vm(vm::Arguments),
+    /// One of two machines that `vm demo` directs: does what comes over a serial line
+    #[command(hide = true)]
+    Machine {
+        /// This machine's number on the link
+        number: u8,
+        /// Its interface on the link
+        interface: String,
+        /// The serial line
+        line: std::path::PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -107,5 +117,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Ebpf(arguments) => ebpf::run(&workspace()?, &arguments).map(|_| ExitCode::SUCCESS),
         Command::Verifier(arguments) => verify_programs::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm::run(&workspace()?, &arguments),
+        Command::Machine { number, interface, line } => {
+            xtask::machines::act(number, &interface, &line).map(|()| ExitCode::SUCCESS)
+        }
     }
 }

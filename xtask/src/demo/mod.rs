@@ -2,8 +2,8 @@
 //! what came back and why.
 
 mod keep;
-mod report;
-mod rules;
+pub mod report;
+pub(crate) mod rules;
 mod scene;
 mod steps;
 

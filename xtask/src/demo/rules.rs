@@ -8,22 +8,38 @@ pub const CLIENTS: &str = "clients.yaml";
 pub const CLIENT_IDENTITY: &str = "client.shop.serviceaccount.identity.linkerd.cluster.local";
 
 pub fn clients() -> String {
+    named("clients", CLIENT_IDENTITY)
+}
+
+/// The authentication `name` of this identity.
+fn named(name: &str, identity: &str) -> String {
     format!(
         "apiVersion: policy.linkerd.io/v1alpha1
 kind: MeshTLSAuthentication
 metadata:
-  name: clients
+  name: {name}
   namespace: shop
 spec:
   identities:
-    - {CLIENT_IDENTITY}
+    - {identity}
 "
     )
 }
 
+/// A Server for `app` on `port`, and the policy that lets this identity reach it under `name`.
+pub fn server_for(app: &str, port: u16, name: &str, identity: &str) -> String {
+    let opened = opened(app, name, "MeshTLSAuthentication", name);
+    [closed(app, port, "unknown"), opened, named(name, identity)].concat()
+}
+
 /// A Server for `app` on `port`, and the policy that lets `clients` reach it.
 fn server(app: &str, port: u16, protocol: &str) -> String {
-    let server = format!(
+    closed(app, port, protocol) + &opened(app, "clients", "MeshTLSAuthentication", "clients")
+}
+
+/// A Server for `app` on `port`, which nothing opens yet.
+fn closed(app: &str, port: u16, protocol: &str) -> String {
+    format!(
         "apiVersion: policy.linkerd.io/v1beta3
 kind: Server
 metadata:
@@ -37,8 +53,7 @@ spec:
   proxyProtocol: {protocol}
 ---
 "
-    );
-    server + &opened(app, "clients", "MeshTLSAuthentication", "clients")
+    )
 }
 
 /// The policy that lets whom the authentication `name` names reach the Server of `app`.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::pod::{Pod, PodSpec};
+use super::pod::{Placed, PodSpec};
 
 /// A folder that only its owner can write, whose files are replaced whole.
 #[derive(Clone, Debug)]
@@ -123,8 +123,8 @@ impl Manifests {
     }
 
     /// Writes a pod's manifest, and its Namespace's and ServiceAccount's unless they are there.
-    pub(super) fn write_pod(&self, pod: &Pod, spec: &PodSpec) -> Result<()> {
-        let Pod { namespace, account, .. } = pod;
+    pub(super) fn write_pod(&self, placed: &Placed<'_>, spec: &PodSpec) -> Result<()> {
+        let PodSpec { namespace, account, .. } = spec;
         self.write_unless_there(
             &file_name("namespace", "", namespace),
             &format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n"),
@@ -133,7 +133,7 @@ impl Manifests {
             &file_name("serviceaccount", namespace, account),
             &format!("apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: {account}\n  namespace: {namespace}\n"),
         )?;
-        self.write(&file_name("pod", namespace, &pod.name), &pod_yaml(pod, spec)?)
+        self.write(&file_name("pod", namespace, &spec.name), &pod_yaml(placed, spec)?)
     }
 
     pub(super) fn write_service(&self, spec: &ServiceSpec, number: u16) -> Result<Service> {
@@ -172,10 +172,10 @@ pub fn file_name(kind: &str, namespace: &str, name: &str) -> String {
         + ".yaml"
 }
 
-fn pod_yaml(pod: &Pod, spec: &PodSpec) -> Result<String> {
+fn pod_yaml(placed: &Placed<'_>, spec: &PodSpec) -> Result<String> {
     let mut yaml = format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {}\n  namespace: {}\n  uid: {}\n  labels:\n",
-        pod.name, pod.namespace, pod.uid
+        spec.name, spec.namespace, placed.uid
     );
     for (key, value) in &spec.labels {
         writeln!(yaml, "    {key}: {value}")?;
@@ -191,7 +191,7 @@ fn pod_yaml(pod: &Pod, spec: &PodSpec) -> Result<String> {
     write!(
         yaml,
         "spec:\n  nodeName: {}\n  serviceAccountName: {}\n  containers:\n    - name: app\n      image: none\n",
-        pod.node, pod.account
+        spec.node, spec.account
     )?;
     if !spec.ports.is_empty() {
         yaml.push_str("      ports:\n");
@@ -205,13 +205,13 @@ fn pod_yaml(pod: &Pod, spec: &PodSpec) -> Result<String> {
     if let Some(probe) = &spec.probe {
         writeln!(yaml, "      readinessProbe: {probe}")?;
     }
-    let [host, _] = pod.host_addresses;
+    let Placed { host, .. } = placed;
     write!(
         yaml,
         "status:\n  phase: Running\n  hostIP: {host}\n  podIP: {v4}\n  podIPs:\n    - ip: {v4}\n    - ip: \"{v6}\"\n  \
          conditions:\n    - type: Ready\n      status: \"True\"\n",
-        v4 = pod.v4,
-        v6 = pod.v6
+        v4 = placed.v4,
+        v6 = placed.v6
     )?;
     Ok(yaml)
 }

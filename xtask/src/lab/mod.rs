@@ -16,6 +16,7 @@ mod agent;
 pub mod apps;
 mod cgroup;
 mod door;
+mod elsewhere;
 mod manifests;
 mod network;
 mod node;
@@ -46,7 +47,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use self::{cgroup::Cgroup, sweep::Claim};
+use self::{cgroup::Cgroup, elsewhere::Elsewhere, sweep::Claim};
 
 /// What the pods' addresses are taken from: `10.77.<node>.0/24` and `fd77:<node>::/64`.
 pub const POD_NETWORKS: [&str; 2] = ["10.77.0.0/16", "fd77::/16"];
@@ -66,6 +67,9 @@ pub struct Lab {
     nodes: BTreeMap<String, Node>,
     pods: Vec<Pod>,
     services: u16,
+    /// Nodes that have a number, here and on other machines.
+    numbered: u8,
+    elsewhere: BTreeMap<String, Elsewhere>,
     manifests: Manifests,
     router: Place,
     outside: Place,
@@ -115,6 +119,8 @@ impl Lab {
             nodes: BTreeMap::new(),
             pods: Vec::new(),
             services: 0,
+            numbered: 0,
+            elsewhere: BTreeMap::new(),
             manifests,
             router,
             outside,
@@ -138,11 +144,19 @@ impl Lab {
     /// # Errors
     /// As [`Self::node`].
     pub fn add_node(&mut self, name: &str) -> Result<()> {
-        ensure!(!self.nodes.contains_key(name), "node {name:?} exists already");
-        let number = u8::try_from(self.nodes.len() + 1).context("more nodes than a lab has addresses for")?;
+        let number = self.next_number(name)?;
         let node = Node::new(&self.claim, name, number, &self.router)?;
         self.nodes.insert(name.to_owned(), node);
         Ok(())
+    }
+
+    fn next_number(&mut self, name: &str) -> Result<u8> {
+        ensure!(
+            !self.nodes.contains_key(name) && !self.elsewhere.contains_key(name),
+            "node {name:?} exists already"
+        );
+        self.numbered = self.numbered.checked_add(1).context("more nodes than a lab has addresses for")?;
+        Ok(self.numbered)
     }
 
     /// Adds a pod: network namespace, veth to its node, addresses, cgroup, and its manifests (with the Namespace
@@ -160,7 +174,7 @@ impl Lab {
         let node =
             self.nodes.get(&spec.node).with_context(|| format!("no node {:?} in this lab", spec.node))?;
         let pod = Pod::new(&self.claim, node, spec)?;
-        self.manifests.write_pod(&pod, spec)?;
+        self.manifests.write_pod(&pod.placed(), spec)?;
         self.pods.push(pod.clone());
         Ok(pod)
     }

@@ -77,6 +77,39 @@ END"
     Ok(())
 }
 
+/// An interface of the machine's, on a link to other machines, becomes the router's.
+pub fn join(router: &Place, interface: &str, machine: u8) -> Result<()> {
+    let netns = router.netns().display().to_string();
+    let output =
+        std::process::Command::new("ip").args(["link", "set", interface, "netns", &netns]).output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "cannot give {interface} to the router: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    router.shell(&format!(
+        "ip -batch - <<END
+        addr add 10.76.0.{machine}/24 dev {interface}
+        addr add fd76::{machine:x}/64 dev {interface} nodad
+        link set {interface} up
+END"
+    ))?;
+    Ok(())
+}
+
+/// The router's way to a node behind another machine's router.
+pub fn route_elsewhere(router: &Place, number: u8, machine: u8) -> Result<()> {
+    router.shell(&format!(
+        "ip -batch - <<END
+        route add 10.77.{number}.0/24 via 10.76.0.{machine}
+        route add 10.79.{number}.0/24 via 10.76.0.{machine}
+        route add fd77:{number:x}::/64 via fd76::{machine:x}
+        route add fd79:{number:x}::/64 via fd76::{machine:x}
+END"
+    ))?;
+    Ok(())
+}
+
 /// The two ends of a pod's veth.
 pub struct PodLink<'a> {
     /// In the node's namespace.

@@ -54,6 +54,11 @@ impl PodSpec {
         }
     }
 
+    /// The name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// In this namespace.
     #[must_use]
     pub fn namespace(mut self, namespace: &str) -> Self {
@@ -109,6 +114,15 @@ impl PodSpec {
         self.reuse = Some((v4, v6));
         self
     }
+}
+
+/// What a pod's manifest says beyond what the pod is to be.
+pub(super) struct Placed<'a> {
+    pub(super) uid: &'a str,
+    pub(super) v4: Ipv4Addr,
+    pub(super) v6: Ipv6Addr,
+    /// Its node's address.
+    pub(super) host: IpAddr,
 }
 
 /// A pod of the lab. Cheap to clone; it lives until the lab removes it or ends.
@@ -183,6 +197,11 @@ impl Pod {
             host: host.clone(),
             directory,
         })
+    }
+
+    pub(super) fn placed(&self) -> Placed<'_> {
+        let [host, _] = self.host_addresses;
+        Placed { uid: &self.uid, v4: self.v4, v6: self.v6, host }
     }
 
     pub(super) fn delete(&self) -> Result<()> {

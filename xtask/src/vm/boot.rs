@@ -81,6 +81,29 @@ pub fn emulator() -> Result<PathBuf> {
     command::find(name).with_context(|| format!("`{name}` is not in PATH: install Debian's qemu-system-x86"))
 }
 
+/// The command that boots a machine without devices but for those that are added to it.
+pub fn qemu(
+    emulator: &Path,
+    accelerator: &str,
+    memory: u32,
+    kernel: &Path,
+    initramfs: &Path,
+    words: &str,
+) -> Command {
+    let mut qemu = Command::new(emulator);
+    qemu.args(["-machine", "q35", "-accel", accelerator, "-cpu", "max", "-smp", "2"])
+        .args(["-nodefaults", "-no-reboot", "-display", "none", "-m", &format!("{memory}M")])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        // A machine in doubt must end: QEMU then exits, and without a result that is a failure. The kernel's test of
+        // its timer counts ticks against a busy loop, which an emulator on a busy host loses.
+        .arg("-append")
+        .arg(format!("console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check rdinit=/init {words}"));
+    qemu
+}
+
 impl Machine<'_> {
     /// Boots and waits, with KVM where the machine has it. What the machine prints is kept, and given to `each`.
     pub fn run(&self, each: &mut dyn FnMut(&str)) -> Result<End> {
@@ -96,31 +119,8 @@ impl Machine<'_> {
     fn boot(&self, accelerator: &str, each: &mut dyn FnMut(&str)) -> Result<End> {
         let mut log =
             File::create(self.console).with_context(|| format!("cannot write {}", self.console.display()))?;
-        let mut qemu = Command::new(self.emulator);
-        qemu.args([
-            "-machine",
-            "q35",
-            "-accel",
-            accelerator,
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-            "-nodefaults",
-            "-no-reboot",
-        ])
-        .args(["-display", "none", "-serial", "stdio", "-m", &format!("{}M", self.memory)])
-        .arg("-kernel")
-        .arg(self.kernel)
-        .arg("-initrd")
-        .arg(self.initramfs)
-        // A machine in doubt must end: QEMU then exits, and without a result that is a failure. The kernel's test of
-        // its timer counts ticks against a busy loop, which an emulator on a busy host loses.
-        .arg("-append")
-        .arg(format!(
-            "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check rdinit=/init {}",
-            self.words
-        ));
+        let mut qemu = qemu(self.emulator, accelerator, self.memory, self.kernel, self.initramfs, self.words);
+        qemu.args(["-serial", "stdio"]);
         let mut child = qemu
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -1,10 +1,12 @@
 //! `cargo xtask vm`: this tree on other kernels, in QEMU.
 
 mod boot;
+mod demo;
 mod guest;
 mod initramfs;
 mod kernel;
 mod modules;
+mod pair;
 mod promises;
 mod smoke;
 mod table;
@@ -25,6 +27,7 @@ pub struct Arguments {
 enum Command {
     Smoke(smoke::Arguments),
     Test(promises::Arguments),
+    Demo(demo::Arguments),
 }
 
 /// Runs the subcommand; the code says whether every kernel's result was good.
@@ -32,5 +35,6 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.command {
         Command::Smoke(arguments) => smoke::run(workspace, arguments),
         Command::Test(arguments) => promises::run(workspace, arguments),
+        Command::Demo(arguments) => demo::run(workspace, arguments),
     }
 }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the lab, the agent and the privileged tests use. What a kernel has built in needs no file.
-const WANTED: [&str; 26] = [
+const WANTED: [&str; 28] = [
+    "virtio_pci",
+    "virtio_net",
     "veth",
     "bridge",
     "dummy",
