@@ -76,17 +76,19 @@ impl<'a> Presented<'a> {
                 naming.split_dns(text)
             }
         };
-        let own_spiffe = spiffe.and_then(|text| naming.split_spiffe(text));
         match (dns, spiffe) {
             (None, None) | (_, Some("")) => None,
             (Some(dns), None) => Some(Self { namespace: own_dns.map(|it| it.0), dns, spiffe: "" }),
             // One name in two forms, or two names of which neither is a service account's of ours.
-            (Some(dns), Some(spiffe)) => (own_dns == own_spiffe).then_some(Self {
-                namespace: own_dns.map(|it| it.0),
-                dns,
-                spiffe: if own_dns.is_some() { "" } else { spiffe },
-            }),
-            (None, Some(spiffe)) => match own_spiffe {
+            (Some(dns), Some(spiffe)) => match own_dns {
+                Some((namespace, account)) => naming
+                    .is_spiffe_of(spiffe, namespace, account)
+                    .then_some(Self { namespace: Some(namespace), dns, spiffe: "" }),
+                None => {
+                    naming.split_spiffe(spiffe).is_none().then_some(Self { namespace: None, dns, spiffe })
+                }
+            },
+            (None, Some(spiffe)) => match naming.split_spiffe(spiffe) {
                 None => Some(Self { namespace: None, dns: "", spiffe }),
                 Some((namespace, account)) => {
                     naming.write_dns(namespace, account, buffer);

@@ -2,7 +2,7 @@
 //! resources give the same tables, ids included, on every node and in whatever order they came.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -21,10 +21,12 @@ use crate::{
     base::Base,
     egress::{EgressPolicy, EgressRules, Way},
     grant_set::GrantSet,
-    namespace::{KernelGrants, NamespacePart, network_row},
+    namespace::{KernelGrants, network_row},
     networks,
-    policy::{PodPolicy, PortRules},
+    parts::Parts,
+    policy::{PodPolicy, PortRules, Requests},
     problems::Problem,
+    rule_ids::RuleIds,
     settings::{ClusterSettings, SameNode},
     tables::{TableSet, Workloads},
 };
@@ -43,7 +45,7 @@ pub struct Compiled {
     /// Of this node's meshed pods.
     pub(crate) policies: HashMap<Address, PodRules, RandomState>,
     /// The ids of the tables' rules.
-    pub(crate) rule_ids: HashMap<Arc<str>, u32, RandomState>,
+    pub(crate) rule_ids: RuleIds,
 }
 
 /// What holds for a pod, both ways.
@@ -57,7 +59,7 @@ pub(crate) struct PodRules {
 pub(crate) fn assemble(
     settings: &Arc<ClusterSettings>,
     base: &Arc<Base>,
-    parts: &BTreeMap<String, Arc<NamespacePart>>,
+    parts: &Parts,
     duplicates: Vec<Problem>,
 ) -> Compiled {
     let mut policies = HashMap::default();
@@ -77,22 +79,22 @@ pub(crate) fn assemble(
             open: 1,
             pad: 0,
         },
-        networks: base.networks.clone(),
+        networks: BTreeMap::clone(&base.networks),
         identities: Arc::clone(&base.identities),
         services: Arc::clone(&base.services),
         backends: Arc::clone(&base.backends),
         ..TableSet::default()
     };
-    let rule_ids = Filling::new(parts, base).fill(&mut tables, base, &policies);
+    let rule_ids = Filling::new(parts, base, &mut tables).fill(&mut tables, base, &policies);
     let mut problems = duplicates;
-    problems.extend(base.problems.iter().cloned());
-    problems.extend(parts.values().flat_map(|part| part.problems.iter().cloned()));
+    problems.extend(base.problems.iter().chain(base.pod_problems.values().flatten()).cloned());
+    problems.extend(parts.problems().cloned());
     problems.sort();
     problems.dedup();
     Compiled {
         tables,
         problems,
-        next_expiry: parts.values().filter_map(|part| part.next_expiry).min(),
+        next_expiry: parts.next_expiry(),
         settings: Arc::clone(settings),
         base: Arc::clone(base),
         policies,
@@ -114,61 +116,73 @@ type PortRow = (u32, u32, u32, u8);
 struct Filling<'a> {
     /// By content, each once.
     sets: BTreeMap<&'a GrantSet, (&'a KernelGrants, u32)>,
-    texts: BTreeMap<Arc<str>, u32>,
+    ids: RuleIds,
 }
 
 impl<'a> Filling<'a> {
-    fn new(parts: &'a BTreeMap<String, Arc<NamespacePart>>, base: &'a Base) -> Self {
+    fn new(parts: &'a Parts, base: &'a Base, tables: &mut TableSet) -> Self {
         let here = || base.local.keys().filter_map(|namespace| parts.get(namespace));
         let mut sets: BTreeMap<&GrantSet, (&KernelGrants, u32)> = BTreeMap::new();
-        let mut texts: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut ids = RuleIds::default();
+        let mut name = |text: &Arc<str>| {
+            if !ids.knows(text) {
+                ids.insert(text, 0);
+            }
+        };
         for part in here() {
             for kernel in &part.kernel {
                 sets.insert(&kernel.set, (kernel, 0));
             }
+            // Ports and pods that are alike share their rules.
+            let mut seen: HashSet<*const Requests, RandomState> = HashSet::default();
+            let mut known: HashSet<*const GrantSet, RandomState> = HashSet::default();
             for rules in part.policies.iter().flat_map(|policy| policy.rules()) {
-                texts.insert(Arc::clone(&rules.governs));
-                let mut add = |set: &GrantSet| {
-                    for grant in set.allows.iter().chain(&set.denies) {
-                        if !texts.contains(&grant.rule) {
-                            texts.insert(Arc::clone(&grant.rule));
-                        }
+                name(&rules.governs);
+                let mut add = |set: &Arc<GrantSet>| {
+                    if known.insert(Arc::as_ptr(set)) {
+                        set.allows.iter().chain(&set.denies).for_each(|grant| name(&grant.rule));
                     }
                 };
                 add(&rules.grants);
+                if !seen.insert(Arc::as_ptr(&rules.requests)) {
+                    continue;
+                }
                 for entry in rules.requests.routes.iter().flat_map(|routes| routes.entries()) {
                     add(&entry.grants);
                 }
-                texts.extend(rules.requests.limits.iter().map(|limits| Arc::clone(&limits.rule)));
+                if let Some(limits) = &rules.requests.limits {
+                    name(&limits.rule);
+                }
             }
             for egress in part.egress.iter().flatten() {
                 for rules in egress.ports.values().chain([&egress.rest]) {
-                    let ways = rules.ways.iter().filter_map(|(_, way)| match way {
-                        Way::Default => None,
-                        Way::Allow(rule) | Way::Deny(rule) | Way::ByName(rule) => Some(Arc::clone(rule)),
-                    });
-                    texts.extend(ways);
-                    texts.extend(rules.names.iter().map(|it| Arc::clone(&it.rule)));
+                    for (_, way) in &rules.ways {
+                        match way {
+                            Way::Default => {}
+                            Way::Allow(rule) | Way::Deny(rule) | Way::ByName(rule) => name(rule),
+                        }
+                    }
+                    rules.names.iter().for_each(|it| name(&it.rule));
                 }
             }
         }
         for (number, entry) in (1..).zip(sets.values_mut()) {
             entry.1 = number;
         }
-        Self { sets, texts: numbered(texts, 1) }
+        tables.rules = (1..).zip(ids.number()).map(|(id, text)| (id, text.to_string())).collect();
+        Self { sets, ids }
     }
 
-    fn text(&self, text: &str) -> u32 {
-        self.texts.get(text).copied().unwrap_or(0)
+    fn text(&self, text: &Arc<str>) -> u32 {
+        self.ids.of(text)
     }
 
     fn fill(
-        &self,
+        self,
         tables: &mut TableSet,
         base: &Base,
         policies: &HashMap<Address, PodRules, RandomState>,
-    ) -> HashMap<Arc<str>, u32, RandomState> {
-        tables.rules = self.texts.iter().map(|(text, id)| (*id, text.to_string())).collect();
+    ) -> RuleIds {
         let mut here = base.here.clone();
 
         // Sets of networks, each once.
@@ -199,8 +213,8 @@ impl<'a> Filling<'a> {
         self.fill_ports(tables, &mut here, policies, &open);
         self.fill_egress(tables, &mut here, &egress, &sets);
         self.fill_clients(tables, &mut here, base);
-        tables.workloads = Workloads::new(Arc::clone(&base.elsewhere), here);
-        self.texts.iter().map(|(text, id)| (Arc::clone(text), *id)).collect()
+        tables.workloads = Workloads::new(base.elsewhere.clone(), here);
+        self.ids
     }
 
     fn open(&self, kernel: &KernelGrants) -> NetworkSet {

@@ -1,19 +1,20 @@
 //! From changes to tables: only what a change touches is worked out anew.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     base::Base,
     compile::{Compiled, assemble},
     index::Index,
     namespace::NamespacePart,
+    parts::Parts,
     resources::{Kind, ObjectName, Resource, ResourceId},
     rules::Rules,
     settings::ClusterSettings,
 };
+
+/// Where more pods than this changed at once, working out everything is as quick.
+const MOST_CHANGES: usize = 1024;
 
 /// The resources with everything that was worked out of them. Resources in, tables out; without a clock of its own.
 ///
@@ -34,8 +35,10 @@ pub struct Compiler {
     settings: Arc<ClusterSettings>,
     node: Option<String>,
     base: Option<Arc<Base>>,
-    parts: BTreeMap<String, Arc<NamespacePart>>,
+    parts: Parts,
     dirty: BTreeSet<String>,
+    /// Pods that changed since the base was worked out.
+    pods: BTreeSet<ObjectName>,
 }
 
 impl Compiler {
@@ -46,8 +49,9 @@ impl Compiler {
             settings: Arc::new(settings),
             node,
             base: None,
-            parts: BTreeMap::new(),
+            parts: Parts::default(),
             dirty: BTreeSet::new(),
+            pods: BTreeSet::new(),
         }
     }
 
@@ -87,16 +91,17 @@ impl Compiler {
     /// Marks what a change of a resource may change.
     fn touch(&mut self, id: &ResourceId) {
         match id.kind {
-            Kind::Namespace | Kind::Pod | Kind::Service | Kind::ExternalWorkload => self.base = None,
+            Kind::Namespace | Kind::Service | Kind::ExternalWorkload => self.base = None,
+            Kind::Pod => {
+                self.pods.insert(ObjectName::new(&*id.namespace, &*id.name));
+            }
             Kind::ServiceAccount | Kind::ReferenceGrant => {}
-            Kind::ClusterAccessRule => self.dirty.extend(self.parts.keys().cloned()),
+            Kind::ClusterAccessRule => self.dirty.extend(self.parts.namespaces().cloned()),
             // Whoever has none of its own may use another namespace's.
-            Kind::EgressNetwork => self.dirty.extend(self.parts.keys().cloned()),
+            Kind::EgressNetwork => self.dirty.extend(self.parts.namespaces().cloned()),
             Kind::MeshTlsAuthentication | Kind::NetworkAuthentication => {
-                let key = (id.kind, ObjectName::new(&*id.namespace, &*id.name));
-                let users = self.parts.iter().filter(|(_, part)| part.references.contains(&key));
-                let users: Vec<String> = users.map(|(namespace, _)| namespace.clone()).collect();
-                self.dirty.extend(users);
+                let name = ObjectName::new(&*id.namespace, &*id.name);
+                self.dirty.extend(self.parts.users_of(id.kind, name).cloned());
             }
             _ => {
                 self.dirty.insert(id.namespace.clone());
@@ -104,35 +109,51 @@ impl Compiler {
         }
     }
 
+    /// What is where now; marks the namespaces whose rules see a difference.
+    fn base(&mut self) -> Arc<Base> {
+        let changed = std::mem::take(&mut self.pods);
+        if let Some(base) = &self.base {
+            if changed.is_empty() {
+                return Arc::clone(base);
+            }
+            let after = (changed.len() <= MOST_CHANGES)
+                .then(|| base.after(&changed, &self.index, &self.settings, self.node.as_deref()))
+                .flatten();
+            if let Some(after) = after {
+                if after.here {
+                    self.dirty.extend(base.local.keys().chain(after.base.local.keys()).cloned());
+                }
+                self.dirty.extend(self.parts.followers().cloned());
+                let base = Arc::new(after.base);
+                self.base = Some(Arc::clone(&base));
+                return base;
+            }
+        }
+        let base = Arc::new(Base::of(&self.index, &self.settings, self.node.as_deref()));
+        self.base = Some(Arc::clone(&base));
+        self.parts = Parts::default();
+        self.dirty = base.local.keys().chain(base.namespaces.keys()).cloned().collect();
+        // Namespaces of which only rules are known.
+        let kinds = self.index.ids().filter(|id| id.kind != Kind::Pod && id.kind.namespaced());
+        let mut last = "";
+        for id in kinds {
+            if id.namespace != last {
+                last = &id.namespace;
+                self.dirty.insert(id.namespace.clone());
+            }
+        }
+        base
+    }
+
     /// Works out everything, at a time in microseconds since 1970: never fails, since what cannot be worked out is
     /// refused and told.
     pub fn compile(&mut self, now: i64) -> Compiled {
-        let base = match &self.base {
-            Some(base) => Arc::clone(base),
-            None => {
-                let base = Arc::new(Base::of(&self.index, &self.settings, self.node.as_deref()));
-                self.base = Some(Arc::clone(&base));
-                self.parts.clear();
-                self.dirty = base.local.keys().chain(base.namespaces.keys()).cloned().collect();
-                // Namespaces of which only rules are known.
-                let kinds = self.index.ids().filter(|id| id.kind != Kind::Pod && id.kind.namespaced());
-                let mut last = "";
-                for id in kinds {
-                    if id.namespace != last {
-                        last = &id.namespace;
-                        self.dirty.insert(id.namespace.clone());
-                    }
-                }
-                base
-            }
-        };
-        let expired = self.parts.iter().filter(|(_, part)| part.next_expiry.is_some_and(|at| at <= now));
-        let expired: Vec<String> = expired.map(|(namespace, _)| namespace.clone()).collect();
-        self.dirty.extend(expired);
+        let base = self.base();
+        self.dirty.extend(self.parts.expired(now).cloned());
         let rules = Rules { index: &self.index, base: &base, settings: &self.settings, now };
         for namespace in std::mem::take(&mut self.dirty) {
             let part = NamespacePart::of(&rules, &namespace);
-            self.parts.insert(namespace, Arc::new(part));
+            self.parts.insert(namespace, part);
         }
         assemble(&self.settings, &base, &self.parts, self.index.duplicates())
     }
@@ -155,3 +176,6 @@ impl Index {
         Compiler::new(settings.clone(), None).with(self.clone()).compile(now)
     }
 }
+
+#[cfg(test)]
+mod tests;

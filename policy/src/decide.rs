@@ -98,7 +98,7 @@ impl Compiled {
     /// know. A port whose rules need requests to be read is refused: see [`Self::decide_request`].
     pub fn decide(&self, connection: &Connection<'_>) -> Decision {
         let Some(policy) = self.policies.get(&connection.server) else {
-            return self.refuse(Reason::NotCaptured, "");
+            return self.refuse(Reason::NotCaptured);
         };
         let rules = policy.inbound.port(connection.port);
         if rules.flags & PORT_NEEDS_REQUEST != 0 {
@@ -123,7 +123,7 @@ impl Compiled {
     pub fn decide_request(&self, connection: &Connection<'_>, request: &Request<'_>) -> RequestDecision<'_> {
         let alone = |decision| RequestDecision { decision, route: None, limits: None };
         let Some(policy) = self.policies.get(&connection.server) else {
-            return alone(self.refuse(Reason::NotCaptured, ""));
+            return alone(self.refuse(Reason::NotCaptured));
         };
         let rules = policy.inbound.port(connection.port);
         if matches!(rules.protocol, ProxyProtocol::Opaque | ProxyProtocol::Tls) {
@@ -223,23 +223,24 @@ impl Compiled {
             None => {
                 let view = self.tables.with_captured(|_| None);
                 let inside = view.network(NETWORKS_PODS, client).is_some_and(|network| network.allow == 1);
-                return inside.then(|| self.refuse(Reason::UnknownClusterAddress, ""));
+                return inside.then(|| self.refuse(Reason::UnknownClusterAddress));
             }
         };
         let reason = if grants.may_allow() { Reason::NoIdentity } else { Reason::Unauthorized };
         meshed.then(|| self.refuse_by(reason, &rules.governs))
     }
 
-    pub(crate) fn refuse(&self, reason: Reason, rule: &str) -> Decision {
-        Decision::of(Verdict::refuse(reason, self.rule_id(rule)), rule.into())
+    /// Refused by no rule.
+    pub(crate) fn refuse(&self, reason: Reason) -> Decision {
+        Decision::of(Verdict::refuse(reason, 0), Arc::default())
     }
 
-    fn refuse_by(&self, reason: Reason, rule: &Arc<str>) -> Decision {
+    pub(crate) fn refuse_by(&self, reason: Reason, rule: &Arc<str>) -> Decision {
         Decision::of(Verdict::refuse(reason, self.rule_id(rule)), Arc::clone(rule))
     }
 
-    pub(crate) fn rule_id(&self, rule: &str) -> u32 {
-        self.rule_ids.get(rule).copied().unwrap_or(0)
+    pub(crate) fn rule_id(&self, rule: &Arc<str>) -> u32 {
+        self.rule_ids.of(rule)
     }
 }
 

@@ -170,7 +170,7 @@ fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod) -> Vec<Pa
 fn addresses_of(rules: &Rules<'_>, identities: &[crate::resources::IdentityMatch]) -> Vec<NetworkMatch> {
     let wanted: Vec<Match> =
         identities.iter().filter_map(|it| Match::resolve(it, &rules.settings.naming)).collect();
-    let pods = rules.base.pods.values().filter(|info| {
+    let pods = rules.base.all_pods().filter(|info| {
         info.identity.as_ref().is_some_and(|name| {
             let name = Presented::of(name);
             wanted.iter().any(|it| it.holds(&name))
@@ -180,7 +180,7 @@ fn addresses_of(rules: &Rules<'_>, identities: &[crate::resources::IdentityMatch
         .flat_map(|info| info.addresses.iter())
         .map(|address| NetworkMatch { cidr: IpNet::from(*address), except: Vec::new() })
         .collect();
-    for (address, external) in &rules.base.externals {
+    for (address, external) in &*rules.base.externals {
         let name = Presented {
             namespace: None,
             dns: if external.identity.contains("://") { "" } else { &external.identity },

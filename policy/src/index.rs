@@ -13,7 +13,8 @@ type Place = (Origin, u32);
 /// The resources. The order in which they are applied makes no difference.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Index {
-    resources: BTreeMap<ResourceId, BTreeMap<Place, Resource>>,
+    /// Each as often as it is written, sorted by place: nearly always once, so that a list takes the least room.
+    resources: BTreeMap<ResourceId, Vec<(Place, Resource)>>,
     /// Those that are written in more than one place.
     twice: BTreeSet<ResourceId>,
 }
@@ -35,7 +36,17 @@ impl Index {
         let place = (meta.origin.clone(), meta.lines.get("").copied().unwrap_or(0));
         let id = resource.id();
         let places = self.resources.entry(id.clone()).or_default();
-        places.insert(place, resource);
+        match places.binary_search_by(|(there, _)| there.cmp(&place)) {
+            Ok(at) => {
+                if let Some(entry) = places.get_mut(at) {
+                    entry.1 = resource;
+                }
+            }
+            Err(at) => {
+                places.reserve_exact(1);
+                places.insert(at, (place, resource));
+            }
+        }
         if places.len() > 1 {
             self.twice.insert(id);
         }
@@ -52,7 +63,7 @@ impl Index {
         let mut removed = Vec::new();
         self.resources.retain(|id, places| {
             let before = places.len();
-            places.retain(|(origin, _), _| origin.file != file);
+            places.retain(|((origin, _), _)| origin.file != file);
             if places.len() != before {
                 removed.push(id.clone());
             }
@@ -78,13 +89,13 @@ impl Index {
 
     /// The resources that are in force, sorted by kind, namespace and name.
     pub fn resources(&self) -> impl Iterator<Item = &Resource> {
-        self.resources.values().filter_map(|places| places.values().next())
+        self.resources.values().filter_map(|places| Some(&places.first()?.1))
     }
 
     /// The resource of a kind and name that is in force.
     pub fn get(&self, kind: Kind, name: &ObjectName) -> Option<&Resource> {
         let id = ResourceId { kind, namespace: name.namespace.clone(), name: name.name.clone() };
-        self.resources.get(&id)?.values().next()
+        Some(&self.resources.get(&id)?.first()?.1)
     }
 
     /// The resources of a kind in a namespace, sorted by name.
@@ -93,7 +104,7 @@ impl Index {
         self.resources
             .range(first..)
             .take_while(move |(id, _)| id.kind == kind && id.namespace == namespace)
-            .filter_map(|(_, places)| places.values().next())
+            .filter_map(|(_, places)| Some(&places.first()?.1))
     }
 
     /// The resources of a kind everywhere, sorted by namespace and name.
@@ -102,7 +113,7 @@ impl Index {
         self.resources
             .range(first..)
             .take_while(move |(id, _)| id.kind == kind)
-            .filter_map(|(_, places)| places.values().next())
+            .filter_map(|(_, places)| Some(&places.first()?.1))
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = &ResourceId> {

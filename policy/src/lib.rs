@@ -26,9 +26,13 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "std")]
+mod address_map;
+#[cfg(feature = "std")]
 mod authorizations;
 #[cfg(feature = "std")]
 mod base;
+#[cfg(feature = "std")]
+mod churn;
 #[cfg(feature = "std")]
 mod clients;
 #[cfg(feature = "std")]
@@ -62,6 +66,8 @@ mod networks;
 #[cfg(feature = "std")]
 mod outbound;
 #[cfg(feature = "std")]
+mod parts;
+#[cfg(feature = "std")]
 mod path;
 #[cfg(feature = "std")]
 mod policy;
@@ -71,6 +77,8 @@ pub mod problems;
 pub mod request;
 #[cfg(feature = "std")]
 pub mod resources;
+#[cfg(feature = "std")]
+mod rule_ids;
 #[cfg(feature = "std")]
 mod rules;
 #[cfg(feature = "std")]

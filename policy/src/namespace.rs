@@ -14,7 +14,7 @@ use crate::{
     grants::{Clients, Grant, Who},
     policy::{AboutPod, PodPolicy},
     problems::{Problem, Severity},
-    resources::{IdentityRef, Kind, ObjectName, Parents, RateLimitPolicy, Resource, Route},
+    resources::{Direction, IdentityRef, Kind, ObjectName, Parents, RateLimitPolicy, Resource, Route},
     rules::{InNamespace, Rules},
     servers,
 };
@@ -50,6 +50,8 @@ pub(crate) struct NamespacePart {
     pub(crate) references: BTreeSet<(Kind, ObjectName)>,
     /// When the first of its rules expires.
     pub(crate) next_expiry: Option<i64>,
+    /// Whether a rule is about where identities are: it follows the pods of the whole cluster.
+    pub(crate) follows_pods: bool,
 }
 
 impl NamespacePart {
@@ -166,8 +168,8 @@ impl NamespacePart {
             it.closed_everywhere = true;
             return;
         };
-        let mut problem = |field: &str, reason: String, remedy: &str| {
-            let problem = route.meta.problem(route.kind, Severity::Warning, field, reason);
+        let mut problem = |severity, field: &str, reason: String, remedy: &str| {
+            let problem = route.meta.problem(route.kind, severity, field, reason);
             self.problems.push(problem.remedy(remedy));
         };
         if let Parents::These(parents) = &route.parents {
@@ -177,7 +179,12 @@ impl NamespacePart {
                 {
                     let field = format!("spec.parentRefs[{i}].namespace");
                     let reason = "is another namespace's: a route is attached to Servers of its own only";
-                    problem(&field, reason.to_owned(), "write the route in the Server's namespace");
+                    problem(
+                        Severity::Error,
+                        &field,
+                        reason.to_owned(),
+                        "write the route in the Server's namespace",
+                    );
                 }
             }
         }
@@ -185,7 +192,7 @@ impl NamespacePart {
             let full = ObjectName::new(&*route.meta.namespace, name);
             let Some(server) = rules.server(&full) else {
                 let reason = format!("there is no Server {full}: the route is attached to nothing there");
-                problem("spec.parentRefs", reason, "write the Server or correct the name");
+                problem(Severity::Warning, "spec.parentRefs", reason, "write the Server or correct the name");
                 continue;
             };
             if !crate::policy::takes(server.protocol, route.kind) {
@@ -194,7 +201,12 @@ impl NamespacePart {
                     server.protocol.as_str(),
                     route.kind.as_str()
                 );
-                problem("spec.parentRefs", reason, "correct the Server's proxyProtocol or remove the route");
+                problem(
+                    Severity::Warning,
+                    "spec.parentRefs",
+                    reason,
+                    "correct the Server's proxyProtocol or remove the route",
+                );
                 continue;
             }
             if route.rules.is_none() {
@@ -222,6 +234,9 @@ impl NamespacePart {
                     self.next_expiry = Some(self.next_expiry.map_or(expires, |it| it.min(expires)));
                 }
                 None => {}
+            }
+            if let Some(Direction::Outbound(destinations)) = rule.spec.as_ref().map(|spec| &spec.direction) {
+                self.follows_pods |= destinations.iter().any(|it| !it.identities.is_empty());
             }
             it.access.push(rule);
         }
@@ -262,7 +277,7 @@ fn flatten(set: &GrantSet) -> Vec<OpenNetwork> {
 }
 
 /// As the kernel's tables hold it.
-pub(crate) fn network_row(found: Option<&(Arc<str>, bool)>, rule: impl Fn(&str) -> u32) -> Network {
+pub(crate) fn network_row(found: Option<&(Arc<str>, bool)>, rule: impl Fn(&Arc<str>) -> u32) -> Network {
     match found {
         None => Network { rule: 0, allow: 0 },
         Some((text, denies)) => Network { rule: rule(text), allow: if *denies { 2 } else { 1 } },

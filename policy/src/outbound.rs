@@ -1,5 +1,7 @@
 //! Where a connection leads that a pod opens, by name.
 
+use std::sync::Arc;
+
 use heddle_ebpf::{
     Address,
     codes::{Outcome, Reason, Verdict},
@@ -114,7 +116,7 @@ impl Compiled {
             Some(_) => {
                 Route::To { service: self.base.service_names.get(destination).cloned(), endpoints, chosen }
             }
-            None => Route::Refuse(self.refuse(Reason::NoEndpoints, "")),
+            None => Route::Refuse(self.refuse(Reason::NoEndpoints)),
         }
     }
 
@@ -130,7 +132,7 @@ impl Compiled {
             (Outcome::Proxy, _, _) => match self.external(address) {
                 Some(workload) => Hop::External { workload: workload.clone(), decision },
                 // A meshed address without an identity to demand: never in the clear.
-                None => Hop::Refuse(self.refuse(Reason::UnknownClusterAddress, "")),
+                None => Hop::Refuse(self.refuse(Reason::UnknownClusterAddress)),
             },
         }
     }
@@ -142,12 +144,12 @@ impl Compiled {
 
     /// A pod by its name, whatever its standing.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&WorkloadInfo> {
-        self.base.pods.get(&ObjectName::new(namespace, name)).map(AsRef::as_ref)
+        self.base.pod(namespace, name).map(AsRef::as_ref)
     }
 
     /// Every pod, by namespace and name.
     pub fn pods(&self) -> impl Iterator<Item = &WorkloadInfo> {
-        self.base.pods.values().map(AsRef::as_ref)
+        self.base.all_pods().map(AsRef::as_ref)
     }
 
     /// The Service that has an address.
@@ -169,12 +171,12 @@ impl Compiled {
     /// to the name.
     pub fn by_name(&self, source: &Address, destination: &Address, port: u16, host: &str) -> Decision {
         let rules = self.policies.get(source).and_then(|it| it.egress.as_ref()).map(|it| it.port(port));
-        let Some(rules) = rules else { return self.refuse(Reason::OutboundDenied, "") };
-        let Ok(host) = Host::read(host) else { return self.refuse(Reason::BadRequest, "") };
+        let Some(rules) = rules else { return self.refuse(Reason::OutboundDenied) };
+        let Ok(host) = Host::read(host) else { return self.refuse(Reason::BadRequest) };
         let found = rules.by_name(host.as_str(), &destination.to_ip());
         match (found, rules.at(&destination.to_ip())) {
-            (Some(rule), _) if rule.denies => self.refuse(Reason::Denied, &rule.rule),
-            (_, crate::egress::Way::Deny(rule)) => self.refuse(Reason::Denied, rule),
+            (Some(rule), _) if rule.denies => self.refuse_by(Reason::Denied, &rule.rule),
+            (_, crate::egress::Way::Deny(rule)) => self.refuse_by(Reason::Denied, rule),
             (Some(rule), _) => {
                 let verdict = Verdict::direct(Reason::PlainOutside, self.rule_id(&rule.rule));
                 Decision::of(verdict, rule.rule.clone())
@@ -191,14 +193,14 @@ impl Compiled {
         use crate::settings::DefaultOutbound;
         let address = destination.to_ip();
         let inside = self.base.cluster_networks.iter().any(|net| net.contains(&address));
-        let rule = "".into();
+        let rule = Arc::default();
         match self.settings.default_outbound {
             DefaultOutbound::Allow => Decision::of(Verdict::direct(Reason::PlainOutside, 0), rule),
             DefaultOutbound::Cluster if inside => {
                 Decision::of(Verdict::direct(Reason::PlainCluster, 0), rule)
             }
-            DefaultOutbound::Cluster => self.refuse(Reason::OutboundOutsideCluster, ""),
-            DefaultOutbound::Deny => self.refuse(Reason::OutboundDenied, ""),
+            DefaultOutbound::Cluster => self.refuse(Reason::OutboundOutsideCluster),
+            DefaultOutbound::Deny => self.refuse(Reason::OutboundDenied),
         }
     }
 }

@@ -36,10 +36,17 @@ pub fn check_path(path: &str) -> Result<(), BadPath> {
         return Err(BadPath::NotAbsolute);
     }
     let bytes = path.as_bytes();
-    let mut at = 0;
+    let (mut at, mut dots) = (0, false);
     while let Some(byte) = bytes.get(at).copied() {
         at += 1;
         match byte {
+            b'/' => {
+                let rest = bytes.get(at..).unwrap_or_default();
+                if rest.first() == Some(&b'/') {
+                    return Err(BadPath::EmptySegment);
+                }
+                dots |= rest.first() == Some(&b'.') && begins_with_dots_alone(rest);
+            }
             b'%' => {
                 let digit = |offset: usize| bytes.get(at + offset).and_then(|b| char::from(*b).to_digit(16));
                 let (Some(high), Some(low)) = (digit(0), digit(1)) else { return Err(BadPath::BadEscape) };
@@ -55,12 +62,15 @@ pub fn check_path(path: &str) -> Result<(), BadPath> {
                 }
             }
             b'\\' => return Err(BadPath::HiddenSlash),
-            b'/' if bytes.get(at) == Some(&b'/') => return Err(BadPath::EmptySegment),
             0..=0x20 | 0x7f.. | b'#' | b'?' => return Err(BadPath::BadCharacter),
             _ => {}
         }
     }
-    // `;` begins parameters of a segment: `/..;/` is `/../` to some.
-    let dots = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
-    if path.split('/').any(dots) { Err(BadPath::DotSegment) } else { Ok(()) }
+    if dots { Err(BadPath::DotSegment) } else { Ok(()) }
+}
+
+/// Whether the first segment is `.` or `..`. `;` begins parameters of a segment: `/..;/` is `/../` to some.
+fn begins_with_dots_alone(path: &[u8]) -> bool {
+    let end = |byte: Option<&u8>| matches!(byte, None | Some(b'/' | b';'));
+    matches!(path, [b'.', b'.', rest @ ..] | [b'.', rest @ ..] if end(rest.first()))
 }

@@ -15,9 +15,8 @@ use crate::{
     problems::{Problem, Severity},
     resources::{Kind, ObjectName, Pod, Service, ServicePort, TargetPort, Transport},
     settings::ClusterSettings,
-    tables::TableSet,
     verdict::{TCP, UDP},
-    workloads::{Standing, WorkloadInfo},
+    workloads::WorkloadInfo,
 };
 
 /// The Services, with the addresses that only one of them claims.
@@ -37,7 +36,7 @@ impl<'a> Services<'a> {
     ) -> Self {
         let mut by_namespace: BTreeMap<&str, Vec<&'a Pod>> = BTreeMap::new();
         for (pod, info) in pods {
-            if matches!(info.standing, Standing::Meshed | Standing::Plain | Standing::HostNetwork) {
+            if info.standing.serves() {
                 by_namespace.entry(&pod.meta.namespace).or_default().push(pod);
             }
         }
@@ -68,7 +67,7 @@ impl<'a> Services<'a> {
                 .into_iter()
                 .flatten()
                 .copied()
-                .filter(|pod| selects(service, pod))
+                .filter(|pod| selects(service, &pod.meta.labels))
                 .collect();
             if service.meta.object_name() == it.dns {
                 it.dns_pods.extend(selected.iter().flat_map(|pod| pod.addresses.iter().copied()));
@@ -102,8 +101,8 @@ impl<'a> Services<'a> {
         self.dns_pods.contains(address)
     }
 
-    /// Fills the tables, and tells whose each address is.
-    pub(crate) fn fill(&self, tables: &mut TableSet) -> BTreeMap<Address, ObjectName> {
+    /// Their rows, and whose each address is.
+    pub(crate) fn rows(&self) -> (Rows, BTreeMap<Address, ObjectName>) {
         let mut rows: BTreeMap<ServiceKey, (u32, BTreeSet<(Address, u16)>)> = BTreeMap::new();
         let mut names = BTreeMap::new();
         for (service, pods) in &self.services {
@@ -112,44 +111,76 @@ impl<'a> Services<'a> {
                 let address = Address::from(*ip);
                 // An address of two Services leads nowhere, but stays known as a Service's.
                 rows.insert(ServiceKey { address, port: 0, protocol: 0, pad: 0 }, (flags, BTreeSet::new()));
-                if self.contested.contains(ip) {
-                    continue;
+                if !self.contested.contains(ip) {
+                    names.insert(address, service.meta.object_name());
                 }
-                names.insert(address, service.meta.object_name());
-                for port in &service.ports {
-                    let protocol = match port.transport {
-                        Transport::Tcp => TCP,
-                        Transport::Udp => UDP,
-                        Transport::Sctp => continue,
-                    };
-                    let key = ServiceKey { address, port: port.port, protocol, pad: 0 };
-                    let ready = pods
-                        .iter()
-                        .filter(|pod| !pod.meta.deleting && (pod.ready || service.publish_not_ready));
-                    let backends = ready.filter_map(|pod| backend(pod, port, ip.is_ipv4())).collect();
-                    rows.entry(key).or_insert((flags, backends));
+            }
+            for (ip, port, key) in places(service) {
+                if !self.contested.contains(&ip) {
+                    rows.entry(key).or_insert_with(|| (flags, endpoints(service, pods, port, ip.is_ipv4())));
                 }
             }
         }
-        let (mut services_rows, mut backend_rows) = (BTreeMap::new(), BTreeMap::new());
-        for (service, (key, (flags, backends))) in (1u32..).zip(rows) {
-            let count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
-            services_rows.insert(key, Row { service, backends: count, flags });
-            for (index, (address, port)) in (0u32..).zip(backends) {
-                backend_rows.insert(BackendKey { service, index }, Backend { address, port, pad: 0 });
-            }
+        let mut it = Rows::default();
+        for (service, (key, (flags, endpoints))) in (1u32..).zip(rows) {
+            let backends = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+            it.services.insert(key, Row { service, backends, flags });
+            it.backends.extend(backend_rows(service, endpoints));
         }
-        (tables.services, tables.backends) = (Arc::new(services_rows), Arc::new(backend_rows));
-        names
+        (it, names)
     }
 }
 
-fn selects(service: &Service, pod: &Pod) -> bool {
-    !service.selector.is_empty()
-        && service.selector.iter().all(|(key, value)| pod.meta.labels.get(key) == Some(value))
+/// The rows of Services.
+#[derive(Default)]
+pub(crate) struct Rows {
+    pub(crate) services: BTreeMap<ServiceKey, Row>,
+    pub(crate) backends: BTreeMap<BackendKey, Backend>,
 }
 
-fn backend(pod: &Pod, port: &ServicePort, v4: bool) -> Option<(Address, u16)> {
+/// The addresses and ports at which a Service is asked for.
+pub(crate) fn places(service: &Service) -> impl Iterator<Item = (IpAddr, &ServicePort, ServiceKey)> {
+    service.addresses.iter().flat_map(|ip| {
+        service.ports.iter().filter_map(|port| {
+            let protocol = match port.transport {
+                Transport::Tcp => TCP,
+                Transport::Udp => UDP,
+                Transport::Sctp => return None,
+            };
+            Some((*ip, port, ServiceKey { address: Address::from(*ip), port: port.port, protocol, pad: 0 }))
+        })
+    })
+}
+
+/// Where a port of a Service leads, of the pods that it selects.
+pub(crate) fn endpoints(
+    service: &Service,
+    pods: &[&Pod],
+    port: &ServicePort,
+    v4: bool,
+) -> BTreeSet<(Address, u16)> {
+    pods.iter()
+        .filter(|pod| !pod.meta.deleting && (pod.ready || service.publish_not_ready))
+        .filter_map(|pod| endpoint(pod, port, v4))
+        .collect()
+}
+
+/// The rows of a Service's endpoints, numbered in their order.
+pub(crate) fn backend_rows(
+    service: u32,
+    endpoints: BTreeSet<(Address, u16)>,
+) -> impl Iterator<Item = (BackendKey, Backend)> {
+    (0u32..).zip(endpoints).map(move |(index, (address, port))| {
+        (BackendKey { service, index }, Backend { address, port, pad: 0 })
+    })
+}
+
+/// Whether a Service selects pods with such labels.
+pub(crate) fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
+    !service.selector.is_empty() && service.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn endpoint(pod: &Pod, port: &ServicePort, v4: bool) -> Option<(Address, u16)> {
     let address = pod.addresses.iter().find(|ip| ip.is_ipv4() == v4)?;
     let number = match &port.target {
         TargetPort::Number(number) => *number,

@@ -15,7 +15,7 @@ use heddle_ebpf::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{networks::masked, verdict::Tables};
+use crate::{address_map::AddressMap, networks::masked, verdict::Tables};
 
 /// The tables, each exactly as its map.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -43,16 +43,16 @@ pub struct TableSet {
 /// Pods by address: those of other nodes, which generations share until a pod changes, and those of this one.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Workloads {
-    elsewhere: Arc<HashMap<Address, Workload, RandomState>>,
-    here: BTreeMap<Address, Workload>,
+    elsewhere: AddressMap<Workload>,
+    here: HashMap<Address, Workload, RandomState>,
 }
 
 impl Workloads {
     pub(crate) fn new(
-        elsewhere: Arc<HashMap<Address, Workload, RandomState>>,
-        here: BTreeMap<Address, Workload>,
+        elsewhere: AddressMap<Workload>,
+        here: impl IntoIterator<Item = (Address, Workload)>,
     ) -> Self {
-        Self { elsewhere, here }
+        Self { elsewhere, here: here.into_iter().collect() }
     }
 
     /// The pod at an address.
@@ -90,7 +90,7 @@ impl Workloads {
 
 impl FromIterator<(Address, Workload)> for Workloads {
     fn from_iter<I: IntoIterator<Item = (Address, Workload)>>(rows: I) -> Self {
-        Self { elsewhere: Arc::default(), here: rows.into_iter().collect() }
+        Self { elsewhere: AddressMap::default(), here: rows.into_iter().collect() }
     }
 }
 

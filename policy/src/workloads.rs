@@ -1,7 +1,7 @@
 //! The pods and who they are: which address belongs to whom, and whom no address can be believed for.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
 };
 
@@ -31,6 +31,13 @@ pub enum Standing {
     Contested,
     /// It is meant to be meshed, but its name makes no identity: its addresses are refused.
     NoIdentity,
+}
+
+impl Standing {
+    /// Whether a Service may lead to it.
+    pub(crate) fn serves(self) -> bool {
+        matches!(self, Self::Meshed | Self::Plain | Self::HostNetwork)
+    }
 }
 
 /// A pod as data plane, door and status see it.
@@ -79,6 +86,7 @@ pub fn uid_digest(namespace: &str, name: &str, uid: &str) -> u64 {
 }
 
 /// Who has which address.
+#[derive(Default)]
 pub(crate) struct Claims {
     contested: BTreeMap<IpAddr, BTreeSet<String>>,
 }
@@ -86,11 +94,25 @@ pub(crate) struct Claims {
 impl Claims {
     /// Takes the claims of every pod that has not ended. Pods on one node's network share its address; nobody else
     /// shares one.
-    pub(crate) fn of<'a>(pods: impl Iterator<Item = &'a Pod>, externals: &[&ExternalWorkload]) -> Self {
-        let mut claims: HashMap<IpAddr, Vec<&Pod>, RandomState> = HashMap::default();
-        for pod in pods.filter(|pod| !pod.finished) {
-            for address in &pod.addresses {
-                claims.entry(*address).or_default().push(pod);
+    pub(crate) fn of(pods: &[&Pod], externals: &[&ExternalWorkload]) -> Self {
+        let living = || pods.iter().filter(|pod| !pod.finished);
+        let claims = || living().flat_map(|pod| pod.addresses.iter().map(move |address| (*address, *pod)));
+        // Hardly any address is claimed twice: whoever else claims one of those is looked for a second time.
+        let mut first: HashMap<IpAddr, bool, RandomState> =
+            HashMap::with_capacity_and_hasher(pods.len(), RandomState::default());
+        let mut twice: HashSet<IpAddr, RandomState> = HashSet::default();
+        for (address, pod) in claims() {
+            match first.entry(address) {
+                Entry::Vacant(entry) => {
+                    entry.insert(pod.host_network);
+                }
+                Entry::Occupied(mut entry) => {
+                    let all_nodes = *entry.get() && pod.host_network;
+                    entry.insert(all_nodes);
+                    if !all_nodes {
+                        twice.insert(address);
+                    }
+                }
             }
         }
         let mut outside: HashMap<IpAddr, BTreeSet<String>, RandomState> = HashMap::default();
@@ -100,15 +122,11 @@ impl Claims {
                 outside.entry(*address).or_default().insert(name);
             }
         }
-        let mut contested: BTreeMap<IpAddr, BTreeSet<String>> = claims
-            .into_iter()
-            .filter(|(address, pods)| {
-                pods.len() > 1 && !pods.iter().all(|pod| pod.host_network) || outside.contains_key(address)
-            })
-            .map(|(address, pods)| {
-                (address, pods.iter().map(|pod| pod.meta.object_name().to_string()).collect())
-            })
-            .collect();
+        twice.extend(outside.keys().filter(|address| first.contains_key(address)));
+        let mut contested: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+        for (address, pod) in claims().filter(|(address, _)| !twice.is_empty() && twice.contains(address)) {
+            contested.entry(address).or_default().insert(pod.meta.object_name().to_string());
+        }
         for (address, names) in outside {
             if names.len() > 1 || contested.contains_key(&address) {
                 contested.entry(address).or_default().extend(names);
@@ -128,13 +146,13 @@ impl Claims {
 }
 
 /// Works out what a pod is.
-pub(crate) fn workload(
-    pod: &Pod,
+pub(crate) fn workload<'a>(
+    pod: &'a Pod,
     namespace: Option<&Meta>,
     claims: &Claims,
     naming: &IdentityNaming,
     node: Option<&str>,
-    names: &mut HashMap<(String, String), IdentityName, RandomState>,
+    names: &mut HashMap<(&'a str, &'a str), IdentityName, RandomState>,
     problems: &mut Vec<Problem>,
 ) -> WorkloadInfo {
     let meta = &pod.meta;
@@ -162,10 +180,10 @@ pub(crate) fn workload(
     } else {
         let mut found = Vec::new();
         let meshed = is_meshed(pod, namespace, &mut found);
-        let key = (meta.namespace.clone(), pod.service_account.clone());
+        let key = (&*meta.namespace, &*pod.service_account);
         let named = || match names.get(&key) {
             Some(name) => Ok(name.clone()),
-            None => naming.name(&key.0, &key.1),
+            None => naming.name(key.0, key.1),
         };
         let standing = match meshed.then(named) {
             None => Standing::Plain,

@@ -5,6 +5,7 @@
 mod identities;
 mod overview;
 mod redundant;
+mod routes;
 mod selectors;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,7 @@ pub fn lint(index: &Index, compiled: &Compiled) -> Vec<Problem> {
     selectors::look(index, &known, &mut problems);
     identities::look(index, &known, &compiled.settings.naming, &mut problems);
     redundant::look(index, compiled, &mut problems);
+    routes::look(index, &mut problems);
     problems.sort();
     problems.dedup();
     problems

@@ -114,3 +114,99 @@ fn networks_cover_each_other_only_where_it_is_certain() {
     assert!(holds(&net("10.0.0.0/8", &["10.1.2.0/24"]), &net("10.1.0.0/16", &["10.1.2.0/23"])));
     assert!(holds(&net("10.0.0.0/8", &["10.9.0.0/16"]), &net("10.1.0.0/16", &[])));
 }
+
+const NEIGHBORS: &str = "
+{apiVersion: v1, kind: Service, metadata: {name: front, namespace: shop}, spec: {clusterIP: 10.96.0.70, selector: {app: web}, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: back, namespace: ops}, spec: {clusterIP: 10.96.0.71, ports: [{port: 80}]}}
+---
+{apiVersion: policy.linkerd.io/v1alpha1, kind: EgressNetwork, metadata: {name: out, namespace: shop}, spec: {trafficPolicy: Deny}}
+";
+const GRANT: &str = "
+---
+{apiVersion: gateway.networking.k8s.io/v1beta1, kind: ReferenceGrant, metadata: {name: g, namespace: ops}, spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: '', kind: Service, name: back}]}}
+";
+
+fn route(parents: &str, backends: &str, more: &str) -> Vec<String> {
+    let text = format!(
+        "{NEIGHBORS}---\n{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: r, namespace: shop}}, \
+         spec: {{parentRefs: {parents}, rules: [{{backendRefs: {backends}}}]}}}}\n{more}"
+    );
+    let index = Index::of([parse_file("x.yaml", &text)]);
+    let mut problems = Vec::new();
+    routes::look(&index, &mut problems);
+    problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_route_whose_parent_is_no_server_is_named() {
+    let out = "[{group: policy.linkerd.io, kind: EgressNetwork, name: out, port: 443}]";
+    assert_eq!(route(out, "[]", ""), [""; 0], "the control");
+    assert_eq!(
+        route("[{group: policy.linkerd.io, kind: Server, name: web}]", "[{name: nobody}]", ""),
+        [""; 0]
+    );
+    for (parents, parts) in [
+        ("[]", ["spec.parentRefs: is attached to nothing", "name a Server"]),
+        (
+            "[{name: public}]",
+            ["spec.parentRefs[0].kind: gateway.networking.k8s.io/Gateway shop/public is neither", ""],
+        ),
+        (
+            "[{group: apps, kind: Deployment, name: web}]",
+            ["apps/Deployment shop/web is neither a Server", ""],
+        ),
+        (
+            "[{group: '', kind: Service, name: nobody}]",
+            ["there is no Service shop/nobody", "write the Service"],
+        ),
+        (
+            "[{group: core, kind: Service, name: front, port: 81}]",
+            ["spec.parentRefs[0].port: Service shop/front has no port 81", ""],
+        ),
+        ("[{group: '', kind: Service, name: front, port: 80}]", ["are not routed", "to a Server"]),
+        (
+            "[{group: policy.linkerd.io, kind: EgressNetwork, name: nowhere, port: 443}]",
+            ["there is no EgressNetwork", ""],
+        ),
+        (
+            "[{group: policy.linkerd.io, kind: EgressNetwork, name: out}]",
+            ["spec.parentRefs[0].port: is missing", ""],
+        ),
+    ] {
+        only(&route(parents, "[]", ""), &parts);
+    }
+}
+
+#[test]
+fn a_backend_that_answers_nobody_is_named() {
+    let out = "[{group: policy.linkerd.io, kind: EgressNetwork, name: out, port: 443}]";
+    assert_eq!(route(out, "[{name: front, port: 80}]", ""), [""; 0], "the control");
+    for (backends, parts) in [
+        (
+            "[{name: nobody, port: 80}]",
+            ["spec.rules[0].backendRefs[0].name: there is no Service shop/nobody", ""],
+        ),
+        ("[{name: front}]", ["backendRefs[0].port: is missing", "write a port"]),
+        ("[{name: front, port: 81}]", ["Service shop/front has no port 81", ""]),
+        (
+            "[{group: apps, kind: Deployment, name: front, port: 80}]",
+            ["is a Deployment", "refer to a Service"],
+        ),
+        (
+            "[{name: back, namespace: ops, port: 80}]",
+            ["no ReferenceGrant there lets a HTTPRoute of shop", "write a ReferenceGrant"],
+        ),
+    ] {
+        only(&route(out, backends, ""), &parts);
+    }
+    assert_eq!(route(out, "[{name: back, namespace: ops, port: 80}]", GRANT), [""; 0], "granted");
+    let others = GRANT.replace("namespace: shop", "namespace: bank");
+    assert_eq!(route(out, "[{name: back, namespace: ops, port: 80}]", &others).len(), 1, "granted to others");
+    let another = GRANT.replace("name: back}]", "name: other}]");
+    assert_eq!(
+        route(out, "[{name: back, namespace: ops, port: 80}]", &another).len(),
+        1,
+        "for another Service"
+    );
+}

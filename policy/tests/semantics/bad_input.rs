@@ -1,10 +1,14 @@
 //! Every field at its limits.
 
-use std::time::Instant;
-
 use heddle_policy::{ClusterSettings, Compiler, resources::parse_file};
 
 use crate::world::*;
+
+/// Seconds that the processor has worked for this thread.
+fn worked() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
 
 #[test]
 fn an_annotation_of_a_megabyte_refuses_and_is_told() {
@@ -44,15 +48,19 @@ fn a_hundred_thousand_rules_in_one_namespace_are_worked_out_in_bounded_time_and_
     let (few, many) = (world_of(few), world_of(many));
     let last = "sa99999.shop";
     assert!(many.allows(last, OUTSIDE, DB, 6379) && !many.allows("sa100000.shop", OUTSIDE, DB, 6379));
-    let time = |it: &World, who: &str| {
-        let start = Instant::now();
-        for _ in 0..2_000 {
+    // The processor's time, in turns and of each the best: whatever else the machine does is in neither.
+    let work = |it: &World, who: &str| {
+        let start = worked();
+        for _ in 0..500 {
             std::hint::black_box(it.allows(who, OUTSIDE, DB, 6379));
         }
-        start.elapsed()
+        worked() - start
     };
-    let (a, b) = (time(&few, "sa9.shop"), time(&many, last));
-    assert!(b < a * 20 + std::time::Duration::from_millis(200), "{a:?} for 10 rules, {b:?} for 100,000");
+    let (mut a, mut b) = (f64::MAX, f64::MAX);
+    for _ in 0..20 {
+        (a, b) = (a.min(work(&few, "sa9.shop")), b.min(work(&many, last)));
+    }
+    assert!(b < a * 20.0, "{a} s for 10 rules, {b} s for 100,000");
 }
 
 /// Policies that were read already: reading a hundred thousand documents is another test's matter.
@@ -97,10 +105,10 @@ fn hostile_expressions_are_bounded() {
     let web = server("web", "{podSelector: {}, port: 80, proxyProtocol: HTTP/1}");
     let it = world(&(web + &doc("gateway.networking.k8s.io/v1", "HTTPRoute", "r", &spec)));
     let target = format!("/{}", "a".repeat(60_000));
-    let start = Instant::now();
+    let start = worked();
     let request = heddle_policy::Request { method: "GET", target: &target, host: "h", headers: &[] };
     let _ = it.request("web.shop", WEB, 80, &request);
-    assert!(start.elapsed().as_secs() < 5);
+    assert!(worked() - start < 5.0);
 }
 
 #[test]

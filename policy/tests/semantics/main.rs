@@ -4,6 +4,7 @@
 mod access_rules;
 mod bad_input;
 mod defects;
+mod golden;
 mod inbound;
 mod routes;
 mod world;

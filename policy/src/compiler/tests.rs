@@ -1,0 +1,168 @@
+use std::{net::IpAddr, sync::Arc};
+
+use super::*;
+use crate::{
+    compile::Compiled,
+    resources::{Pod, Resource, parse_file},
+};
+
+const RULES: &str = "
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: {heddle.io/mesh: enabled}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: kube-system, annotations: {heddle.io/mesh: enabled}}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80, targetPort: 8080}, {port: 81}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: kube-dns, namespace: kube-system}, spec: {clusterIP: 10.96.0.10, selector: {app: dns}, ports: [{port: 53, protocol: UDP}]}}
+---
+{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {name: web, namespace: shop}, spec: {podSelector: {}, port: 8080, accessPolicy: all-authenticated, proxyProtocol: opaque}}
+---
+{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {name: none, namespace: shop}, spec: {action: Deny, to: [{serviceAccounts: [{name: bad}]}]}}
+";
+
+/// What becomes of a pod.
+type Change = fn(&mut Pod);
+
+fn pod(number: u8) -> Pod {
+    let (app, account) = match number % 5 {
+        0 => ("web", "web"),
+        1 => ("web", "bad"),
+        2 => ("db", "web"),
+        3 => ("dns", "web"),
+        _ => ("web", "other"),
+    };
+    let namespace = if number % 5 == 3 { "kube-system" } else { "shop" };
+    let text = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: p{number}, namespace: {namespace}, uid: u{number}, labels: {{app: {app}}}}}, \
+         spec: {{nodeName: n{}, serviceAccountName: {account}, containers: [{{name: c, image: i}}]}}, \
+         status: {{phase: Running, podIP: 10.1.0.{number}}}}}",
+        number % 3
+    );
+    match parse_file("p", &text).resources.remove(0) {
+        Resource::Pod(pod) => pod,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn compiler() -> Compiler {
+    let mut it = Compiler::new(ClusterSettings::default(), Some("n0".to_owned()));
+    let parsed = parse_file("r", RULES);
+    assert!(!parsed.has_errors(), "{:?}", parsed.problems);
+    parsed.resources.into_iter().for_each(|resource| it.apply(resource));
+    (0..40).for_each(|number| it.apply(Resource::Pod(pod(number))));
+    it.compile(0);
+    it
+}
+
+/// Compiles, and compares with what is worked out of the same resources anew. Tells whether the base was only changed.
+fn follow(it: &mut Compiler, what: &str) -> bool {
+    let before = it.base.clone().unwrap();
+    let followed = it.compile(0);
+    let anew = Compiler::new(ClusterSettings::default(), it.node.clone()).with(it.index.clone()).compile(0);
+    let pods = |it: &Compiled| it.pods().cloned().collect::<Vec<_>>();
+    assert_eq!(followed.tables, anew.tables, "{what}");
+    assert_eq!(followed.problems, anew.problems, "{what}");
+    assert_eq!(pods(&followed), pods(&anew), "{what}");
+    for info in anew.pods() {
+        for address in info.addresses.iter().map(|ip| heddle_ebpf::Address::from(*ip)) {
+            assert_eq!(followed.workload(&address), anew.workload(&address), "{what}");
+        }
+        assert_eq!(followed.pod(&info.namespace, &info.name), Some(info), "{what}");
+    }
+    // Namespaces are read again only where everything is.
+    Arc::ptr_eq(&before.namespaces, &it.base.as_ref().unwrap().namespaces)
+}
+
+#[test]
+fn pods_that_come_go_and_change_are_followed_one_by_one() {
+    let mut it = compiler();
+    for number in [0, 1, 2, 4, 5, 6] {
+        let old = pod(number);
+        let id = Resource::Pod(old.clone()).id();
+        it.remove(&id);
+        assert!(follow(&mut it, "gone"), "{number}");
+        it.apply(Resource::Pod(old.clone()));
+        assert!(follow(&mut it, "back"), "{number}");
+        let changes: [(&str, Change); 7] = [
+            ("not ready", |pod| pod.ready = false),
+            ("elsewhere", |pod| pod.addresses = vec![IpAddr::from([10, 1, 1, 1])]),
+            ("without an address", |pod| pod.addresses.clear()),
+            ("finished", |pod| pod.finished = true),
+            ("other labels", |pod| pod.meta.labels.clear()),
+            ("another account", |pod| pod.service_account = "other".to_owned()),
+            ("not meshed", |pod| {
+                pod.meta.annotations.insert("heddle.io/mesh".to_owned(), "disabled".to_owned());
+            }),
+        ];
+        for (what, change) in changes {
+            let mut new = old.clone();
+            change(&mut new);
+            it.apply(Resource::Pod(new));
+            assert!(follow(&mut it, what), "{number} {what}");
+            it.apply(Resource::Pod(old.clone()));
+            assert!(follow(&mut it, what), "{number} no longer {what}");
+        }
+    }
+    // A roll: one goes and another takes its address, within one turn.
+    it.remove(&Resource::Pod(pod(0)).id());
+    let mut next = pod(0);
+    next.meta.name = "next".to_owned();
+    it.apply(Resource::Pod(next));
+    assert!(follow(&mut it, "a roll"));
+}
+
+#[test]
+fn what_touches_more_than_the_pod_works_out_everything() {
+    let changes: [(&str, u8, Change); 7] = [
+        ("an address twice", 0, |pod| pod.addresses = vec![IpAddr::from([10, 1, 0, 1])]),
+        ("an account that nobody had", 0, |pod| pod.service_account = "new".to_owned()),
+        ("the cluster's DNS", 3, |pod| pod.ready = false),
+        ("on the node's network", 0, |pod| pod.host_network = true),
+        ("one address, written twice", 0, |pod| pod.addresses = vec![IpAddr::from([10, 9, 9, 9]); 2]),
+        ("a name that makes no identity", 0, |pod| pod.service_account = "UPPER".to_owned()),
+        ("an address in another spelling", 0, |pod| {
+            pod.addresses = vec![std::net::Ipv4Addr::new(10, 9, 9, 9).to_ipv6_mapped().into()];
+        }),
+    ];
+    for (what, number, change) in changes {
+        let mut it = compiler();
+        let mut new = pod(number);
+        change(&mut new);
+        it.apply(Resource::Pod(new));
+        assert!(!follow(&mut it, what), "{what}");
+        it.apply(Resource::Pod(pod(number)));
+        assert!(!follow(&mut it, what), "no longer {what}");
+    }
+    // The last who has an identity.
+    let mut it = compiler();
+    let mut alone = pod(0);
+    alone.service_account = "alone".to_owned();
+    it.apply(Resource::Pod(alone));
+    assert!(!follow(&mut it, "the first"));
+    it.remove(&Resource::Pod(pod(0)).id());
+    assert!(!follow(&mut it, "the last"));
+}
+
+#[test]
+fn rules_about_identities_that_leave_follow_the_pods() {
+    let mut it = compiler();
+    let denied = |it: &mut Compiler| {
+        let compiled = it.compile(0);
+        let from = heddle_ebpf::Address::from(IpAddr::from([10, 1, 0, 0]));
+        let to = heddle_ebpf::Address::from(IpAddr::from([10, 1, 1, 7]));
+        match compiled.outbound(&from, &to, 8080, |at| compiled.workload(at).map(|it| it.digest), 0) {
+            crate::outbound::Route::Refuse(decision) => {
+                decision.verdict.reason == heddle_ebpf::codes::Reason::Denied
+            }
+            crate::outbound::Route::To { .. } => false,
+        }
+    };
+    let mut new = pod(1);
+    (new.meta.name, new.addresses) = ("late".to_owned(), vec![IpAddr::from([10, 1, 1, 7])]);
+    assert!(!denied(&mut it), "nobody is there yet");
+    it.apply(Resource::Pod(new.clone()));
+    assert!(denied(&mut it), "whom the rule forbids came");
+    new.service_account = "other".to_owned();
+    it.apply(Resource::Pod(new));
+    assert!(!denied(&mut it), "the control: somebody else is there");
+}
