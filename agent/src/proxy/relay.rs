@@ -294,9 +294,10 @@ impl<'a> Relay<'a> {
     /// whether the stream may be opened again.
     fn last_words(&mut self, error: SecureError, cx: &mut Context<'_>) -> SecureError {
         loop {
-            match self.take_records().and_then(|progress| {
-                Ok(progress || self.secure.read_last_records(self.around.supply, cx)?)
-            }) {
+            match self
+                .take_records()
+                .and_then(|progress| Ok(progress || self.secure.read_last_records(self.around.supply, cx)?))
+            {
                 Ok(true) => {}
                 Err(closed @ SecureError::Closed { clean: true }) => return closed,
                 Ok(false) | Err(_) => return error,
@@ -466,7 +467,8 @@ impl<'a> Relay<'a> {
                     Event::Ended => *ended = true,
                     Event::Reset(_) => given_up = Some(How::Reset),
                     Event::Refused(code) => given_up = Some(How::Refused(code)),
-                    Event::Opened(_) | Event::Accepted | Event::Data(_) | Event::Retired | Event::Ignored => {}
+                    Event::Opened(_) | Event::Accepted | Event::Data(_) | Event::Retired | Event::Ignored => {
+                    }
                 }
                 !wire.is_idle()
             })?;

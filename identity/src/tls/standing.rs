@@ -136,11 +136,11 @@ mod tests {
         let standing = standings.of(&chain(&mesh), start());
         assert!(standing.holds());
         let both = vec![mesh.authority.anchors()[0].clone(), other.authority.anchors()[0].clone()];
-        mesh.trust.reload(both.clone()).unwrap();
+        mesh.trust.reload(both.clone(), &[]).unwrap();
         assert!(standing.holds(), "its anchor is there still");
-        mesh.trust.reload(vec![other.authority.anchors()[0].clone()]).unwrap();
+        mesh.trust.reload(vec![other.authority.anchors()[0].clone()], &[]).unwrap();
         assert!(!standing.holds());
-        mesh.trust.reload(both).unwrap();
+        mesh.trust.reload(both, &[]).unwrap();
         assert!(!standing.holds(), "what fell stays fallen");
         assert!(standings.of(&chain(&mesh), start()).holds(), "a new connection is judged anew");
     }
@@ -151,7 +151,7 @@ mod tests {
         let standing = Standings::new(Arc::clone(&mesh.trust)).of(&chain(&mesh), start());
         assert!(!standing.is_expired(start()));
         mesh.clock.set(start() + hours(1000.0));
-        mesh.trust.reload(vec![mesh.authority.anchors()[0].clone()]).unwrap();
+        mesh.trust.reload(vec![mesh.authority.anchors()[0].clone()], &[]).unwrap();
         assert!(standing.holds());
         assert!(standing.is_expired(start() + hours(1000.0)), "but no other stream begins on it");
     }

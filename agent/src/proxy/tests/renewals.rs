@@ -47,7 +47,11 @@ fn asked_while(world: &World, time: Duration, disturb: impl Fn(usize)) -> usize 
 
 /// A machine that is busy with something else loses no stream either.
 fn patient() -> Settings {
-    Settings { handshake_timeout: Duration::from_secs(30), connect_timeout: Duration::from_secs(30), ..quick() }
+    Settings {
+        handshake_timeout: Duration::from_secs(30),
+        connect_timeout: Duration::from_secs(30),
+        ..quick()
+    }
 }
 
 fn troubles(world: &World) -> Vec<Entry> {

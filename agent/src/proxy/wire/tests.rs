@@ -320,7 +320,13 @@ struct Side {
 
 impl Side {
     fn new(role: Role) -> Self {
-        Self { wire: Connection::new(role), outbox: VecDeque::new(), sent: Vec::new(), taken: Vec::new(), opens: 0 }
+        Self {
+            wire: Connection::new(role),
+            outbox: VecDeque::new(),
+            sent: Vec::new(),
+            taken: Vec::new(),
+            opens: 0,
+        }
     }
 
     fn act(&mut self, act: Act) {
