@@ -10,6 +10,9 @@ mod wire;
 use libfuzzer_sys::fuzz_target;
 use wire::{Connection, Event, Open, Role};
 
+/// The act that gives the stream up.
+const RESET: u8 = 6;
+
 struct Side {
     wire: Connection,
     outbox: VecDeque<Vec<u8>>,
@@ -18,12 +21,13 @@ struct Side {
 impl Side {
     fn act(&mut self, act: u8) {
         let address = std::net::SocketAddr::from(([10, 0, 0, 1], 80));
-        let frame = match act % 6 {
+        let frame = match act % 7 {
             0 => self.wire.open(&Open { client: address, destination: address }).map(|f| f.to_vec()).ok(),
             1 => self.wire.accept().map(|f| f.to_vec()).ok(),
             2 => self.wire.refuse(20).map(|f| f.to_vec()).ok(),
             3 => self.wire.data(3).map(|f| [&f[..], b"abc"].concat()).ok(),
             4 => self.wire.end().map(|f| f.to_vec()).ok(),
+            5 => self.wire.retire().map(|f| f.to_vec()).ok(),
             _ => self.wire.reset(34).map(|f| f.to_vec()),
         };
         self.outbox.extend(frame);
@@ -33,7 +37,7 @@ impl Side {
         let mut at = 0;
         while let Some((event, next)) = self.wire.receive(record, at).expect("an honest peer breaks no rule") {
             if let Event::Reset(_) | Event::Refused(_) = event {
-                self.act(5);
+                self.act(RESET);
             }
             at = next;
         }
@@ -56,7 +60,7 @@ fuzz_target!(|schedule: &[u8]| {
             while let Some(record) = sides[me].outbox.pop_front() {
                 sides[1 - me].take(&record);
             }
-            sides[me].act(5);
+            sides[me].act(RESET);
         }
     }
     assert!(sides.iter().all(|side| side.wire.is_idle() && side.outbox.is_empty()));

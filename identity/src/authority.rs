@@ -291,6 +291,14 @@ impl Authority {
     pub(crate) fn sign_anything(&self, params: &CertificateParams, key: &KeyPair) -> CertificateDer<'static> {
         params.signed_by(key, &self.issuer).unwrap().into()
     }
+
+    /// The list of the certificates that it has revoked.
+    pub(crate) fn revoking(
+        &self,
+        params: &rcgen::CertificateRevocationListParams,
+    ) -> rustls::pki_types::CertificateRevocationListDer<'static> {
+        params.signed_by(&self.issuer).unwrap().into()
+    }
 }
 
 /// Everything in a workload's certificate but its key.

@@ -4,12 +4,13 @@
 //! - [`profile`]: what a mesh certificate looks like, and the identity that one bears.
 //! - [`authority`]: the certificate authority, in memory, in a folder or with keys that others made.
 //! - [`trust`]: the trust anchors, which may be replaced while connections are made.
+//! - `revocation`: certificates that are believed no longer although they have not expired.
 //! - [`tls`]: rustls configurations that authenticate both sides, and what must hold of a finished handshake.
 //! - [`store`]: a certificate for each identity on the node, renewed before it expires.
 //!
 //! - [`files`]: files that decide what is trusted or hold what is secret.
 //!
-//! The modules import one way: `names <- profile, files <- authority, trust <- tls <- store`.
+//! The modules import one way: `names <- profile, files <- authority, revocation <- trust <- tls <- store`.
 #![forbid(unsafe_code)]
 
 pub mod authority;
@@ -18,6 +19,7 @@ pub mod files;
 mod inspect;
 pub use heddle_policy::names;
 pub mod profile;
+mod revocation;
 pub mod store;
 pub mod tls;
 pub mod trust;
@@ -32,6 +34,7 @@ pub use authority::{
 pub use inspect::{anchor_of, fingerprint, pem};
 pub use names::{IdentityName, IdentityNaming, NameError};
 pub use profile::{CertificateFacts, PeerNameError, peer_identity};
+pub use revocation::lists_from_pem;
 pub use store::{
     CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, keep_renewed,
 };

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
 mod keep;
 mod key;
@@ -179,12 +179,16 @@ impl Store {
         workload
     }
 
-    /// Puts other anchors in force and renews every certificate.
+    /// Puts other anchors and revocation lists in force and renews every certificate.
     ///
     /// # Errors
     /// As [`Trust::reload`]; then nothing changes.
-    pub fn reload_trust(&self, anchors: Vec<CertificateDer<'static>>) -> Result<(), TrustError> {
-        self.trust.reload(anchors)?;
+    pub fn reload_trust(
+        &self,
+        anchors: Vec<CertificateDer<'static>>,
+        lists: &[CertificateRevocationListDer<'static>],
+    ) -> Result<(), TrustError> {
+        self.trust.reload(anchors, lists)?;
         self.changed.notify_one();
         Ok(())
     }

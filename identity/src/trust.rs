@@ -1,19 +1,19 @@
 //! The trust anchors: whose certificates are believed. They may be replaced at any time; the next handshake uses the new ones.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::{
     RootCertStore,
     client::WebPkiServerVerifier,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, pem::PemObject},
+    pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
 use tokio::sync::watch;
 
-use crate::{names::IdentityNaming, profile};
+use crate::{names::IdentityNaming, profile, revocation::Lists};
 
 /// Why a set of anchors cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +25,14 @@ pub enum TrustError {
     #[error("trust anchor {index} cannot be used: {problem}")]
     Anchor {
         /// Its place in the list, from 1.
+        index: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A revocation list is none, or not one that may be used.
+    #[error("revocation list {index} cannot be used: {problem}")]
+    List {
+        /// Its place in the bundle, from 1.
         index: usize,
         /// What is wrong with it.
         problem: String,
@@ -62,6 +70,8 @@ pub(crate) struct Bundle {
     pub(crate) servers: Arc<WebPkiServerVerifier>,
     /// Verifies clients.
     pub(crate) clients: Arc<dyn ClientCertVerifier>,
+    /// What is believed no longer although both would.
+    pub(crate) lists: Lists,
 }
 
 impl std::fmt::Debug for Trust {
@@ -82,7 +92,7 @@ impl Trust {
         anchors: Vec<CertificateDer<'static>>,
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, TrustError> {
-        let bundle = Bundle::new(anchors, &provider)?;
+        let bundle = Bundle::new(anchors, &[], &provider, None)?;
         Ok(Self {
             naming,
             provider,
@@ -91,13 +101,18 @@ impl Trust {
         })
     }
 
-    /// Puts other anchors in force. Handshakes from now on use them; connections that stand are for their owner to end
+    /// Puts other anchors and revocation lists in force. Handshakes from now on use them; connections that stand are for their owner to end
     /// (see [`Self::generation`]).
     ///
     /// # Errors
-    /// As [`Self::new`]; the anchors in force stay.
-    pub fn reload(&self, anchors: Vec<CertificateDer<'static>>) -> Result<(), TrustError> {
-        let bundle = Bundle::new(anchors, &self.provider)?;
+    /// As [`Self::new`], or a list that cannot be used; the anchors and lists in force stay.
+    pub fn reload(
+        &self,
+        anchors: Vec<CertificateDer<'static>>,
+        lists: &[CertificateRevocationListDer<'static>],
+    ) -> Result<(), TrustError> {
+        let before = self.current.load();
+        let bundle = Bundle::new(anchors, lists, &self.provider, Some(&before.lists))?;
         self.current.store(Arc::new(bundle));
         self.generation.send_modify(|generation| *generation += 1);
         Ok(())
@@ -118,6 +133,11 @@ impl Trust {
         self.current.load().anchors.clone()
     }
 
+    /// Since when a revocation list should have been replaced by its successor; it stays in force.
+    pub fn overdue(&self, now: SystemTime) -> Option<SystemTime> {
+        self.current.load().lists.overdue(now)
+    }
+
     /// Whose identities are believed.
     pub fn naming(&self) -> &IdentityNaming {
         &self.naming
@@ -131,7 +151,9 @@ impl Trust {
 impl Bundle {
     fn new(
         mut anchors: Vec<CertificateDer<'static>>,
+        lists: &[CertificateRevocationListDer<'static>],
         provider: &Arc<CryptoProvider>,
+        before: Option<&Lists>,
     ) -> Result<Self, TrustError> {
         anchors.dedup();
         let mut roots = RootCertStore::empty();
@@ -155,6 +177,7 @@ impl Bundle {
         let clients = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
             .build()
             .map_err(unusable)?;
-        Ok(Self { anchors, servers, clients })
+        let lists = Lists::new(lists, &anchors, provider.signature_verification_algorithms, before)?;
+        Ok(Self { anchors, servers, clients, lists })
     }
 }

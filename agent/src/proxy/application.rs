@@ -62,6 +62,6 @@ fn arrived(result: Result<io::Result<TcpStream>, Told>) -> Result<TcpStream, Rea
             reset_unless_released(&stream);
             Ok(stream)
         }
-        Ok(Err(_)) | Err(Told::TimedOut | Told::Ended) => Err(Reason::Unreachable),
+        Ok(Err(_)) | Err(_) => Err(Reason::Unreachable),
     }
 }

@@ -187,8 +187,12 @@ pub trait Credentials: Send + Sync {
 
 /// What a live connection's peer was believed by.
 pub trait Standing: Send + Sync + fmt::Debug {
-    /// Whether it still would be. Asked when [`Policy::changes`] tells, and before a connection is used again.
+    /// Whether it still would be, its certificate's dates aside: a stream may outlive them. Asked when [`Policy::changes`]
+    /// tells.
     fn holds(&self) -> bool;
+
+    /// Whether another stream may begin: it holds, and the certificate has not expired.
+    fn may_begin(&self) -> bool;
 
     /// The same, as a judgement.
     ///

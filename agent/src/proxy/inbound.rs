@@ -92,7 +92,7 @@ impl Path<'_> {
                 self.member.set_deadline(None);
                 return Ok(First::Other(Vec::new()));
             }
-            Err(Told::Ended) => return Err(Reason::AgentGone),
+            Err(Told::Ended | Told::Draining) => return Err(Reason::AgentGone),
         }
         self.member.set_deadline(Some(settings.handshake_timeout));
         let result = self.member.unless_told(handshake::first_bytes(stream, own)).await;
@@ -101,7 +101,7 @@ impl Path<'_> {
             Ok(Ok(first)) => Ok(first),
             Ok(Err(_)) => Err(Reason::TlsFailed),
             Err(Told::TimedOut) => Err(Reason::TimedOut),
-            Err(Told::Ended) => Err(Reason::AgentGone),
+            Err(Told::Ended | Told::Draining) => Err(Reason::AgentGone),
         }
     }
 
@@ -132,7 +132,7 @@ impl Path<'_> {
     /// The mesh's TLS: streams, one after the other, until the client's agent closes.
     async fn mesh(&self, stream: TcpStream, mut flow: Flow, received: Vec<u8>) {
         // On the heap for as long as it takes: the connection's own future stays small.
-        let (Established { tls, control, mut behind, peer }, config) =
+        let (Established { tls, control, mut behind, peer }, made_with) =
             match Box::pin(self.establish(&stream, received)).await {
                 Ok(established) => established,
                 Err(reason) => return self.worker.refuse(&flow, &Refusal::new(reason), stream),
@@ -145,17 +145,29 @@ impl Path<'_> {
         let mut secure = Box::new(Secure::new(stream, tls, wire, control));
         let supply = &self.pod.supply;
         std::future::poll_fn(|cx| secure.poll_preload(&mut behind, supply, cx)).await;
-        // A client makes its stream again on a new connection only once: the first stream of one is always served.
-        let mut made_with = None;
         loop {
             flow.client = transport;
             self.member.set_idle(true);
-            self.member.set_deadline(Some(self.worker.settings.server_idle_timeout));
-            let next = std::future::poll_fn(|cx| self.poll_open(&mut secure, made_with, cx)).await;
+            let settings = &self.worker.settings;
+            let retired = secure.wire.is_retired();
+            let patience = if retired { settings.retire_timeout } else { settings.server_idle_timeout };
+            self.member.set_deadline(Some(patience));
+            let current = || standing.may_begin() && self.is_current(&made_with);
+            let next = std::future::poll_fn(|cx| self.poll_open(&mut secure, &current, cx)).await;
             self.member.set_idle(false);
             self.member.set_deadline(None);
             let (open, peer_ended) = match next {
                 Next::Open(open, peer_ended) => (open, peer_ended),
+                Next::Retire => {
+                    let retire = secure.wire.retire().map_err(SecureError::from);
+                    match retire.and_then(|frame| secure.push_frame(&frame)) {
+                        Ok(()) => continue,
+                        Err(error) => {
+                            tracing::warn!(%error, "RETIRE could not be sent");
+                            return abort(secure.stream);
+                        }
+                    }
+                }
                 Next::Close => return Box::pin(self.linger(secure.close_writing())).await,
                 Next::Broken(error) => {
                     tracing::debug!(%error, client = %transport, "an agent's connection broke");
@@ -177,8 +189,24 @@ impl Path<'_> {
             if !self.stream(&mut secure, &mut flow, &*standing, peer_ended).await {
                 return abort(secure.stream);
             }
-            made_with = Some(&config);
         }
+    }
+
+    /// Whether the pod still shows the certificate that a connection was made with.
+    fn is_current(&self, made_with: &Arc<ServerConfig>) -> bool {
+        let current = self.worker.environment.credentials.server(self.pod.id);
+        current.is_some_and(|current| Arc::ptr_eq(&current.config, made_with))
+    }
+
+    /// Whether a stream may begin: both sides have certificates that are valid, and the rules allow it.
+    fn judge_opening(&self, flow: &Flow, standing: &dyn Standing) -> Result<Arc<str>, Refusal> {
+        if !standing.may_begin() {
+            return Err(Refusal::new(Reason::Revoked));
+        }
+        if self.worker.environment.credentials.server(self.pod.id).is_none() {
+            return Err(Refusal::new(Reason::NoCertificate));
+        }
+        self.authorize(flow)
     }
 
     async fn establish(
@@ -206,12 +234,12 @@ impl Path<'_> {
                 })
             }
             Err(Told::TimedOut) => Err(Reason::TimedOut),
-            Err(Told::Ended) => Err(Reason::AgentGone),
+            Err(Told::Ended | Told::Draining) => Err(Reason::AgentGone),
         }
     }
 
-    /// Waits until the client has closed as well. An OPEN that crosses the alert is not processed, and its client makes it
-    /// again on another connection.
+    /// Waits until the client has closed as well: to close with something unread would be a reset, which may overtake the
+    /// alert.
     async fn linger(&self, mut stream: TcpStream) {
         self.member.set_deadline(Some(self.worker.settings.settle_timeout));
         let mut sink = [0; 1024];
@@ -223,34 +251,32 @@ impl Path<'_> {
         drop(self.member.unless_told(drained).await);
     }
 
-    /// Waits for the next OPEN.
+    /// Waits for the next OPEN. `current`: the connection may carry others after it.
+    ///
+    /// A server never closes a connection on which an OPEN may be under way: it says RETIRE, serves the stream that crossed
+    /// it, and waits for the client to close.
     fn poll_open(
         &self,
         secure: &mut Secure,
-        made_with: Option<&Arc<ServerConfig>>,
+        current: &dyn Fn() -> bool,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Next> {
         use std::task::Poll;
-        match self.member.poll_told(cx) {
-            // An OPEN that is here already is served: closing on it would cost its application a reset.
-            Poll::Ready(Told::TimedOut) if !secure.is_untouched() => {
-                self.member.set_deadline(Some(self.worker.settings.settle_timeout));
-                if self.member.poll_told(cx).is_ready() {
-                    return Poll::Ready(Next::Close);
-                }
+        let retired = secure.wire.is_retired();
+        loop {
+            match self.member.poll_told(cx) {
+                Poll::Ready(Told::TimedOut | Told::Draining) if !retired => return Poll::Ready(Next::Retire),
+                // The client has been told already; the deadline ends the wait for it.
+                Poll::Ready(Told::Draining) => {}
+                Poll::Ready(Told::TimedOut | Told::Ended) => return Poll::Ready(Next::Close),
+                Poll::Pending => break,
             }
-            Poll::Ready(_) => return Poll::Ready(Next::Close),
-            Poll::Pending => {}
         }
-        // Nothing is under way between streams that new rules could concern; each OPEN is judged. But after a renewal no
-        // stream begins on a connection with the old certificate: the client's agent makes another.
+        // Nothing is under way between streams that new rules could concern; each OPEN is judged. But after a renewal the
+        // client's agent is to make another connection.
         let _ = self.member.must_judge_again();
-        if let Some(config) = made_with
-            && secure.is_untouched()
-            && let Some(current) = self.worker.environment.credentials.server(self.pod.id)
-            && !Arc::ptr_eq(&current.config, config)
-        {
-            return Poll::Ready(Next::Close);
+        if !retired && !current() {
+            return Poll::Ready(Next::Retire);
         }
         loop {
             if let Err(error) = secure.flush(cx) {
@@ -300,8 +326,7 @@ impl Path<'_> {
         peer_ended: bool,
     ) -> bool {
         let recorder = &*self.worker.environment.recorder;
-        let judged = standing.judge().and_then(|()| self.authorize(flow));
-        let app = match judged {
+        let app = match self.judge_opening(flow, standing) {
             Ok(rule) => {
                 flow.rule = rule;
                 let reached = application::connect(self.worker, self.pod, self.member, flow);
@@ -337,7 +362,7 @@ impl Path<'_> {
                 tracing::debug!(%error, client = %flow.client, "an agent's connection broke within a stream");
                 (Ending::Lost, false)
             }
-            End::Told(told) => (if told == Told::Ended { Ending::Detached } else { Ending::Lost }, false),
+            End::Told(told) => (if told == Told::TimedOut { Ending::Lost } else { Ending::Detached }, false),
         };
         drop(relay);
         carried.closed(flow, &ending);
@@ -390,7 +415,9 @@ impl Path<'_> {
 enum Next {
     /// A stream; whether its client has ended already.
     Open(Open, bool),
-    /// The client's agent closed, or this one stops or has waited long enough.
+    /// The client's agent is to close the connection: it was idle for long, this agent stops, or it rests on what is gone.
+    Retire,
+    /// The client's agent closed or does not, or the pod is gone.
     Close,
     /// The connection broke.
     Broken(SecureError),

@@ -79,7 +79,7 @@ impl Path<'_> {
                 Ok(stream)
             }
             Ok(Err(_)) => Err(Reason::Unreachable),
-            Err(Told::TimedOut | Told::Ended) => Err(Reason::Unreachable),
+            Err(_) => Err(Reason::Unreachable),
         }
     }
 
@@ -154,7 +154,7 @@ impl Path<'_> {
                 });
             }
             Err(Told::TimedOut) => return Err(Reason::TimedOut),
-            Err(Told::Ended) => return Err(Reason::Unreachable),
+            Err(Told::Ended | Told::Draining) => return Err(Reason::Unreachable),
         };
         if !behind.is_empty() {
             // A server has nothing to say before OPEN.
@@ -257,7 +257,7 @@ impl Path<'_> {
                     recorder.refused(flow, &Refusal::new(Reason::Unreachable));
                 }
                 match told {
-                    Told::Ended => Ending::Detached,
+                    Told::Ended | Told::Draining => Ending::Detached,
                     Told::TimedOut => Ending::Lost,
                 }
             }

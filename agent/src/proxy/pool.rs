@@ -52,7 +52,7 @@ pub struct Made {
 impl Pooled {
     /// Whether it may carry another stream, as far as its age and its peer are concerned.
     fn may_go_on(&self, age: Duration) -> bool {
-        self.made.born.elapsed() < age && self.made.standing.holds()
+        self.made.born.elapsed() < age && self.made.standing.may_begin()
     }
 }
 

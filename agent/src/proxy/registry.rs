@@ -38,6 +38,8 @@ pub enum Told {
     TimedOut,
     /// Its pod is detached or the agent stops.
     Ended,
+    /// The agent is about to stop, and the task carries nothing. Told once: what was begun meanwhile is carried.
+    Draining,
 }
 
 /// A worker's tasks.
@@ -85,12 +87,12 @@ impl Registry {
         });
     }
 
-    /// Tells the tasks that carry nothing to end, now and from now on.
+    /// Tells the tasks that carry nothing that the agent is about to stop, now and from now on.
     pub fn drain(&self) {
         self.draining.set(true);
         self.wake(|entry| {
             if entry.idle {
-                entry.told = Some(Told::Ended);
+                entry.told.get_or_insert(Told::Draining);
             }
             entry.idle
         });
@@ -148,13 +150,15 @@ impl Membership {
         });
     }
 
-    /// Says whether this task carries nothing, so that a drain may end it at once.
+    /// Says whether this task carries nothing, so that it is told of a drain.
     pub fn set_idle(&self, idle: bool) {
         let draining = self.registry.draining.get();
         self.with(|entry| {
             entry.idle = idle;
             if idle && draining {
-                entry.told = Some(Told::Ended);
+                entry.told.get_or_insert(Told::Draining);
+            } else if entry.told == Some(Told::Draining) {
+                entry.told = None;
             }
         });
     }
@@ -164,10 +168,15 @@ impl Membership {
         self.with(|entry| entry.stalled = stalled);
     }
 
-    /// What the task was told, once; else it is woken when it is told something.
+    /// What the task was told; else it is woken when it is told something.
     pub fn poll_told(&self, cx: &mut Context<'_>) -> Poll<Told> {
         let told = self.with(|entry| match entry.told {
-            Some(told) => Poll::Ready(told),
+            Some(told) => {
+                if told == Told::Draining {
+                    entry.told = None;
+                }
+                Poll::Ready(told)
+            }
             None => {
                 if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                     entry.waker = Some(cx.waker().clone());

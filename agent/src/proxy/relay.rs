@@ -294,7 +294,10 @@ impl<'a> Relay<'a> {
     /// whether the stream may be opened again.
     fn last_words(&mut self, error: SecureError, cx: &mut Context<'_>) -> SecureError {
         loop {
-            match self.fetch(cx) {
+            match self
+                .take_records()
+                .and_then(|progress| Ok(progress || self.secure.read_last_records(self.around.supply, cx)?))
+            {
                 Ok(true) => {}
                 Err(closed @ SecureError::Closed { clean: true }) => return closed,
                 Ok(false) | Err(_) => return error,
@@ -443,18 +446,29 @@ impl<'a> Relay<'a> {
         if !self.secure.plain().is_empty() || self.secure.wire.is_idle() {
             return Ok(false);
         }
+        let progress = self.take_records()?;
+        if progress || self.secure.wire.is_idle() {
+            return Ok(progress);
+        }
+        self.secure.read_records(self.around.supply, cx)
+    }
+
+    /// Opens the records that were read, and learns from them.
+    fn take_records(&mut self) -> Result<bool, SecureError> {
         let mut progress = false;
         if self.secure.has_records() {
             let mut given_up = None;
             let before = self.heard;
             let (heard, ended) = (&mut self.heard, &mut self.peer_ended);
             progress = self.secure.open_records(&mut |event, wire| {
-                *heard = true;
+                // RETIRE is of the connection, and may have crossed this stream's OPEN.
+                *heard |= event != Event::Retired;
                 match event {
                     Event::Ended => *ended = true,
                     Event::Reset(_) => given_up = Some(How::Reset),
                     Event::Refused(code) => given_up = Some(How::Refused(code)),
-                    Event::Opened(_) | Event::Accepted | Event::Data(_) | Event::Ignored => {}
+                    Event::Opened(_) | Event::Accepted | Event::Data(_) | Event::Retired | Event::Ignored => {
+                    }
                 }
                 !wire.is_idle()
             })?;
@@ -470,10 +484,10 @@ impl<'a> Relay<'a> {
         if progress || self.secure.wire.is_idle() {
             return Ok(progress);
         }
-        if let Some(clean) = self.secure.closed() {
-            return Err(SecureError::Closed { clean });
+        match self.secure.closed() {
+            Some(clean) => Err(SecureError::Closed { clean }),
+            None => Ok(false),
         }
-        self.secure.read_records(self.around.supply, cx)
     }
 }
 

@@ -110,6 +110,37 @@ struct Inflow {
     closed: Option<bool>,
 }
 
+impl Inflow {
+    /// Reads behind the records that wait.
+    fn fill(
+        &mut self,
+        supply: &Supply,
+        cx: &mut Context<'_>,
+        read: impl FnOnce(&mut [u8], &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Result<bool, SecureError> {
+        if supply.poll_lend(&mut self.buffer, cx).is_pending() {
+            return Ok(false);
+        }
+        let Self { buffer: Some(buffer), records, closed, .. } = self else { return Ok(false) };
+        let area = buffer.areas().1;
+        if records.start > 0 {
+            area.copy_within(records.range(), 0);
+            *records = Span::first(records.len());
+        }
+        match read(&mut area[records.end as usize..], cx) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Err(error)) => Err(error.into()),
+            Poll::Ready(Ok(count)) => {
+                if count == 0 {
+                    *closed = Some(false);
+                }
+                records.grow(count);
+                Ok(true)
+            }
+        }
+    }
+}
+
 /// Bytes to the peer.
 #[derive(Debug, Default)]
 struct Outflow {
@@ -411,28 +442,29 @@ impl Secure {
             Poll::Ready(Err(error)) => return Err(error.into()),
             Poll::Ready(Ok(())) => {}
         }
-        if supply.poll_lend(&mut self.inflow.buffer, cx).is_pending() {
+        let stream = &mut self.stream;
+        self.inflow.fill(supply, cx, |area, cx| {
+            let mut free = ReadBuf::new(area);
+            let read = ready!(Pin::new(stream).poll_read(cx, &mut free));
+            Poll::Ready(read.map(|()| free.filled().len()))
+        })
+    }
+
+    /// The same on a socket that has failed: what came before that is still in the kernel, and the runtime need not know
+    /// of it.
+    ///
+    /// # Errors
+    /// There is nothing left.
+    pub fn read_last_records(&mut self, supply: &Supply, cx: &mut Context<'_>) -> Result<bool, SecureError> {
+        use rustix::net::{RecvFlags, recv};
+        if self.inflow.closed.is_some() {
             return Ok(false);
         }
-        let Inflow { buffer: Some(buffer), records, closed, .. } = &mut self.inflow else { return Ok(false) };
-        let area = buffer.areas().1;
-        if records.start > 0 {
-            area.copy_within(records.range(), 0);
-            *records = Span::first(records.len());
-        }
-        let mut free = ReadBuf::new(&mut area[records.end as usize..]);
-        match Pin::new(&mut self.stream).poll_read(cx, &mut free) {
-            Poll::Pending => Ok(false),
-            Poll::Ready(Err(error)) => Err(error.into()),
-            Poll::Ready(Ok(())) => {
-                let count = free.filled().len();
-                if count == 0 {
-                    *closed = Some(false);
-                }
-                records.grow(count);
-                Ok(true)
-            }
-        }
+        let stream = &self.stream;
+        self.inflow.fill(supply, cx, |area, _| {
+            let read = recv(stream, area, RecvFlags::DONTWAIT);
+            Poll::Ready(read.map(|(count, _)| count).map_err(io::Error::from))
+        })
     }
 
     /// Gives back the buffers that hold nothing. `keep_load`: the last load may have to be sent again.
@@ -472,10 +504,13 @@ impl Secure {
 
     /// The same, but what the peer still sends is not answered with a reset, which may overtake the alert.
     pub fn close_writing(mut self) -> TcpStream {
+        use rustix::net::{SendFlags, send};
         let mut alert = Vec::new();
         self.tls.close(&mut alert);
         if self.push_own(&alert).is_ok() && self.outflow.records.is_empty() {
-            drop(self.stream.try_write(&self.outflow.control[self.outflow.written..]));
+            // Asked of the kernel: the runtime may hold a socket that was full once for full still.
+            let rest = &self.outflow.control[self.outflow.written..];
+            let _ = send(&self.stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
         shut_down(&self.stream);
         self.stream

@@ -26,6 +26,8 @@ pub struct Settings {
     pub client_idle_timeout: Duration,
     /// How long a server does: longer, so that the client closes first and the TIME_WAIT is its own.
     pub server_idle_timeout: Duration,
+    /// How long a server waits for the client to close a connection after it was asked to.
+    pub retire_timeout: Duration,
     /// How old a connection between agents may be and still carry a new stream.
     pub connection_age: Duration,
     /// How long the peer may take to answer a RESET or REFUSED before the connection is closed instead of reused.
@@ -63,6 +65,8 @@ impl Default for Settings {
             probe_timeout: Duration::from_secs(60),
             client_idle_timeout: Duration::from_secs(60),
             server_idle_timeout: Duration::from_secs(90),
+            // A client looks at its idle connections each second.
+            retire_timeout: Duration::from_secs(15),
             connection_age: Duration::from_secs(3600),
             settle_timeout: Duration::from_secs(5),
             poll: Duration::from_micros(200),

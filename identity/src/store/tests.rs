@@ -180,7 +180,7 @@ fn other_anchors_renew_everything() {
     let mesh = Mesh::new();
     let _held = (mesh.workload(&web()), mesh.workload(&db()));
     assert!(mesh.store.due(start() + hours(1.0), 10).is_empty());
-    mesh.store.reload_trust(vec![mesh.authority.anchors()[0].clone()]).unwrap();
+    mesh.store.reload_trust(vec![mesh.authority.anchors()[0].clone()], &[]).unwrap();
     assert_eq!(mesh.store.due(start() + hours(1.0), 10).len(), 2);
 }
 

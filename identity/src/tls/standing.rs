@@ -28,6 +28,8 @@ pub struct Standing {
     chain: Vec<CertificateDer<'static>>,
     /// When it was verified.
     at: UnixTime,
+    /// When its certificate expires.
+    not_after: SystemTime,
     /// The generation of the anchors by which it was last seen to hold; 0: it fell, for good.
     held: AtomicU64,
 }
@@ -43,6 +45,11 @@ impl Standing {
         let holds = self.verify();
         self.held.store(if holds { generation } else { 0 }, Ordering::Release);
         holds
+    }
+
+    /// Whether the certificate has expired: no connection would be made with it now.
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        self.not_after <= now
     }
 
     fn verify(&self) -> bool {
@@ -94,6 +101,8 @@ impl Standings {
         }
         let standing = Arc::new(Standing {
             trust: Arc::clone(&self.trust),
+            // One without a date was never verified.
+            not_after: profile::not_after(chain).unwrap_or(SystemTime::UNIX_EPOCH),
             chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
             at: UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()),
             // The anchors may have changed since the handshake verified it: looked at when it is first asked.
@@ -127,11 +136,11 @@ mod tests {
         let standing = standings.of(&chain(&mesh), start());
         assert!(standing.holds());
         let both = vec![mesh.authority.anchors()[0].clone(), other.authority.anchors()[0].clone()];
-        mesh.trust.reload(both.clone()).unwrap();
+        mesh.trust.reload(both.clone(), &[]).unwrap();
         assert!(standing.holds(), "its anchor is there still");
-        mesh.trust.reload(vec![other.authority.anchors()[0].clone()]).unwrap();
+        mesh.trust.reload(vec![other.authority.anchors()[0].clone()], &[]).unwrap();
         assert!(!standing.holds());
-        mesh.trust.reload(both).unwrap();
+        mesh.trust.reload(both, &[]).unwrap();
         assert!(!standing.holds(), "what fell stays fallen");
         assert!(standings.of(&chain(&mesh), start()).holds(), "a new connection is judged anew");
     }
@@ -140,9 +149,11 @@ mod tests {
     fn a_certificate_may_expire_under_a_connection() {
         let mesh = Mesh::new();
         let standing = Standings::new(Arc::clone(&mesh.trust)).of(&chain(&mesh), start());
+        assert!(!standing.is_expired(start()));
         mesh.clock.set(start() + hours(1000.0));
-        mesh.trust.reload(vec![mesh.authority.anchors()[0].clone()]).unwrap();
+        mesh.trust.reload(vec![mesh.authority.anchors()[0].clone()], &[]).unwrap();
         assert!(standing.holds());
+        assert!(standing.is_expired(start() + hours(1000.0)), "but no other stream begins on it");
     }
 
     #[test]

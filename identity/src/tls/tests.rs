@@ -308,14 +308,14 @@ fn an_anchor_that_is_gone_is_believed_no_longer() {
     let (client, server) = (Arc::new(client), Arc::new(server));
     connect(Arc::clone(&client), &db(), Arc::clone(&server)).unwrap();
     assert_eq!(mesh.trust.generation(), 1);
-    mesh.trust.reload(vec![other.authority.anchors()[0].clone()]).unwrap();
+    mesh.trust.reload(vec![other.authority.anchors()[0].clone()], &[]).unwrap();
     assert_eq!(mesh.trust.generation(), 2);
     connect(Arc::clone(&client), &db(), Arc::clone(&server)).unwrap_err();
     // What cannot be used leaves what is in force as it is.
-    mesh.trust.reload(vec![]).unwrap_err();
+    mesh.trust.reload(vec![], &[]).unwrap_err();
     connect(Arc::clone(&client), &db(), Arc::clone(&server)).unwrap_err();
     mesh.trust
-        .reload(vec![other.authority.anchors()[0].clone(), mesh.authority.anchors()[0].clone()])
+        .reload(vec![other.authority.anchors()[0].clone(), mesh.authority.anchors()[0].clone()], &[])
         .unwrap();
     connect(client, &db(), server).unwrap();
 }
@@ -330,7 +330,7 @@ fn through_subordinate(permitted: &str, length: usize) -> (Mesh, Arc<CertifiedKe
     params.not_after = (start() + hours(24.0)).into();
     let root_key = KeyPair::generate().unwrap();
     let root = params.self_signed(&root_key).unwrap();
-    mesh.trust.reload(vec![root.der().clone()]).unwrap();
+    mesh.trust.reload(vec![root.der().clone()], &[]).unwrap();
     let mut issuer = Issuer::new(params.clone(), root_key);
     let mut chain = Vec::new();
     for depth in 0..length {

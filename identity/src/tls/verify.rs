@@ -62,8 +62,8 @@ impl ServerCertVerifier for Servers {
             .parse_dns(asked.as_ref())
             .map_err(|error| Error::General(error.to_string()))?;
         profile::bounded(leaf, intermediates).map_err(misnamed)?;
-        let verified =
-            self.trust.bundle().servers.verify_server_cert(leaf, intermediates, server_name, ocsp, now);
+        let bundle = self.trust.bundle();
+        let verified = bundle.servers.verify_server_cert(leaf, intermediates, server_name, ocsp, now);
         let wrong = |presented: String| {
             refuse(PeerFault::WrongIdentity { expected: expected.to_string(), presented })
         };
@@ -74,6 +74,7 @@ impl ServerCertVerifier for Servers {
             Error::InvalidCertificate(CertificateError::NotValidForName) => wrong("somebody else".to_owned()),
             other => other,
         })?;
+        bundle.lists.check(leaf, intermediates, Side::Server, now)?;
         let names = profile::leaf(leaf, Side::Server).map_err(misnamed)?;
         let identity = names.identity(self.trust.naming()).map_err(misnamed)?;
         if identity != expected {
@@ -132,7 +133,9 @@ impl ClientCertVerifier for Clients {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         profile::bounded(leaf, intermediates).map_err(misnamed)?;
-        let verified = self.trust.bundle().clients.verify_client_cert(leaf, intermediates, now)?;
+        let bundle = self.trust.bundle();
+        let verified = bundle.clients.verify_client_cert(leaf, intermediates, now)?;
+        bundle.lists.check(leaf, intermediates, Side::Client, now)?;
         let names = profile::leaf(leaf, Side::Client).map_err(misnamed)?;
         names.identity(self.trust.naming()).map_err(misnamed)?;
         Ok(verified)

@@ -51,6 +51,8 @@ pub trait Readings: Send + Sync + 'static {
     fn pod(&self, netns: u64) -> Option<Arc<str>>;
     /// Every certificate.
     fn certificates(&self) -> Vec<CertificateReading>;
+    /// The trust anchors in force: each one's fingerprint, and when it expires.
+    fn anchors(&self) -> Vec<(String, SystemTime)>;
     /// Whether the trust bundle on disk cannot be used and older anchors are in force.
     fn trust_stale(&self) -> bool;
     /// The tables in force.
@@ -138,7 +140,19 @@ impl Collector for AtScrape {
             ConstGauge::new(i64::from(certificate.failures)).encode(family.encode_family(&labels)?)?;
         }
 
-        let help = "1 while the trust bundle on disk cannot be used and older anchors are in force";
+        let help = "When the trust anchor expires, in seconds since 1970";
+        let mut family = encoder.encode_descriptor(
+            "heddle_trust_anchor_expiry",
+            help,
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        for (fingerprint, not_after) in &self.readings.anchors() {
+            let since = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let labels = [("fingerprint", Text(fingerprint))];
+            ConstGauge::new(since.as_secs_f64()).encode(family.encode_family(&labels)?)?;
+        }
+        let help = "1 while the trust bundle on disk cannot be used and an older one is in force, or a revocation list is overdue";
         let family = encoder.encode_descriptor("heddle_trust_bundle_stale", help, None, MetricType::Gauge)?;
         ConstGauge::new(i64::from(self.readings.trust_stale())).encode(family)?;
 

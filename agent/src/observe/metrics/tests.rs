@@ -1,6 +1,6 @@
 use std::{
     net::IpAddr,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use heddle_ebpf::flows::{Count, CounterKey};
@@ -48,6 +48,10 @@ impl Readings for Fixed {
             CertificateReading { identity: "web.shop".to_owned(), not_after, failures: 0 },
             CertificateReading { identity: "db.shop".to_owned(), not_after: None, failures: 3 },
         ]
+    }
+
+    fn anchors(&self) -> Vec<(String, SystemTime)> {
+        vec![("c0ffee".to_owned(), UNIX_EPOCH + Duration::from_secs(1_767_225_600))]
     }
 
     fn trust_stale(&self) -> bool {
@@ -146,6 +150,7 @@ fn what_is_read_at_a_scrape_is_there() {
         (r#"heddle_certificate_expiry_seconds{identity="web.shop"}"#, "1767225600.0"),
         (r#"heddle_certificate_expiry_seconds{identity="db.shop"}"#, "0.0"),
         (r#"heddle_certificate_failed_renewals{identity="db.shop"}"#, "3"),
+        (r#"heddle_trust_anchor_expiry_seconds{fingerprint="c0ffee"}"#, "1767225600.0"),
         ("heddle_trust_bundle_stale", "1"),
         ("heddle_tables_generation", "42"),
         (r#"heddle_tables_entries{table="workloads"}"#, "12"),

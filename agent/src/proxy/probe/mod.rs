@@ -98,7 +98,7 @@ impl Probe<'_> {
         self.member.set_deadline(None);
         result.map_err(|told| match told {
             Told::TimedOut => Reason::TimedOut,
-            Told::Ended => Reason::AgentGone,
+            Told::Ended | Told::Draining => Reason::AgentGone,
         })
     }
 

@@ -7,6 +7,8 @@ mod far_server;
 mod limits;
 mod open_server;
 mod refusals;
+mod renewals;
+mod slow_wire;
 mod speed;
 mod streams;
 mod world;

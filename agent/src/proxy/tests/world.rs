@@ -133,6 +133,8 @@ pub struct State {
     pub class: Mutex<Result<InboundClass, Refusal>>,
     pub allowed: Mutex<HashSet<Option<PeerName>>>,
     pub application: Mutex<SocketAddr>,
+    /// Where connections to pod B's node are made instead.
+    pub by_way_of: Mutex<Option<SocketAddr>>,
     pub probe: AtomicBool,
     pub checks: Mutex<Vec<Check>>,
     pub client_identity: Mutex<&'static str>,
@@ -162,6 +164,12 @@ impl State {
             (client_config(Arc::clone(&roots), Some(own)), server_config(roots, name, copy))
         });
         made.clone()
+    }
+
+    /// Another certificate for `name`, as after a renewal, and tells the workers.
+    pub fn renew(&self, name: &'static str) {
+        self.configs.lock().unwrap().remove(name);
+        self.changes.send_modify(|generation| *generation += 1);
     }
 
     pub fn entries(&self) -> Vec<Entry> {
@@ -209,7 +217,7 @@ impl Sockets for State {
         self.probe.load(Ordering::SeqCst)
     }
     fn connect_upstream(&self, _: PodId, destination: SocketAddr) -> io::Result<TcpStream> {
-        connect(destination)
+        connect(self.by_way_of.lock().unwrap().unwrap_or(destination))
     }
     fn connect_application(&self, _: PodId, _: SocketAddr, _: SocketAddr, _: bool) -> io::Result<TcpStream> {
         connect(*self.application.lock().unwrap())
@@ -260,6 +268,9 @@ struct Unshaken;
 
 impl Standing for Unshaken {
     fn holds(&self) -> bool {
+        true
+    }
+    fn may_begin(&self) -> bool {
         true
     }
 }
@@ -342,6 +353,7 @@ impl World {
             class: Mutex::new(Ok(InboundClass::MeshTls)),
             allowed: Mutex::new(HashSet::from([Some(PeerName::new(CLIENT))])),
             application: Mutex::new("127.0.0.1:9".parse().unwrap()),
+            by_way_of: Mutex::default(),
             probe: AtomicBool::new(false),
             checks: Mutex::default(),
             client_identity: Mutex::new(CLIENT),

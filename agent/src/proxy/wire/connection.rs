@@ -50,6 +50,8 @@ pub enum Event {
     Ended,
     /// The peer gave the stream up for this reason. Answer with [`Connection::reset`].
     Reset(u32),
+    /// The server asks for no other stream than the one that may be under way (client only): close when it is over.
+    Retired,
     /// A frame of a stream that this side gave up already, or a RESET that crossed the stream's end: nothing to do.
     Ignored,
 }
@@ -101,6 +103,8 @@ pub struct Connection {
     active: bool,
     /// The last stream's peer ended with END and may have sent RESET before it learned that the stream is over.
     late_reset: bool,
+    /// RETIRE was said: the stream after this one, whose OPEN may have crossed it, is the last.
+    retired: Option<u32>,
     discarded: u64,
 }
 
@@ -114,6 +118,7 @@ impl Connection {
             received: Half::Silent,
             active: false,
             late_reset: false,
+            retired: None,
             discarded: 0,
         }
     }
@@ -128,9 +133,14 @@ impl Connection {
         !self.active
     }
 
-    /// Idle, and there is a number left for another stream.
+    /// Idle, the server has not asked for an end, and there is a number left for another stream.
     pub fn is_reusable(&self) -> bool {
-        !self.active && self.stream < u32::MAX
+        !self.active && self.retired.is_none() && self.stream < u32::MAX
+    }
+
+    /// Whether RETIRE was said.
+    pub fn is_retired(&self) -> bool {
+        self.retired.is_some()
     }
 
     /// Whether [`Self::data`] may be called.
@@ -228,6 +238,19 @@ impl Connection {
         Some(frame)
     }
 
+    /// Asks the client to open no other stream (server). One whose OPEN is under way already is to be answered like any
+    /// other: nothing is lost where the two cross.
+    ///
+    /// # Errors
+    /// [`Misuse`] within a stream, or if it was said before.
+    pub fn retire(&mut self) -> Result<[u8; HEADER], Misuse> {
+        if self.role != Role::Server || self.active || self.retired.is_some() {
+            return Err(Misuse::State("RETIRE"));
+        }
+        self.retired = Some(self.stream);
+        Ok(frame::retire(self.stream))
+    }
+
     /// Takes the frame of `record` (a TLS record's plaintext) that begins at `at`: what it means and where the next
     /// begins; `None` at the record's end.
     ///
@@ -237,12 +260,11 @@ impl Connection {
         let Some(parsed) = frame::parse(record, at)? else {
             return Ok(None);
         };
-        let event = if let Frame::Open(open) = &parsed.frame {
-            self.opened(*open, parsed.stream, at)?
-        } else if self.active && parsed.stream == self.stream {
-            self.step(&parsed.frame)?
-        } else {
-            self.late(&parsed.frame, parsed.stream)?
+        let event = match &parsed.frame {
+            Frame::Open(open) => self.opened(*open, parsed.stream, at)?,
+            Frame::Retire => self.told_to_retire(parsed.stream)?,
+            frame if self.active && parsed.stream == self.stream => self.step(frame)?,
+            frame => self.late(frame, parsed.stream)?,
         };
         Ok(Some((event, parsed.next)))
     }
@@ -275,6 +297,10 @@ impl Connection {
         if at != 0 {
             return Err(Violation::OpenInsideRecord);
         }
+        // One OPEN may have crossed RETIRE. Before the next its client has read it.
+        if self.retired.is_some_and(|last| self.stream > last) {
+            return Err(Violation::State("OPEN"));
+        }
         let expected = self.stream.checked_add(1).ok_or(Violation::State("OPEN"))?;
         if stream != expected {
             return Err(Violation::Stream { found: stream, expected });
@@ -284,6 +310,21 @@ impl Connection {
         self.late_reset = false;
         self.received = Half::Flowing;
         Ok(Event::Opened(open))
+    }
+
+    /// RETIRE comes between streams: the client may have opened the next one, and the server not answered yet.
+    fn told_to_retire(&mut self, stream: u32) -> Result<Event, Violation> {
+        let unanswered = !self.active || self.received == Half::Silent;
+        if self.role != Role::Client || self.retired.is_some() || !unanswered {
+            return Err(Violation::State("RETIRE"));
+        }
+        let expected = if self.active { self.stream.saturating_sub(1) } else { self.stream };
+        if stream != expected {
+            return Err(Violation::Stream { found: stream, expected });
+        }
+        self.late_reset = false;
+        self.retired = Some(stream);
+        Ok(Event::Retired)
     }
 
     /// A frame that is not of the present stream: only a RESET that crossed the last one's end may come, and once.
@@ -343,5 +384,6 @@ fn name(frame: &Frame) -> &'static str {
         Frame::Reset(_) => "RESET",
         Frame::Accepted => "ACCEPTED",
         Frame::Refused(_) => "REFUSED",
+        Frame::Retire => "RETIRE",
     }
 }

@@ -37,6 +37,7 @@ const END: u8 = 3;
 const RESET: u8 = 4;
 const ACCEPTED: u8 = 5;
 const REFUSED: u8 = 6;
+const RETIRE: u8 = 7;
 
 /// Who opens a stream, and where it leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +63,8 @@ pub enum Frame {
     Accepted,
     /// The server does not open the stream, for this reason.
     Refused(u32),
+    /// The server asks for no stream after this one and the next, which may be under way.
+    Retire,
 }
 
 /// A frame, the stream that it belongs to, and where in the record the next one begins.
@@ -117,7 +120,7 @@ pub fn parse(record: &[u8], at: usize) -> Result<Option<Parsed>, FrameError> {
     }
     let (header, body) = rest.split_first_chunk::<HEADER>().ok_or(FrameError::Cut)?;
     let [kind, flags, l0, l1, s0, s1, s2, s3] = *header;
-    if !(OPEN..=REFUSED).contains(&kind) {
+    if !(OPEN..=RETIRE).contains(&kind) {
         return Err(FrameError::Kind(kind));
     }
     if flags != 0 {
@@ -142,7 +145,8 @@ pub fn parse(record: &[u8], at: usize) -> Result<Option<Parsed>, FrameError> {
         END => Frame::End,
         RESET => Frame::Reset(read_code(payload)?),
         ACCEPTED => Frame::Accepted,
-        _ => Frame::Refused(read_code(payload)?),
+        REFUSED => Frame::Refused(read_code(payload)?),
+        _ => Frame::Retire,
     };
     Ok(Some(Parsed { frame, stream: u32::from_be_bytes([s0, s1, s2, s3]), next: start + size }))
 }
@@ -215,6 +219,11 @@ pub fn end(stream: u32) -> [u8; HEADER] {
 /// An ACCEPTED frame.
 pub fn accepted(stream: u32) -> [u8; HEADER] {
     header(ACCEPTED, 0, stream)
+}
+
+/// A RETIRE frame; `stream` is the last one that is over.
+pub fn retire(stream: u32) -> [u8; HEADER] {
+    header(RETIRE, 0, stream)
 }
 
 /// A RESET frame.

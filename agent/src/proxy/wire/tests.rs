@@ -49,6 +49,7 @@ fn bytes_are_as_documented() {
     assert_eq!(frame::reset(3, 34), [4, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0, 34]);
     assert_eq!(frame::accepted(4), [5, 0, 0, 0, 0, 0, 0, 4]);
     assert_eq!(frame::refused(0x0102_0304, 20), [6, 0, 0, 4, 1, 2, 3, 4, 0, 0, 0, 20]);
+    assert_eq!(frame::retire(5), [7, 0, 0, 0, 0, 0, 0, 5]);
     assert_eq!(MAX_PAYLOAD, 0x3ff8);
 }
 
@@ -163,7 +164,7 @@ fn violations_are_told_apart() {
     let fresh = |record: &[u8]| read_all(&mut Connection::new(Role::Server), record).unwrap_err();
     assert_eq!(fresh(&open(1)[..47]), FrameError::Cut.into());
     assert_eq!(fresh(&[1, 0, 0]), FrameError::Cut.into());
-    assert_eq!(fresh(&with(open(1), 0, 7)), FrameError::Kind(7).into());
+    assert_eq!(fresh(&with(open(1), 0, 8)), FrameError::Kind(8).into());
     assert_eq!(fresh(&with(open(1), 0, 0)), FrameError::Kind(0).into());
     assert_eq!(fresh(&with(open(1), 1, 1)), FrameError::Flags(1).into());
     assert_eq!(fresh(&with(open(1), 3, 39)), FrameError::Length { kind: 1, length: 39 }.into());
@@ -202,6 +203,50 @@ fn violations_are_told_apart() {
     read_all(&mut client, &server_end).unwrap();
     record.extend(client.open(&sample_open()).unwrap());
     assert_eq!(read_all(&mut server, &record), Err(Violation::OpenInsideRecord));
+}
+
+/// The server asks for the connection's end while the client opens a stream: it is served, and is the last.
+#[test]
+fn an_open_that_crosses_retire_is_served() {
+    for streams_before in [0, 1] {
+        let (mut client, mut server) = (Connection::new(Role::Client), Connection::new(Role::Server));
+        if streams_before == 1 {
+            (client, server) = opened();
+            let (there, back) = (client.end().unwrap(), server.end().unwrap());
+            read_all(&mut server, &there).unwrap();
+            read_all(&mut client, &back).unwrap();
+        }
+        let (open, retire) = (client.open(&sample_open()).unwrap(), server.retire().unwrap());
+        assert_eq!(server.retire(), Err(Misuse::State("RETIRE")));
+        assert_eq!(read_all(&mut server, &open).unwrap(), [Event::Opened(sample_open())]);
+        assert_eq!(read_all(&mut client, &retire).unwrap(), [Event::Retired]);
+        let accepted = server.accept().unwrap();
+        assert_eq!(read_all(&mut client, &accepted).unwrap(), [Event::Accepted]);
+        let (there, back) = (client.end().unwrap(), server.end().unwrap());
+        read_all(&mut server, &there).unwrap();
+        read_all(&mut client, &back).unwrap();
+        assert!(client.is_idle() && server.is_idle() && !client.is_reusable());
+        assert_eq!(client.open(&sample_open()), Err(Misuse::State("OPEN")));
+        // One that opens another all the same is cut off.
+        let another = frame::open(streams_before + 2, &sample_open());
+        assert_eq!(read_all(&mut server, &another), Err(Violation::State("OPEN")));
+    }
+}
+
+#[test]
+fn retire_comes_from_a_server_between_streams_and_once() {
+    let (mut client, mut server) = opened();
+    assert_eq!(server.retire(), Err(Misuse::State("RETIRE")));
+    assert_eq!(client.retire(), Err(Misuse::State("RETIRE")));
+    assert_eq!(read_all(&mut client, &frame::retire(0)), Err(Violation::State("RETIRE")));
+    assert_eq!(read_all(&mut server, &frame::retire(0)), Err(Violation::State("RETIRE")));
+    let fresh = || Connection::new(Role::Client);
+    assert_eq!(read_all(&mut fresh(), &frame::retire(0)).unwrap(), [Event::Retired]);
+    let another = Violation::Stream { found: 1, expected: 0 };
+    assert_eq!(read_all(&mut fresh(), &frame::retire(1)), Err(another));
+    let mut twice = frame::retire(0).to_vec();
+    twice.extend(frame::retire(0));
+    assert_eq!(read_all(&mut fresh(), &twice), Err(Violation::State("RETIRE")));
 }
 
 #[test]
@@ -245,6 +290,7 @@ enum Act {
     Data(u16),
     End,
     Reset,
+    Retire,
     /// The other side reads this many of the records that are under way to it.
     Deliver(u8),
 }
@@ -257,6 +303,7 @@ fn act() -> impl Strategy<Value = Act> {
         4 => (1u16..=MAX_PAYLOAD as u16).prop_map(Act::Data),
         3 => Just(Act::End),
         1 => Just(Act::Reset),
+        1 => Just(Act::Retire),
         6 => (1u8..4).prop_map(Act::Deliver),
     ]
 }
@@ -267,11 +314,19 @@ struct Side {
     outbox: VecDeque<Vec<u8>>,
     sent: Vec<(u32, u64, bool)>,
     taken: Vec<(u32, u64, bool)>,
+    /// How many streams it has opened, or seen opened.
+    opens: u32,
 }
 
 impl Side {
     fn new(role: Role) -> Self {
-        Self { wire: Connection::new(role), outbox: VecDeque::new(), sent: Vec::new(), taken: Vec::new() }
+        Self {
+            wire: Connection::new(role),
+            outbox: VecDeque::new(),
+            sent: Vec::new(),
+            taken: Vec::new(),
+            opens: 0,
+        }
     }
 
     fn act(&mut self, act: Act) {
@@ -286,12 +341,14 @@ impl Side {
             }),
             Act::End => self.wire.end().map(|f| f.to_vec()).ok(),
             Act::Reset => self.wire.reset(34).map(|f| f.to_vec()),
+            Act::Retire => self.wire.retire().map(|f| f.to_vec()).ok(),
             Act::Deliver(_) => None,
         };
         let Some(frame) = frame else { return };
         match act {
             Act::Data(length) => book(&mut self.sent, self.wire.stream(), u64::from(length), false),
             Act::End => book(&mut self.sent, self.wire.stream(), 0, true),
+            Act::Open => self.opens += 1,
             _ => {}
         }
         self.outbox.push_back(frame);
@@ -304,7 +361,8 @@ impl Side {
                 Event::Data(range) => book(&mut self.taken, self.wire.stream(), range.len() as u64, false),
                 Event::Ended => book(&mut self.taken, self.wire.stream(), 0, true),
                 Event::Refused(_) | Event::Reset(_) => self.act(Act::Reset),
-                Event::Opened(_) | Event::Accepted | Event::Ignored => {}
+                Event::Opened(_) => self.opens += 1,
+                Event::Accepted | Event::Retired | Event::Ignored => {}
             }
         }
     }
@@ -365,6 +423,10 @@ proptest! {
             prop_assert!(side.wire.is_idle());
         }
         prop_assert_eq!(sides[0].wire.stream(), sides[1].wire.stream());
+        // Whatever crossed, no OPEN was lost, and both know of a RETIRE, after which nothing begins.
+        prop_assert_eq!(sides[0].opens, sides[1].opens);
+        prop_assert_eq!(sides[0].wire.is_retired(), sides[1].wire.is_retired());
+        prop_assert!(!sides[0].wire.is_retired() || sides[0].wire.clone().open(&sample_open()).is_err());
         agrees(&sides[0].sent, &sides[1].taken);
         agrees(&sides[1].sent, &sides[0].taken);
     }

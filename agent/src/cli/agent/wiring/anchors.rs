@@ -1,4 +1,4 @@
-//! The bundle of trust anchors, followed as it changes.
+//! The bundle of trust anchors and revocation lists, followed as it changes.
 
 use std::{
     path::PathBuf,
@@ -7,22 +7,32 @@ use std::{
 };
 
 use heddle_identity::{
-    Store, anchors_from_pem,
+    Store, TrustError, anchors_from_pem,
     files::{self, Readers},
+    lists_from_pem,
 };
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use time::OffsetDateTime;
 
 /// How often it is looked whether there are other anchors.
 const LOOK: Duration = Duration::from_secs(1);
-/// A hundred roots.
-const BUNDLE_BYTES: usize = 256 * 1024;
+/// A hundred roots, and lists of some 20,000 certificates.
+const BUNDLE_BYTES: usize = 1024 * 1024;
 
 /// Why the bundle on disk is not in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stale {
     pub since: OffsetDateTime,
     pub error: String,
+}
+
+/// What a bundle holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bundle {
+    /// The file as it is, to know it by.
+    pub bytes: Vec<u8>,
+    pub anchors: Vec<CertificateDer<'static>>,
+    pub lists: Vec<CertificateRevocationListDer<'static>>,
 }
 
 /// A file with the anchors.
@@ -37,13 +47,14 @@ impl AnchorsFile {
         Self { path, stale: Arc::default() }
     }
 
-    /// The file's anchors, and its bytes to know them by.
-    pub fn read(&self) -> Result<(Vec<u8>, Vec<CertificateDer<'static>>), String> {
+    /// What the file holds.
+    pub fn read(&self) -> Result<Bundle, String> {
         let bytes =
             files::read(&self.path, Readers::Anybody, BUNDLE_BYTES).map_err(|error| error.to_string())?;
-        let anchors =
-            anchors_from_pem(&bytes).map_err(|error| format!("{}: {error}", self.path.display()))?;
-        Ok((bytes.to_vec(), anchors))
+        let within = |error: TrustError| format!("{}: {error}", self.path.display());
+        let anchors = anchors_from_pem(&bytes).map_err(within)?;
+        let lists = lists_from_pem(&bytes).map_err(within)?;
+        Ok(Bundle { bytes: bytes.to_vec(), anchors, lists })
     }
 
     /// Why it is not in force as it is now; `None`: it is.
@@ -58,11 +69,11 @@ impl AnchorsFile {
             let reading = self.clone();
             let Ok(read) = tokio::task::spawn_blocking(move || reading.read()).await else { continue };
             let outcome = match read {
-                Ok((bytes, _)) if bytes == known => Ok(()),
-                Ok((bytes, anchors)) => {
-                    let count = anchors.len();
-                    store.reload_trust(anchors).map_err(|error| error.to_string()).map(|()| {
-                        tracing::info!(bundle = %self.path.display(), count, "other trust anchors are in force");
+                Ok(read) if read.bytes == known => Ok(()),
+                Ok(Bundle { bytes, anchors, lists }) => {
+                    let (count, revoking) = (anchors.len(), lists.len());
+                    store.reload_trust(anchors, &lists).map_err(|error| error.to_string()).map(|()| {
+                        tracing::info!(bundle = %self.path.display(), count, revoking, "another trust bundle is in force");
                         known = bytes;
                     })
                 }
@@ -78,7 +89,7 @@ impl AnchorsFile {
             Ok(()) => *stale = None,
             Err(error) if stale.as_ref().is_some_and(|known| known.error == error) => {}
             Err(error) => {
-                tracing::error!(bundle = %self.path.display(), error, "the trust bundle cannot be used; the last anchors stay in force");
+                tracing::error!(bundle = %self.path.display(), error, "the trust bundle cannot be used; the last anchors and revocation lists stay in force");
                 let since = stale.as_ref().map_or_else(|| SystemTime::now().into(), |known| known.since);
                 *stale = Some(Stale { since, error });
             }

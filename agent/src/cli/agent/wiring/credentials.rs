@@ -24,6 +24,10 @@ impl Standing for Believed {
     fn holds(&self) -> bool {
         self.0.holds()
     }
+
+    fn may_begin(&self) -> bool {
+        self.0.holds() && !self.0.is_expired(SystemTime::now())
+    }
 }
 
 impl Credentials for PodCredentials {

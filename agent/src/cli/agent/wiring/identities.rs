@@ -1,6 +1,7 @@
 //! The certificates and anchors in force, as the door tells of them.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -11,9 +12,12 @@ use time::OffsetDateTime;
 use super::{anchors::AnchorsFile, pods::Pods};
 use crate::cli::door::{AnchorStatus, CertificateStatus, Identities, IdentityStatus};
 
+/// How often it is looked whether there is something to warn of.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long before its end an anchor is warned of.
 const ANCHOR_WARNING: Duration = Duration::from_secs(60 * 24 * 3600);
 
+#[derive(Clone)]
 pub(super) struct KnownIdentities {
     pub pods: Arc<Pods>,
     pub store: Arc<Store>,
@@ -21,6 +25,22 @@ pub(super) struct KnownIdentities {
 }
 
 impl KnownIdentities {
+    /// Logs each warning when it appears, and that it is settled, for ever: nobody need ask for them.
+    pub async fn warn(self) {
+        let mut known = BTreeSet::new();
+        loop {
+            let now: BTreeSet<String> = self.read().warnings.into_iter().collect();
+            for warning in now.difference(&known) {
+                tracing::warn!(target: "heddle::identity", "{warning}");
+            }
+            for settled in known.difference(&now) {
+                tracing::info!(target: "heddle::identity", "no longer so: {settled}");
+            }
+            known = now;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     pub fn renew(&self) -> usize {
         self.store.renew_all(SystemTime::now());
         self.store.status().len()
@@ -52,46 +72,50 @@ impl KnownIdentities {
                 stale.since, stale.error
             ));
         }
+        if let Some(since) = self.store.trust().overdue(now) {
+            let since = OffsetDateTime::from(since);
+            warnings.push(format!(
+                "a revocation list should have been replaced on {since}; it stays in force: add its successor to the bundle"
+            ));
+        }
         let pods = self.pods.all();
-        let identities = self
-            .store
-            .status()
-            .into_iter()
-            .map(|status| {
-                let facts = CertificateFacts::of(&status.chain).ok();
-                let certificate = facts.map(|facts| CertificateStatus {
-                    serial: facts.serial,
-                    issued: facts.not_before.into(),
-                    expires: facts.not_after.into(),
-                    obtained: status.renewed.unwrap_or(facts.not_before).into(),
-                    issuer: facts.issuer,
-                    anchor: anchor_of(&status.chain, &trusted).map(fingerprint).unwrap_or_default(),
-                    chain: pem(&status.chain),
-                });
-                match &certificate {
-                    None => {
-                        warnings.push(format!("{} has no certificate: {}", status.identity, status.error))
+        let identities =
+            self.store
+                .status()
+                .into_iter()
+                .map(|status| {
+                    let facts = CertificateFacts::of(&status.chain).ok();
+                    let certificate = facts.map(|facts| CertificateStatus {
+                        serial: facts.serial,
+                        issued: facts.not_before.into(),
+                        expires: facts.not_after.into(),
+                        obtained: status.renewed.unwrap_or(facts.not_before).into(),
+                        issuer: facts.issuer,
+                        anchor: anchor_of(&status.chain, &trusted).map(fingerprint).unwrap_or_default(),
+                        chain: pem(&status.chain),
+                    });
+                    match &certificate {
+                        None => {
+                            warnings.push(format!("{} has no certificate: {}", status.identity, status.error))
+                        }
+                        Some(certificate) if certificate.anchor.is_empty() => {
+                            warnings.push(format!("{} rests on no anchor that is in force", status.identity));
+                        }
+                        Some(_) if status.failures > 0 => warnings
+                            .push(format!("{} could not be renewed: {}", status.identity, status.error)),
+                        Some(_) => {}
                     }
-                    Some(certificate) if certificate.anchor.is_empty() => {
-                        warnings.push(format!("{} rests on no anchor that is in force", status.identity));
+                    let of = |entry: &&Arc<super::pods::Entry>| entry.workload.identity() == &status.identity;
+                    IdentityStatus {
+                        identity: status.identity.dns().to_owned(),
+                        pods: pods.iter().filter(of).map(|entry| entry.name.to_string()).collect(),
+                        certificate,
+                        failures: status.failures,
+                        error: status.error,
+                        next_renewal: status.due.into(),
                     }
-                    Some(_) if status.failures > 0 => warnings.push(format!(
-                        "{} could not be renewed {} times: {}",
-                        status.identity, status.failures, status.error
-                    )),
-                    Some(_) => {}
-                }
-                let of = |entry: &&Arc<super::pods::Entry>| entry.workload.identity() == &status.identity;
-                IdentityStatus {
-                    identity: status.identity.dns().to_owned(),
-                    pods: pods.iter().filter(of).map(|entry| entry.name.to_string()).collect(),
-                    certificate,
-                    failures: status.failures,
-                    error: status.error,
-                    next_renewal: status.due.into(),
-                }
-            })
-            .collect();
+                })
+                .collect();
         Identities { identities, anchors, stale: stale.map(|stale| stale.error), warnings }
     }
 }

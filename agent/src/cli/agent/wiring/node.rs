@@ -165,6 +165,7 @@ impl Running {
             Arc::clone(&workers),
             running.lines.clone(),
         ));
+        tasks.spawn(running.identities.clone().warn());
         tasks.spawn(sweep(Arc::clone(&capture), pods, metrics, Arc::clone(&workers)));
         tasks.spawn(give_memory_back());
         let beating = Heartbeat::start(capture.kernel(), heartbeat / 5, liveness(workers))

@@ -17,7 +17,7 @@ use miette::miette;
 
 use super::super::Failure;
 use super::{
-    anchors::AnchorsFile,
+    anchors::{AnchorsFile, Bundle},
     issuer::{Issuer, Remote},
 };
 use crate::{
@@ -120,13 +120,15 @@ fn issuing(config: &Config, naming: &IdentityNaming) -> Result<Issuing, Failure>
         Ca::Memory(_) => embedded(Authority::in_memory(naming.clone(), settings, now))?,
         Ca::Remote(remote) => {
             let file = AnchorsFile::new(remote.trust_bundle.clone());
-            let (bytes, anchors) = file.read().map_err(|error| {
+            let unusable = |error: String| {
                 miette!(
                     help = "name the authority's ca.crt in `ca.trustBundle`",
                     "nobody can be trusted: {error}"
                 )
-            })?;
-            let trust = trust(anchors)?;
+            };
+            let Bundle { bytes, anchors, lists } = file.read().map_err(unusable)?;
+            let trust = trust(anchors.clone())?;
+            trust.reload(anchors, &lists).map_err(|error| unusable(error.to_string()))?;
             let issuer = Remote::new(remote, &config.node, &trust, &tls)?;
             (trust, Issuer::Remote(Box::new(issuer)), Some((file, bytes)))
         }

@@ -1,10 +1,14 @@
 //! What metrics ask for at each scrape.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use heddle_ebpf::flows::{Count, CounterKey};
-use heddle_identity::Store;
+use heddle_identity::{CertificateFacts, Store, fingerprint};
 use heddle_policy::Compiled;
+use rustls::pki_types::CertificateDer;
 
 use super::{anchors::AnchorsFile, pods::Pods};
 use crate::{
@@ -44,8 +48,18 @@ impl Readings for NodeReadings {
             .collect()
     }
 
+    fn anchors(&self) -> Vec<(String, SystemTime)> {
+        let anchors = self.store.trust().anchors();
+        let told = |anchor: &CertificateDer<'_>| {
+            let facts = CertificateFacts::of(std::slice::from_ref(anchor)).ok()?;
+            Some((fingerprint(anchor), facts.not_after))
+        };
+        anchors.iter().filter_map(told).collect()
+    }
+
     fn trust_stale(&self) -> bool {
         self.anchors.as_ref().is_some_and(|file| file.stale().is_some())
+            || self.store.trust().overdue(SystemTime::now()).is_some()
     }
 
     fn tables(&self) -> TablesReading {

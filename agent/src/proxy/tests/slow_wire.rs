@@ -1,0 +1,67 @@
+//! A wire between two nodes on which everything takes its time, so that what the two say crosses.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use socket2::SockRef;
+
+/// What an end of the wire has to tell the other.
+enum Said {
+    Bytes(Vec<u8>),
+    End,
+    Reset,
+}
+
+/// Where to connect to for a connection to `far` whose bytes, ends and resets each take `delay`.
+pub fn slow_wire(far: SocketAddr, delay: Duration) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let near = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let (Ok(near), Ok(far)) = (near, TcpStream::connect(far)) else { continue };
+            near.set_nodelay(true).unwrap();
+            far.set_nodelay(true).unwrap();
+            carry(near.try_clone().unwrap(), far.try_clone().unwrap(), delay);
+            carry(far, near, delay);
+        }
+    });
+    near
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = [0; 16 * 1024];
+        loop {
+            let said = match from.read(&mut bytes) {
+                Ok(0) => Said::End,
+                Ok(count) => Said::Bytes(bytes[..count].to_vec()),
+                Err(_) => Said::Reset,
+            };
+            let last = !matches!(said, Said::Bytes(_));
+            if tell.send((Instant::now() + delay, said)).is_err() || last {
+                break;
+            }
+        }
+    });
+    thread::spawn(move || {
+        for (due, said) in told {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            match said {
+                Said::Bytes(bytes) if to.write_all(&bytes).is_ok() => {}
+                Said::Bytes(_) => break,
+                Said::End => drop(to.shutdown(Shutdown::Write)),
+                Said::Reset => {
+                    drop(SockRef::from(&to).set_linger(Some(Duration::ZERO)));
+                    // Both directions hold the socket: the reset is told by whoever lets go last, and this wakes the other.
+                    drop(to.shutdown(Shutdown::Read));
+                }
+            }
+        }
+    });
+}
