@@ -5,6 +5,7 @@ mod apt;
 mod bench_policy;
 mod btf;
 mod circles;
+mod cluster;
 mod command;
 mod ebpf;
 mod on_the_lab;
@@ -47,6 +48,7 @@ enum Command {
     Ebpf(ebpf::Arguments),
     Verifier(verify_programs::Arguments),
     Vm(vm::Arguments),
+    Cluster(cluster::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -107,5 +109,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Ebpf(arguments) => ebpf::run(&workspace()?, &arguments).map(|_| ExitCode::SUCCESS),
         Command::Verifier(arguments) => verify_programs::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm::run(&workspace()?, &arguments),
+        Command::Cluster(arguments) => cluster::run(&workspace()?, &arguments),
     }
 }
