@@ -11,6 +11,7 @@ mod ebpf;
 mod on_the_lab;
 mod preflight;
 mod privilege;
+mod stage;
 mod test;
 mod toolchain;
 mod tools;

@@ -4,14 +4,18 @@ mod certificates;
 mod control_plane;
 mod daemon;
 mod hierarchies;
+mod images;
+mod install;
 mod node;
 mod programs;
 mod state;
 
+use crate::toolchain::Choice;
 use crate::workspace::Workspace;
-use crate::{apt, privilege, tools};
+use crate::{apt, ebpf, privilege, tools};
 use anyhow::{Context, Result, anyhow};
 use certificates::Authority;
+use images::Images;
 use programs::Programs;
 use state::State;
 use std::env;
@@ -46,6 +50,15 @@ enum Part {
         /// Only etcd and the API server, without nodes: to try resources and admission against
         #[arg(long)]
         api: bool,
+        /// Heddle as it is shipped: optimized
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build Heddle's image from this tree, give it to the nodes and install it, or install it anew
+    Install {
+        /// Heddle as it is shipped: optimized
+        #[arg(long)]
+        release: bool,
     },
     /// Remove the cluster, and whatever a crashed one left
     Down,
@@ -66,9 +79,16 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         return inner(workspace, arguments);
     }
     privilege::refuse_sudo_around_cargo(workspace)?;
-    if matches!(arguments.part, Part::Up { .. }) {
-        apt::install(&lab::packages())?;
-        Programs::prepare(workspace)?;
+    match arguments.part {
+        Part::Up { api, release } => {
+            apt::install(&lab::packages())?;
+            Programs::prepare(workspace)?;
+            if !api {
+                prepare_images(workspace, release)?;
+            }
+        }
+        Part::Install { release } => prepare_images(workspace, release)?,
+        Part::Down | Part::Status | Part::Kubectl { .. } => {}
     }
     let mut inner = privilege::as_root("env")?;
     let mut path = std::ffi::OsString::from("PATH=");
@@ -88,7 +108,12 @@ fn inner(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         format!("{LAB}-{}", arguments.name)
     };
     match &arguments.part {
-        Part::Up { api } => up(&programs, name, *api).map(|()| ExitCode::SUCCESS),
+        Part::Up { api, .. } => up(workspace, &programs, name, *api).map(|()| ExitCode::SUCCESS),
+        Part::Install { .. } => {
+            let state = State::read(name)?;
+            Images::of(workspace).load(&state, &programs)?;
+            install::install(workspace, &state, &programs).map(|()| ExitCode::SUCCESS)
+        }
         Part::Down => down(name).map(|()| ExitCode::SUCCESS),
         Part::Status => {
             let state = State::read(name)?;
@@ -103,6 +128,13 @@ fn inner(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
+/// What the images are made of, built as the caller.
+fn prepare_images(workspace: &Workspace, release: bool) -> Result<()> {
+    apt::install(&["buildah"])?;
+    ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;
+    Images::of(workspace).prepare(workspace, release)
+}
+
 fn down(name: &str) -> Result<()> {
     let removed = lab::remove_kept(name)?;
     // What holds a container's cgroup ends with the lab's own, and goes a moment later.
@@ -114,7 +146,7 @@ fn down(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn up(programs: &Programs, name: &str, api: bool) -> Result<()> {
+fn up(workspace: &Workspace, programs: &Programs, name: &str, api: bool) -> Result<()> {
     let began = Instant::now();
     let step = |what: &str| println!("{:6.1} s  {what}", began.elapsed().as_secs_f64());
     hierarchies::sweep(State::alive)?;
@@ -158,6 +190,10 @@ fn up(programs: &Programs, name: &str, api: bool) -> Result<()> {
             )?;
             Ok(ready.stdout.trim() == "True True")
         })?;
+    }
+    if !api {
+        step("images, built by buildah and given to the nodes");
+        Images::of(workspace).load(&state, programs)?;
     }
     lab.keep()?;
     step("ready: `cargo xtask cluster kubectl get nodes`, `cargo xtask cluster down`");
