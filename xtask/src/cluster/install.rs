@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use xtask::lab::{POD_NETWORKS, SERVICE_NETWORKS};
+use std::time::Duration;
+use xtask::lab::{POD_NETWORKS, SERVICE_NETWORKS, eventually};
 
 /// What is another here than in a cluster of machines. Each must be in the manifests.
 fn changes() -> [(&'static str, String); 4] {
@@ -37,7 +38,9 @@ fn manifests(workspace: &Workspace) -> Result<String> {
 
 /// Makes keys, and puts CRDs, keys and manifests into the cluster. Returns when authority and agents are ready.
 pub fn install(workspace: &Workspace, state: &State, programs: &Programs) -> Result<()> {
-    let heddle = Images::of(workspace).heddle();
+    let images = Images::of(workspace);
+    images.load(state, programs)?;
+    let heddle = images.heddle();
     let keys = state.folder.join("keys");
     let (root, issuer) = (keys.join("root"), keys.join("issuer"));
     let crds = workspace.root.join("deploy/crds");
@@ -70,14 +73,19 @@ pub fn install(workspace: &Workspace, state: &State, programs: &Programs) -> Res
         )?;
         state.check(programs, &["create", system, "configmap", "heddle-trust-roots", anchors])?;
     }
+    let before = state
+        .kubectl_output(programs, &["get", "--namespace=heddle-system", "daemonset", "heddle"])?
+        .succeeded();
     state.check(programs, &["apply", "--server-side", "--filename", &shown(&file)])?;
-    rolled_out(state, programs)
-}
-
-/// Waits until authority and agents are ready.
-pub fn rolled_out(state: &State, programs: &Programs) -> Result<()> {
     for what in ["deployment/heddle-ca", "daemonset/heddle"] {
-        state.check(programs, &["rollout", "status", "--namespace=heddle-system", "--timeout=25s", what])?;
+        // The image's name is the same as before.
+        if before {
+            state.check(programs, &["rollout", "restart", "--namespace=heddle-system", what])?;
+        }
+        let words = ["rollout", "status", "--namespace=heddle-system", "--timeout=20s", what];
+        eventually(&format!("{what} to be ready"), Duration::from_secs(180), || {
+            Ok(state.kubectl_output(programs, &words)?.succeeded())
+        })?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod install;
 mod node;
 mod programs;
 mod state;
+mod test;
 
 use crate::toolchain::Choice;
 use crate::workspace::Workspace;
@@ -20,6 +21,7 @@ use programs::Programs;
 use state::State;
 use std::env;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use xtask::lab::{self, Lab};
@@ -60,6 +62,21 @@ enum Part {
         #[arg(long)]
         release: bool,
     },
+    /// Install Heddle from this tree into the cluster that is up, and see what it promises
+    Test {
+        /// Only these steps
+        #[arg(long, value_name = "LETTERS", value_delimiter = ',')]
+        steps: Vec<char>,
+        /// Write what was observed to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Heddle as it is shipped: optimized
+        #[arg(long)]
+        release: bool,
+        /// Take Heddle as it is installed already
+        #[arg(long)]
+        installed: bool,
+    },
     /// Remove the cluster, and whatever a crashed one left
     Down,
     /// What is up
@@ -87,8 +104,10 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
                 prepare_images(workspace, release)?;
             }
         }
-        Part::Install { release } => prepare_images(workspace, release)?,
-        Part::Down | Part::Status | Part::Kubectl { .. } => {}
+        Part::Install { release } | Part::Test { release, installed: false, .. } => {
+            prepare_images(workspace, release)?;
+        }
+        Part::Test { .. } | Part::Down | Part::Status | Part::Kubectl { .. } => {}
     }
     let mut inner = privilege::as_root("env")?;
     let mut path = std::ffi::OsString::from("PATH=");
@@ -110,9 +129,14 @@ fn inner(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.part {
         Part::Up { api, .. } => up(workspace, &programs, name, *api).map(|()| ExitCode::SUCCESS),
         Part::Install { .. } => {
+            install::install(workspace, &State::read(name)?, &programs).map(|()| ExitCode::SUCCESS)
+        }
+        Part::Test { steps, json, installed, .. } => {
             let state = State::read(name)?;
-            Images::of(workspace).load(&state, &programs)?;
-            install::install(workspace, &state, &programs).map(|()| ExitCode::SUCCESS)
+            if !installed {
+                install::install(workspace, &state, &programs)?;
+            }
+            test::run(&state, &programs, steps, json.as_deref())
         }
         Part::Down => down(name).map(|()| ExitCode::SUCCESS),
         Part::Status => {

@@ -2,7 +2,7 @@
 //! what came back and why.
 
 mod keep;
-mod report;
+pub mod report;
 mod rules;
 mod scene;
 mod steps;

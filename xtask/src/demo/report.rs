@@ -15,6 +15,7 @@ pub struct Step {
 }
 
 impl Step {
+    /// Begins a step, and says so.
     pub fn begin(letter: char, title: &'static str) -> Self {
         println!("{letter}. {title}");
         Self {
@@ -57,6 +58,7 @@ impl Step {
         self.facts.insert(name.to_owned(), value.into());
     }
 
+    /// Ends it, and says whether everything was seen.
     pub fn end(&mut self) {
         self.took = self.began.elapsed();
         println!("   {}\n", if self.seen() { "seen" } else { "NOT SEEN" });
@@ -67,6 +69,7 @@ impl Step {
         !self.checks.is_empty() && self.checks.iter().all(|(_, held, _)| *held)
     }
 
+    /// What was observed.
     pub fn to_json(&self) -> Value {
         let checks: Vec<Value> = self
             .checks
