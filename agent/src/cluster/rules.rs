@@ -2,7 +2,7 @@
 
 use heddle_policy::{ClusterSettings, Compiled, Compiler, Problem, Severity, resources::Parsed};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,11 +20,18 @@ pub(super) struct Rules {
     compiler: Compiler,
     problems: BTreeMap<String, Vec<Problem>>,
     expiry: Option<i64>,
+    /// What was told already: a cluster's rules are worked out often.
+    told: BTreeSet<String>,
 }
 
 impl Rules {
     pub(super) fn new(settings: ClusterSettings, node: String) -> Self {
-        Self { compiler: Compiler::new(settings, Some(node)), problems: BTreeMap::new(), expiry: None }
+        Self {
+            compiler: Compiler::new(settings, Some(node)),
+            problems: BTreeMap::new(),
+            expiry: None,
+            told: BTreeSet::new(),
+        }
     }
 
     /// Takes what a file, or an object of the API server's, says now.
@@ -53,9 +60,15 @@ impl Rules {
         let parsed = self.problems.values().flatten().cloned();
         let mut problems: Vec<Problem> = parsed.chain(compiled.problems.iter().cloned()).collect();
         problems.sort_by(|a, b| (&a.file, a.line, a.severity).cmp(&(&b.file, b.line, b.severity)));
+        let mut told = BTreeSet::new();
         for problem in &problems {
-            tell(problem);
+            let text = problem.to_string();
+            if !self.told.contains(&text) {
+                tell(problem);
+            }
+            told.insert(text);
         }
+        self.told = told;
         (compiled, problems)
     }
 

@@ -216,8 +216,8 @@ fn up(workspace: &Workspace, programs: &Programs, name: &str, api: bool) -> Resu
         })?;
     }
     if !api {
-        step("images, built by buildah and given to the nodes");
-        Images::of(workspace).load(&state, programs)?;
+        step("images by buildah, Heddle's authority and agents");
+        install::install(workspace, &state, programs)?;
     }
     lab.keep()?;
     step("ready: `cargo xtask cluster kubectl get nodes`, `cargo xtask cluster down`");

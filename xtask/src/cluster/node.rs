@@ -151,6 +151,9 @@ fn kubelet_config(node: &str, cgroups: &str, authority: &Authority) -> serde_jso
         "clusterDNS": [DNS],
         "clusterDomain": "cluster.local",
         "evictionHard": { "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%" },
+        // What was imported cannot be pulled again, however full the machine's disk is.
+        "imageGCHighThresholdPercent": 100,
+        "imageGCLowThresholdPercent": 99,
         // What is small here and there is much of: a pod's changes are seen at once.
         "syncFrequency": "10s",
         "nodeStatusUpdateFrequency": "5s",
