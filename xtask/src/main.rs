@@ -5,11 +5,13 @@ mod apt;
 mod bench_policy;
 mod btf;
 mod circles;
+mod cluster;
 mod command;
 mod ebpf;
 mod on_the_lab;
 mod preflight;
 mod privilege;
+mod stage;
 mod test;
 mod toolchain;
 mod tools;
@@ -47,6 +49,7 @@ enum Command {
     Ebpf(ebpf::Arguments),
     Verifier(verify_programs::Arguments),
     Vm(vm::Arguments),
+    Cluster(cluster::Arguments),
     /// One of two machines that `vm demo` directs: does what comes over a serial line
     #[command(hide = true)]
     Machine {
@@ -117,6 +120,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Ebpf(arguments) => ebpf::run(&workspace()?, &arguments).map(|_| ExitCode::SUCCESS),
         Command::Verifier(arguments) => verify_programs::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm::run(&workspace()?, &arguments),
+        Command::Cluster(arguments) => cluster::run(&workspace()?, &arguments),
         Command::Machine { number, interface, line } => {
             xtask::machines::act(number, &interface, &line).map(|()| ExitCode::SUCCESS)
         }

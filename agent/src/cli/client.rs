@@ -28,6 +28,11 @@ pub(super) fn run<T>(asked: impl Future<Output = Result<T, Failure>>) -> Result<
     runtime.block_on(asked)
 }
 
+/// The agent gave no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Away(pub(super) String);
+
 /// The agent at a socket.
 pub(super) struct Client {
     socket: PathBuf,
@@ -51,6 +56,23 @@ impl Client {
                 self.socket.display()
             ))
         })
+    }
+
+    /// Asks and gives back whatever the agent answers, for a program to judge.
+    pub(super) async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Bytes), Away> {
+        let whole = async {
+            let answer = self.send(method, path, body).await.map_err(|error| Away(error.to_string()))?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+            Ok((status, body.map_err(|error| Away(error.to_string()))?.to_bytes()))
+        };
+        let late = || Away(format!("it did not answer within {PATIENCE:?}"));
+        tokio::time::timeout(PATIENCE, whole).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// Asks and gives back the answer as it comes, if it is a good one.

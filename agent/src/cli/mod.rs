@@ -7,6 +7,7 @@ pub mod agent;
 pub mod ca;
 mod check;
 mod client;
+mod cni;
 pub mod config;
 pub mod door;
 mod events;
@@ -21,7 +22,10 @@ mod render;
 mod status;
 
 use clap::{Parser, Subcommand};
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// What went wrong in a command, with what to do about it.
 type Failure = miette::Report;
@@ -69,6 +73,11 @@ enum Command {
     Ca {
         #[command(subcommand)]
         command: ca::CaCommand,
+    },
+    /// The plugin for the container runtime, which calls it; or take it off this host
+    Cni {
+        #[command(subcommand)]
+        command: Option<CniCommand>,
     },
     /// Take everything that an agent left in force off this host: programs, maps, pins
     Release {
@@ -156,6 +165,19 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum CniCommand {
+    /// Take plugin and chained configuration off this host: pods start without the mesh from then on
+    Uninstall {
+        /// The runtime's plugins
+        #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+        plugins: PathBuf,
+        /// The runtime's network configurations
+        #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+        networks: PathBuf,
+    },
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Checked {
     /// This host, its kernel first
@@ -178,10 +200,21 @@ struct At {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
+    // The container runtime calls the plugin by its file's name alone.
+    let called = std::env::args_os().next().map(PathBuf::from);
+    if called.as_deref().and_then(Path::file_name).is_some_and(|name| name == cni::PLUGIN) {
+        return cni::run();
+    }
     let done = match Cli::parse().command {
         Command::Agent { flags, print_config: true } => agent::print_config(&flags),
         Command::Agent { flags, print_config: false } => agent::run(&flags),
         Command::Ca { command } => ca::run(command),
+        Command::Cni { command: None } => return cni::run(),
+        Command::Cni { command: Some(CniCommand::Uninstall { plugins, networks }) } => {
+            cni::uninstall(&plugins, &networks).map(|()| ExitCode::SUCCESS).map_err(|error| {
+                miette::miette!(help = "call as root", "the plugin cannot be taken away: {error}")
+            })
+        }
         Command::Release { flags } => agent::release(&flags),
         Command::Attach { pod, netns, at } => pods::attach(&at.socket, &pod, &netns),
         Command::Detach { pod, at } => pods::detach(&at.socket, &pod),

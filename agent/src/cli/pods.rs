@@ -12,7 +12,13 @@ use std::{path::Path, process::ExitCode};
 
 pub(super) fn attach(socket: &Path, pod: &PodName, netns: &Path) -> Result<ExitCode, Failure> {
     let netns = std::path::absolute(netns).into_diagnostic()?;
-    let body = AttachBody { namespace: pod.namespace.clone(), name: pod.name.clone(), netns };
+    let body = AttachBody {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        netns,
+        uid: None,
+        addresses: Vec::new(),
+    };
     let body = serde_json::to_vec(&body).into_diagnostic()?;
     let answer = run(async { Client::new(socket).ask(Method::POST, "/v1/pods", body).await })?;
     let attached: Attached = serde_json::from_slice(&answer).map_err(|error| {

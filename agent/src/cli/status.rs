@@ -76,11 +76,27 @@ fn readable(status: &Value) -> (String, bool) {
         ));
         line(format!("  do: {}", status.at("/rules/remedy")));
     }
-    line(format!(
-        "manifests: {} files of {} in force",
-        status.at("/manifests/files"),
-        status.at("/manifests/folder")
-    ));
+    if status.0.pointer("/manifests").is_some() {
+        line(format!(
+            "manifests: {} files of {} in force",
+            status.at("/manifests/files"),
+            status.at("/manifests/folder")
+        ));
+    }
+    let served = status.list("/cluster/kinds").into_iter().filter(|kind| kind.is("/served"));
+    let watched: Vec<String> =
+        served.map(|kind| format!("{} {}", kind.at("/objects"), kind.at("/kind"))).collect();
+    if !watched.is_empty() {
+        line(format!("cluster: {}", watched.join(", ")));
+    }
+    for kind in status.list("/cluster/kinds").into_iter().filter(|kind| kind.0.pointer("/error").is_some()) {
+        sound = false;
+        line(format!(
+            "  STALE: {}: {} (what was known last is in force)",
+            kind.at("/kind"),
+            kind.at("/error")
+        ));
+    }
     for alarm in status.list("/manifests/alarms") {
         sound = false;
         let kind = if alarm.is("/insecure") { "ALARM" } else { "STALE" };

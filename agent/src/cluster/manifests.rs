@@ -2,16 +2,16 @@
 
 use super::{
     folder::{Folder, FolderStatus, Following, Malformed, Pace, follow},
+    rules::{Rules, now},
     snapshot::{PublishError, Publisher, Shared},
 };
 use heddle_policy::{
-    ClusterSettings, Compiled, Compiler, Problem, Severity,
+    ClusterSettings, Compiled, Problem, Severity,
     resources::{Parsed, parse_file},
 };
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
 
@@ -53,65 +53,26 @@ pub fn parse(text: &str, file: &str) -> Result<Manifest, Malformed> {
 }
 
 /// What a folder holds, worked out: of a change only what it touches is worked out anew.
-struct Rules {
-    compiler: Compiler,
+struct FolderRules {
+    rules: Rules,
     files: BTreeMap<String, Arc<Manifest>>,
-    expiry: Option<i64>,
 }
 
-/// The time in microseconds since 1970.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-}
-
-/// A clock that was set is noticed after this long.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
-
-impl Rules {
-    fn new(settings: ClusterSettings, node: String) -> Self {
-        Self { compiler: Compiler::new(settings, Some(node)), files: BTreeMap::new(), expiry: None }
-    }
-
+impl FolderRules {
     /// Takes over what changed in the folder.
     fn take(&mut self, folder: &Manifests) {
         let held: BTreeMap<String, Arc<Manifest>> =
             folder.contents().map(|(file, manifest)| (file, Arc::clone(manifest))).collect();
         let gone: Vec<&String> = self.files.keys().filter(|file| !held.contains_key(*file)).collect();
         for file in gone {
-            self.compiler.remove_file(file);
+            self.rules.remove(file);
         }
         for (file, manifest) in &held {
-            if self.files.get(file).is_some_and(|before| Arc::ptr_eq(before, manifest)) {
-                continue;
-            }
-            self.compiler.remove_file(file);
-            for resource in &manifest.parsed.resources {
-                self.compiler.apply(resource.clone());
+            if !self.files.get(file).is_some_and(|before| Arc::ptr_eq(before, manifest)) {
+                self.rules.put(file, &manifest.parsed);
             }
         }
         self.files = held;
-    }
-
-    /// What is in force at a time, and everything that is wrong with it.
-    fn compile(&mut self, now: i64) -> (Compiled, Vec<Problem>) {
-        let compiled = self.compiler.compile(now);
-        self.expiry = compiled.next_expiry;
-        let parsed = self.files.values().flat_map(|manifest| manifest.parsed.problems.iter().cloned());
-        let mut problems: Vec<Problem> = parsed.chain(compiled.problems.iter().cloned()).collect();
-        problems.sort_by(|a, b| (&a.file, a.line, a.severity).cmp(&(&b.file, b.line, b.severity)));
-        (compiled, problems)
-    }
-
-    /// Whether a rule that was in force has expired.
-    fn expired(&self, now: i64) -> bool {
-        self.expiry.is_some_and(|at| at <= now)
-    }
-
-    /// When to look whether one has.
-    fn due(&self, now: i64) -> Option<Duration> {
-        let left = u64::try_from(self.expiry?.saturating_sub(now)).unwrap_or(0);
-        Some(Duration::from_micros(left).min(LOOK_AT_CLOCK))
     }
 }
 
@@ -140,27 +101,24 @@ impl FollowedManifests {
     ) -> std::io::Result<Self> {
         let (told, status) = watch::channel(folder.status());
         let (kept, in_force) = watch::channel(texts(&folder));
-        let mut rules = Rules::new(settings, node);
+        let mut own = FolderRules { rules: Rules::new(settings, node), files: BTreeMap::new() };
         let publish = move |rules: &mut Rules| -> Result<Shared<Compiled>, PublishError> {
             let (compiled, problems) = rules.compile(now());
-            for problem in &problems {
-                tell(problem);
-            }
             publisher.lock().unwrap_or_else(PoisonError::into_inner).publish(compiled, problems)
         };
         // An error is in the publication and in the log already.
-        rules.take(&folder);
-        let _ = publish(&mut rules);
+        own.take(&folder);
+        let _ = publish(&mut own.rules);
         let following = follow(folder, pace, move |folder, brought| {
             told.send_replace(folder.status());
             if brought.content {
-                rules.take(folder);
+                own.take(folder);
                 kept.send_replace(texts(folder));
             }
-            if brought.content || rules.expired(now()) {
-                let _ = publish(&mut rules);
+            if brought.content || own.rules.expired(now()) {
+                let _ = publish(&mut own.rules);
             }
-            rules.due(now())
+            own.rules.due(now())
         })?;
         Ok(Self { status, texts: in_force, _following: following })
     }
@@ -173,14 +131,6 @@ impl FollowedManifests {
     /// The files in force, as they are written.
     pub fn texts(&self) -> Texts {
         Arc::clone(&self.texts.borrow())
-    }
-}
-
-fn tell(problem: &Problem) {
-    match problem.severity {
-        Severity::Error => tracing::error!(%problem, "a resource is not in force as it is written"),
-        Severity::Warning => tracing::warn!(%problem, "a resource is in force, but probably not as meant"),
-        Severity::Note => tracing::debug!(%problem, "a note on a resource"),
     }
 }
 

@@ -1,6 +1,10 @@
-//! What exists in the cluster: a folder of manifests, turned into one immutable snapshot after another.
+//! What exists in the cluster, turned into one immutable snapshot after another: from a folder of manifests or from
+//! the API server.
 
 pub mod folder;
+pub mod kubernetes;
 pub mod manifests;
+pub mod resources;
+mod rules;
 pub mod snapshot;
 pub mod workload;

@@ -6,9 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 /// A cgroup of the lab's. It is named by two paths where the host has no cgroup2 mount and the lab made its own.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cgroup {
     seen_from_host: PathBuf,
     seen_from_node: PathBuf,

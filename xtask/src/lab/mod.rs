@@ -35,7 +35,7 @@ pub use node::Node;
 pub use place::Place;
 pub use pod::{Pod, PodSpec};
 pub use program::{Output, Running, cpu_time, eventually, slowness, stretched};
-pub use sweep::{Traces, remove_kept};
+pub use sweep::{Traces, exists, kept, remove_kept};
 pub use tools::{missing_tools, packages};
 pub use wire::Capture;
 

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde::{Deserialize, Serialize};
 
 use super::{
     cgroup::Cgroup,
@@ -19,7 +20,7 @@ use super::{
 const JOIN: &str = r#"echo 0 >"$1/cgroup.procs" || exit 126; shift; exec "$@""#;
 
 /// Where a program runs. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Place {
     net: PathBuf,
     mount: Option<PathBuf>,

@@ -238,6 +238,23 @@ pub fn remove_kept(name: &str) -> Result<usize> {
     sweep(Some(name))
 }
 
+/// The folders of the kept labs of this name.
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn kept(name: &str) -> Result<Vec<PathBuf>> {
+    let card = |directory: &PathBuf| -> Option<Card> {
+        serde_json::from_slice(&fs::read(directory.join("lab.json")).ok()?).ok()
+    };
+    let of_name = |directory: &PathBuf| card(directory).is_some_and(|card| card.kept && card.name == name);
+    Ok(lab_directories()?.into_iter().filter(of_name).collect())
+}
+
+/// Whether a lab of this id is there, alive or not yet swept.
+pub fn exists(id: &str) -> bool {
+    Path::new(LABS).join(id).exists()
+}
+
 fn lab_directories() -> Result<Vec<PathBuf>> {
     match fs::read_dir(LABS) {
         Ok(entries) => entries

@@ -21,7 +21,11 @@ pub struct Capture {
 }
 
 impl Capture {
-    pub(super) fn start(place: &Place, interface: &str, directory: &Path) -> Result<Self> {
+    /// Starts a capture on an interface of a place; what it writes goes into `directory`.
+    ///
+    /// # Errors
+    /// When tcpdump does not start.
+    pub fn start(place: &Place, interface: &str, directory: &Path) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let folder = directory.join("wire");
         fs::create_dir_all(&folder)?;

@@ -3,9 +3,8 @@
 
 use super::kernel::Kernel;
 use super::modules;
-use crate::command;
+use crate::stage::{Stage, found};
 use anyhow::{Context, Result, bail};
-use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -101,104 +100,20 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
     stage.write("work.sh", contents.script.replace("MARKER", &marker))?;
 
     let file = folder.join("initramfs.gz");
-    stage.pack(&file)?;
+    pack(&stage.root, &file)?;
     Ok(Image { file, marker })
 }
 
-fn found(program: &str, search: &OsString) -> Result<PathBuf> {
-    env::split_paths(search)
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
-        .with_context(|| format!("`{program}` is not in PATH: it belongs into the machine"))
-}
-
-/// The folder that becomes the image.
-struct Stage {
-    root: PathBuf,
-}
-
-impl Stage {
-    fn folder(&self, inside: impl AsRef<Path>) -> Result<()> {
-        let path = self.root.join(inside);
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))
+fn pack(root: &Path, file: &Path) -> Result<()> {
+    let mut shell = Command::new("sh");
+    shell.args([
+        "-c",
+        "find . -print0 | cpio --null --create --format=newc --quiet --owner=0:0 | gzip -1 >\"$1\"",
+        "pack",
+    ]);
+    let status = shell.arg(file).current_dir(root).stdin(Stdio::null()).status().context("cannot run sh")?;
+    if !status.success() {
+        bail!("the initramfs could not be packed into {}", file.display());
     }
-
-    fn write(&self, inside: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
-        let inside = inside.as_ref();
-        if let Some(parent) = inside.parent() {
-            self.folder(parent)?;
-        }
-        let path = self.root.join(inside);
-        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    fn place(&self, file: &Path, inside: impl AsRef<Path>) -> Result<()> {
-        let target = self.root.join(inside);
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        }
-        fs::copy(file, &target)
-            .with_context(|| format!("cannot copy {} into the machine", file.display()))?;
-        Ok(())
-    }
-
-    /// Places a program and, at their own paths, the libraries and the loader that `ldd` names.
-    fn with_libraries(&self, file: &Path, inside: &Path) -> Result<()> {
-        self.place(file, inside)?;
-        // Fails for a static binary, which needs none.
-        let Ok(said) = command::output(Command::new("ldd").arg(file)) else { return Ok(()) };
-        for library in libraries(&said) {
-            if !self.root.join(library.trim_start_matches('/')).exists() {
-                self.place(Path::new(library), library.trim_start_matches('/'))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A binary of this tree. Names of functions stay, for backtraces.
-    fn stripped(&self, file: &Path, inside: &Path) -> Result<()> {
-        self.with_libraries(file, inside)?;
-        command::run(Command::new("strip").arg("--strip-debug").arg(self.root.join(inside)))
-    }
-
-    fn link(&self, name: &Path, target: &Path) -> Result<()> {
-        let path = self.root.join(name.strip_prefix("/").unwrap_or(name));
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        }
-        std::os::unix::fs::symlink(target, &path)
-            .with_context(|| format!("cannot make the link {}", path.display()))
-    }
-
-    fn pack(&self, file: &Path) -> Result<()> {
-        let mut shell = Command::new("sh");
-        shell.args([
-            "-c",
-            "find . -print0 | cpio --null --create --format=newc --quiet --owner=0:0 | gzip -1 >\"$1\"",
-            "pack",
-        ]);
-        let status =
-            shell.arg(file).current_dir(&self.root).stdin(Stdio::null()).status().context("cannot run sh")?;
-        if !status.success() {
-            bail!("the initramfs could not be packed into {}", file.display());
-        }
-        Ok(())
-    }
-}
-
-/// Paths in what `ldd` says: `name => /path (0x…)` and `/loader (0x…)`.
-fn libraries(said: &str) -> Vec<&str> {
-    said.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::libraries;
-
-    #[test]
-    fn libraries_and_loader_are_read_from_ldd() {
-        let said = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
-            \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        assert_eq!(libraries(said), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
-    }
+    Ok(())
 }

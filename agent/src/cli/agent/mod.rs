@@ -14,22 +14,24 @@ mod wiring;
 pub use release::release;
 
 use super::{
-    Failure,
-    config::{Config, ConfigError, Flags},
-    door::{Bounds, RunDirectory, Server},
+    Failure, cni,
+    config::{Config, ConfigError, Flags, Resources},
+    door::{Bounds, RunDirectory, SOCKET, Server},
     logging, mountinfo, process, render,
 };
 use crate::capture::keep_little_memory;
 use crate::cluster::{
     folder::{Folder, Limits, Pace},
+    kubernetes::{self, FollowedCluster},
     manifests::{self, FollowedManifests, SharedPublisher},
+    resources::FollowedResources,
     snapshot::{Enforcer, Publisher, SnapshotReader},
 };
-use heddle_policy::Compiled;
+use heddle_policy::{ClusterSettings, Compiled};
 use miette::miette;
 use std::{
     future::Future,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -72,7 +74,7 @@ pub(crate) trait Node: Send + Sync + 'static {
     /// As [`super::door::Door::detach`].
     fn detach(
         &self,
-        pod: super::door::PodName,
+        request: super::door::DetachRequest,
     ) -> impl Future<Output = Result<(), super::door::AttachError>> + Send;
     /// The pods that are captured, as the kernel has them.
     fn pods(&self) -> Vec<super::door::PodStatus>;
@@ -145,10 +147,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     logging::start(&config.log);
     process::keep_secrets()?;
     let directory = take(&config.run_directory)?;
-    let folder = Folder::open(&config.manifests, Limits::default(), manifests::parse).map_err(|fault| {
-        let path = config.manifests.display().to_string();
-        miette!(help = fault.remedy(&path), "the manifests folder {path} is not taken: {fault}")
-    })?;
+    let source = Source::open(&config.resources)?;
     // The data plane has threads of its own; here are the door, renewals and the kernel's events.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -156,15 +155,65 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| miette!("cannot start: {error}"))?;
-    runtime.block_on(serve(&config, &directory, folder, wiring::open))?;
+    runtime.block_on(serve(&config, &directory, source, wiring::open))?;
     directory.close();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the resources come from, looked at before anything is opened.
+enum Source {
+    Folder(manifests::Manifests),
+    Cluster(Option<PathBuf>),
+}
+
+impl Source {
+    fn open(resources: &Resources) -> Result<Self, Failure> {
+        match resources {
+            Resources::Manifests(path) => {
+                let folder = Folder::open(path, Limits::default(), manifests::parse).map_err(|fault| {
+                    let path = path.display().to_string();
+                    miette!(help = fault.remedy(&path), "the manifests folder {path} is not taken: {fault}")
+                })?;
+                Ok(Self::Folder(folder))
+            }
+            Resources::Cluster(server) => Ok(Self::Cluster(server.kubeconfig.clone())),
+        }
+    }
+
+    /// Puts the first rules in force and follows their changes.
+    async fn follow(
+        self,
+        config: &Config,
+        settings: &ClusterSettings,
+        publisher: SharedPublisher,
+    ) -> Result<FollowedResources, Failure> {
+        let (settings, node) = (settings.clone(), config.node.clone());
+        match self {
+            Self::Folder(folder) => {
+                FollowedManifests::start(folder, Pace::default(), settings, node, publisher)
+                    .map(FollowedResources::Folder)
+                    .map_err(|error| miette!("cannot follow the manifests: {error}"))
+            }
+            Self::Cluster(kubeconfig) => {
+                let client = kubernetes::client(kubeconfig.as_deref()).await.map_err(|error| {
+                    miette!(
+                        help = "run in a pod with a service account, or name a --kubeconfig",
+                        "the API server cannot be asked: {error}"
+                    )
+                })?;
+                FollowedCluster::start(client, settings, node, publisher)
+                    .await
+                    .map(FollowedResources::Cluster)
+                    .map_err(|error| miette!("cannot follow the cluster: {error}"))
+            }
+        }
+    }
 }
 
 async fn serve<O: Opened>(
     config: &Config,
     directory: &RunDirectory,
-    folder: manifests::Manifests,
+    source: Source,
     open: impl FnOnce(&Config) -> Result<O, Failure>,
 ) -> Result<(), Failure> {
     // From here on a signal ends the agent in order.
@@ -176,12 +225,11 @@ async fn serve<O: Opened>(
     let rules = publisher.reader();
     let publisher: SharedPublisher = Arc::new(Mutex::new(publisher));
     let retrying = tokio::spawn(retry(Arc::clone(&publisher)));
-    let manifests =
-        FollowedManifests::start(folder, Pace::default(), settings.clone(), config.node.clone(), publisher)
-            .map_err(|error| miette!("cannot follow the manifests: {error}"))?;
+    let resources = Arc::new(source.follow(config, &settings, publisher).await?);
+    let telling = tokio::spawn(cni::keep_told(Arc::clone(&resources), directory.path().to_owned()));
     let node = Arc::new(opened.start(rules.clone()).await?);
 
-    let door = open_door::OpenDoor::new(config, &settings, Arc::clone(&node), rules, manifests);
+    let door = open_door::OpenDoor::new(config, &settings, Arc::clone(&node), rules, resources);
     let server = Server::new(door, Bounds::default()).map_err(|error| {
         miette!(help = "mount /proc", "the agent's own namespaces cannot be read: {error}")
     })?;
@@ -190,6 +238,16 @@ async fn serve<O: Opened>(
         .map_err(|error| miette!("cannot listen at the door: {error}"))?;
     let (stop, stopped) = watch::channel(false);
     let serving = tokio::spawn(server.run(listener, stopped));
+    // Not before the door is open: from here on pods wait for its word.
+    if let Some(places) = &config.cni {
+        let places = cni::Places {
+            plugins: places.plugins.clone(),
+            networks: places.networks.clone(),
+            socket: directory.path().join(SOCKET),
+            exempt: places.exempt.clone(),
+        };
+        places.keep().map_err(|error| miette!("the plugin cannot be kept installed: {error}"))?;
+    }
     tracing::info!(node = config.node, run = %directory.path().display(), "the agent is ready");
 
     let signal = signals.next().await;
@@ -203,6 +261,7 @@ async fn serve<O: Opened>(
         signal = signals.next() => tracing::warn!(signal, "told again: not waiting for connections to end"),
     }
     retrying.abort();
+    telling.abort();
     Ok(())
 }
 

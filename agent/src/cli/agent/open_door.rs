@@ -2,24 +2,31 @@
 
 use super::{
     super::door::{
-        AttachError, AttachErrorCode, AttachRequest, Attached, Door, Identities, ManifestText, PodName,
-        PolicyInForce, PolicySettings, Status,
+        AttachError, AttachErrorCode, AttachRequest, Attached, DetachRequest, Door, Identities, ManifestText,
+        PodName, PolicyInForce, PolicySettings, Status,
     },
     Config, Node,
 };
-use crate::cluster::{manifests::FollowedManifests, snapshot::SnapshotReader};
+use crate::cluster::{
+    kubernetes::{Sandbox, Unfit},
+    resources::FollowedResources,
+    snapshot::SnapshotReader,
+};
 use crate::observe::flows::record::{FlowLine, LeftOut, VERSION};
 use heddle_policy::{ClusterSettings, Compiled};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
+
+/// How long a pod that the kubelet starts may take to be seen by the watch.
+const POD_APPEARS: Duration = Duration::from_secs(5);
 
 pub(super) struct OpenDoor<N> {
     node_name: String,
     started: OffsetDateTime,
     node: Arc<N>,
     rules: SnapshotReader<Compiled>,
-    manifests: FollowedManifests,
+    resources: Arc<FollowedResources>,
     settings: PolicySettings,
 }
 
@@ -29,10 +36,35 @@ impl<N: Node> OpenDoor<N> {
         settings: &ClusterSettings,
         node: Arc<N>,
         rules: SnapshotReader<Compiled>,
-        manifests: FollowedManifests,
+        resources: Arc<FollowedResources>,
     ) -> Self {
         let (node_name, started) = (config.node.clone(), OffsetDateTime::now_utc());
-        Self { node_name, started, node, rules, manifests, settings: settings.into() }
+        Self { node_name, started, node, rules, resources, settings: settings.into() }
+    }
+
+    /// A sandbox's addresses are known to its runtime before they are to the API server. Whose pod it is, says the API
+    /// server alone.
+    async fn take_addresses(&self, request: &AttachRequest) -> Result<(), AttachError> {
+        let Some(sandbox) = &request.sandbox else { return Ok(()) };
+        let Some(cluster) = self.resources.cluster() else {
+            let message = "this agent takes pods from a folder of manifests, addresses included";
+            return Err(AttachError::new(AttachErrorCode::BadRequest, message)
+                .field("uid")
+                .remedy("leave out `uid` and `addresses`"));
+        };
+        let PodName { namespace, name } = request.pod.clone();
+        let (uid, addresses) = (sandbox.uid.clone(), sandbox.addresses.clone());
+        let sandbox = Sandbox { namespace, name, uid, addresses };
+        cluster.admit(&sandbox, POD_APPEARS).await.map_err(|unfit| {
+            let (code, field) = match unfit {
+                Unfit::Unknown => (AttachErrorCode::UnknownPod, "name"),
+                Unfit::Another(_) => (AttachErrorCode::UnknownPod, "uid"),
+                Unfit::Elsewhere(_) => (AttachErrorCode::NotOnThisNode, "name"),
+            };
+            AttachError::new(code, format!("{}: {unfit}", request.pod))
+                .field(field)
+                .remedy("the kubelet asks again; is the pod still there?")
+        })
     }
 
     /// What the snapshot alone can tell: whether the pod is known, meshed and this node's.
@@ -50,7 +82,11 @@ impl<N: Node> OpenDoor<N> {
         let Some(known) = snapshot.compiled.pod(&pod.namespace, &pod.name) else {
             let error =
                 AttachError::new(AttachErrorCode::UnknownPod, format!("no pod {pod} is known")).field("name");
-            return Err(error.remedy("put it into the manifests, with its address and node"));
+            let remedy = match self.resources.cluster() {
+                None => "put it into the manifests, with its address and node",
+                Some(_) => "the kubelet asks again; is the pod still there?",
+            };
+            return Err(error.remedy(remedy));
         };
         if !known.local {
             let message = format!("{pod} does not run on {}", self.node_name);
@@ -68,12 +104,13 @@ impl<N: Node> OpenDoor<N> {
 
 impl<N: Node> Door for OpenDoor<N> {
     async fn attach(&self, request: AttachRequest) -> Result<Attached, AttachError> {
+        self.take_addresses(&request).await?;
         self.admit(&request.pod)?;
         self.node.attach(request).await
     }
 
-    async fn detach(&self, pod: PodName) -> Result<(), AttachError> {
-        self.node.detach(pod).await
+    async fn detach(&self, request: DetachRequest) -> Result<(), AttachError> {
+        self.node.detach(request).await
     }
 
     fn status(&self) -> Status {
@@ -84,7 +121,8 @@ impl<N: Node> Door for OpenDoor<N> {
             pid: std::process::id(),
             started: self.started,
             rules: self.rules.publication(),
-            manifests: self.manifests.status(),
+            manifests: self.resources.folder_status(),
+            cluster: self.resources.cluster_status(),
             problems: {
                 let rules = self.rules.load().map(|snapshot| snapshot.problems.clone()).unwrap_or_default();
                 self.node.problems().into_iter().chain(rules).collect()
@@ -118,7 +156,7 @@ impl<N: Node> Door for OpenDoor<N> {
     }
 
     fn policy(&self) -> PolicyInForce {
-        let files = self.manifests.texts();
+        let files = self.resources.texts();
         let text =
             |(file, text): &(String, Arc<str>)| ManifestText { file: file.clone(), text: text.to_string() };
         PolicyInForce {

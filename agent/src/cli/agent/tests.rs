@@ -63,7 +63,7 @@ impl Node for BenchNode {
         let (addresses, identity) = (known.addresses.to_vec(), "identity".into());
         Ok(Attached { namespace, name, addresses, identity, generation: rules.generation })
     }
-    async fn detach(&self, _pod: PodName) -> Result<(), AttachError> {
+    async fn detach(&self, _request: super::super::door::DetachRequest) -> Result<(), AttachError> {
         Ok(())
     }
     fn pods(&self) -> Vec<PodStatus> {
@@ -161,7 +161,7 @@ async fn an_agent_lives_from_its_configuration_to_the_signal() {
         rules: std::sync::OnceLock::new(),
         events: broadcast::channel(4).0,
     });
-    let manifests = Folder::open(&config.manifests, Limits::default(), manifests::parse).unwrap();
+    let manifests = Source::open(&config.resources).unwrap();
     let opened = OpenBench(Arc::clone(&bench));
     let run = directory.path().to_owned();
     let agent = tokio::spawn(async move { serve(&config, &directory, manifests, |_| Ok(opened)).await });

@@ -92,22 +92,12 @@ fn from_folder(flags: &ServeFlags, folder: &Path, key: &Path) -> Result<Known, F
 }
 
 async fn from_kubernetes(flags: &ServeFlags) -> Result<Known, Failure> {
-    let failed = |error: &dyn std::fmt::Display| {
+    let client = crate::cluster::kubernetes::client(flags.kubeconfig.as_deref()).await.map_err(|error| {
         miette!(
             help = "run in a pod with a service account, or name a --kubeconfig",
             "Kubernetes cannot be reached: {error}"
         )
-    };
-    let config = match &flags.kubeconfig {
-        None => kube::Config::incluster().map_err(|error| failed(&error))?,
-        Some(path) => {
-            let file = kube::config::Kubeconfig::read_from(path).map_err(|error| failed(&error))?;
-            kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
-                .await
-                .map_err(|error| failed(&error))?
-        }
-    };
-    let client = kube::Client::try_from(config).map_err(|error| failed(&error))?;
+    })?;
     let (namespace, name) = account("--agent-account", &flags.agent_account)?;
     let reviews = TokenReviews::new(client.clone(), &namespace, &name);
     Ok((Box::new(reviews), Box::new(ClusterPods::watch(client))))

@@ -14,6 +14,7 @@ const MAX_BYTES: u64 = 1 << 20;
 pub(super) struct File {
     pub(super) node: Option<Spanned<String>>,
     pub(super) manifests: Option<Spanned<String>>,
+    pub(super) cluster: Option<Cluster>,
     pub(super) cluster_networks: Option<Vec<Spanned<String>>>,
     pub(super) pod_networks: Option<Vec<Spanned<String>>>,
     pub(super) service_networks: Option<Vec<Spanned<String>>>,
@@ -33,8 +34,23 @@ pub(super) struct File {
     pub(super) workers: Option<Spanned<u64>>,
     pub(super) poll_microseconds: Option<Spanned<u64>>,
     pub(super) capacity: BTreeMap<String, Spanned<u64>>,
+    pub(super) cni: Option<Cni>,
     pub(super) flow_log: Option<FlowLog>,
     pub(super) log: Log,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Cluster {
+    pub(super) kubeconfig: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Cni {
+    pub(super) plugins: Option<Spanned<String>>,
+    pub(super) networks: Option<Spanned<String>>,
+    pub(super) exempt: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Default, Deserialize)]

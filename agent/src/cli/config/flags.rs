@@ -27,8 +27,14 @@ pub struct Flags {
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
     /// The folder of manifests; it and its files must belong to the agent's user and be writable by nobody else
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "cluster")]
     pub manifests: Option<String>,
+    /// Take the resources from the API server instead of a folder
+    #[arg(long)]
+    pub cluster: bool,
+    /// How to reach the API server [default: as a pod of the cluster does]
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    pub kubeconfig: Option<String>,
     /// A network of the cluster's; repeat for several [default: 10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.168.0.0/16, fd00::/8]
     #[arg(long = "cluster-network", value_name = "CIDR")]
     pub cluster_networks: Vec<String>,
@@ -84,6 +90,18 @@ pub struct Flags {
     /// The kubelet's cgroup on this node, whose health probes pass [default: none, and no probe passes]
     #[arg(long, value_name = "DIR")]
     pub kubelet_cgroup: Option<String>,
+    /// Keep the plugin for the container runtime installed, in its usual folders
+    #[arg(long)]
+    pub cni: bool,
+    /// The runtime's plugins [default: /opt/cni/bin]
+    #[arg(long, value_name = "DIR", requires = "cni")]
+    pub cni_plugins: Option<String>,
+    /// The runtime's network configurations [default: /etc/cni/net.d]
+    #[arg(long, value_name = "DIR", requires = "cni")]
+    pub cni_networks: Option<String>,
+    /// A namespace whose pods start without the agent; repeat for several [default: kube-system, heddle-system]
+    #[arg(long = "cni-exempt", value_name = "NAMESPACE", requires = "cni")]
+    pub cni_exempt: Vec<String>,
     /// Record who reaches whom in this file, for `heddle policy diff` and `suggest`
     #[arg(long, value_name = "FILE")]
     pub flow_log: Option<String>,

@@ -38,8 +38,9 @@ fn displayed<S: serde::Serializer>(name: &ObjectName, serializer: S) -> Result<S
 pub struct Config {
     /// The node's name, as pods' `spec.nodeName` has it.
     pub node: String,
-    /// The folder of manifests.
-    pub manifests: PathBuf,
+    /// Where the resources come from.
+    #[serde(flatten)]
+    pub resources: Resources,
     /// Networks whose addresses are the cluster's.
     pub cluster_networks: Vec<IpNet>,
     /// The pods' own networks: an address in them that no pod has is refused.
@@ -82,11 +83,45 @@ pub struct Config {
     pub poll_microseconds: u64,
     /// Places in the kernel's maps, by the map's name; maps that are not named keep their usual size.
     pub capacity: BTreeMap<String, u32>,
+    /// Where the plugin for the container runtime is kept installed; absent: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cni: Option<Cni>,
     /// Where flows are recorded; absent: nowhere (`heddle flows` follows them all the same).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flow_log: Option<FlowLog>,
     /// How the agent logs.
     pub log: Log,
+}
+
+/// Where the resources come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Resources {
+    /// A folder of manifests.
+    Manifests(PathBuf),
+    /// The API server.
+    Cluster(ApiServer),
+}
+
+/// How the API server is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiServer {
+    /// By this kubeconfig; absent: as a pod of the cluster reaches it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// Where the plugin for the container runtime is kept installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cni {
+    /// The runtime's plugins.
+    pub plugins: PathBuf,
+    /// The runtime's network configurations.
+    pub networks: PathBuf,
+    /// Namespaces whose pods start without the agent.
+    pub exempt: Vec<String>,
 }
 
 /// Where flows are recorded.

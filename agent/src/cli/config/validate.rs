@@ -1,6 +1,9 @@
 //! From what was given to what holds, with every problem named.
 
-use super::{Ca, Config, Flags, FlowLog, Log, LogFormat, Place, PlaceFlags, RemoteCa, file::File};
+use super::{
+    ApiServer, Ca, Cni, Config, Flags, FlowLog, Log, LogFormat, Place, PlaceFlags, RemoteCa, Resources,
+    file::File,
+};
 use heddle_ebpf::{attach, flows, policy};
 use heddle_policy::{
     DefaultOutbound, SameNode,
@@ -213,13 +216,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let node = given(flags.node.as_ref(), file.node, host);
     check.name("node", &node);
 
-    let manifests = check.optional_path("manifests", flags.manifests.as_ref(), file.manifests);
-    if manifests.is_none() {
-        check.required(
-            "manifests",
-            "name the folder of manifests: `manifests: /etc/heddle/manifests` or --manifests DIR",
-        );
-    }
+    let resources = resources(&mut check, file.manifests, file.cluster, flags);
     let cluster_networks =
         check.networks("clusterNetworks", &flags.cluster_networks, file.cluster_networks, &CLUSTER_NETWORKS);
     let pod_networks = check.networks("podNetworks", &flags.pod_networks, file.pod_networks, &[]);
@@ -273,6 +270,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let poll = given(flags.poll_microseconds.as_ref(), file.poll_microseconds, 200);
     let poll_microseconds = check.within("pollMicroseconds", &poll, &POLL);
     let capacity = capacity(&mut check, file.capacity);
+    let cni = cni(&mut check, file.cni, flags);
     let flow_log = flow_log(&mut check, file.flow_log, flags);
     let log = log(&mut check, file.log, flags);
 
@@ -282,7 +280,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let complete = || {
         Some(Config {
             node: node.value,
-            manifests: manifests?,
+            resources: resources?,
             cluster_networks,
             pod_networks,
             service_networks,
@@ -302,11 +300,83 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             workers: u32::try_from(workers).ok()?,
             poll_microseconds,
             capacity,
+            cni,
             flow_log,
             log: log?,
         })
     };
     complete().ok_or_else(Vec::new)
+}
+
+/// What must start before any agent is of use: the cluster's own pods and the authority.
+const EXEMPT: [&str; 2] = ["kube-system", "heddle-system"];
+
+fn cni(check: &mut Check<'_>, file: Option<super::file::Cni>, flags: &Flags) -> Option<Cni> {
+    if file.is_none() && !flags.cni {
+        return None;
+    }
+    let file = file.unwrap_or_default();
+    let plugins = given(flags.cni_plugins.as_ref(), file.plugins, "/opt/cni/bin".into());
+    let networks = given(flags.cni_networks.as_ref(), file.networks, "/etc/cni/net.d".into());
+    let exempt: Vec<Given<String>> = match file.exempt {
+        _ if !flags.cni_exempt.is_empty() => {
+            flags.cni_exempt.iter().map(|name| Given { value: name.clone(), line: 0, flag: true }).collect()
+        }
+        Some(names) => names
+            .into_iter()
+            .map(|name| Given { line: line(&name), value: name.value, flag: false })
+            .collect(),
+        None => EXEMPT.iter().map(|name| Given { value: (*name).into(), line: 0, flag: false }).collect(),
+    };
+    for (index, name) in exempt.iter().enumerate() {
+        check.name(&format!("cni.exempt[{index}]"), name);
+    }
+    Some(Cni {
+        plugins: check.path("cni.plugins", &plugins),
+        networks: check.path("cni.networks", &networks),
+        exempt: exempt.into_iter().map(|name| name.value).collect(),
+    })
+}
+
+/// Exactly one of a folder and the API server: two sources could contradict each other.
+fn resources(
+    check: &mut Check<'_>,
+    manifests: Option<Spanned<String>>,
+    cluster: Option<super::file::Cluster>,
+    flags: &Flags,
+) -> Option<Resources> {
+    // A flag goes before the file, whatever the file names.
+    let (manifests, cluster) = match (flags.manifests.is_some(), flags.cluster) {
+        (true, _) => (manifests, None),
+        (_, true) => (None, Some(cluster.unwrap_or_default())),
+        _ => (manifests, cluster),
+    };
+    let folder = check.optional_path("manifests", flags.manifests.as_ref(), manifests);
+    match (folder, cluster) {
+        (Some(folder), None) => Some(Resources::Manifests(folder)),
+        (None, Some(cluster)) => {
+            let kubeconfig =
+                check.optional_path("cluster.kubeconfig", flags.kubeconfig.as_ref(), cluster.kubeconfig);
+            Some(Resources::Cluster(ApiServer { kubeconfig }))
+        }
+        (None, None) => {
+            check.required(
+                "manifests",
+                "name the folder of manifests: `manifests: /etc/heddle/manifests` or --manifests DIR; or take them \
+                 from the API server: `cluster: {}` or --cluster",
+            );
+            None
+        }
+        (Some(_), Some(_)) => {
+            check.wrong(
+                "cluster",
+                &Given { value: (), line: 0, flag: false },
+                "is given beside `manifests`: the resources come from one place",
+                "remove one of them",
+            );
+            None
+        }
+    }
 }
 
 fn flow_log(check: &mut Check<'_>, file: Option<super::file::FlowLog>, flags: &Flags) -> Option<FlowLog> {

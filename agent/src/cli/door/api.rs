@@ -1,6 +1,6 @@
 //! What is said at the door.
 
-use crate::cluster::{folder::FolderStatus, snapshot::Publication};
+use crate::cluster::{folder::FolderStatus, kubernetes::ClusterStatus, snapshot::Publication};
 use heddle_policy::{
     ClusterSettings, DefaultOutbound, SameNode,
     names::{IdentityNaming, check_dns_name},
@@ -59,6 +59,26 @@ pub struct AttachRequest {
     pub pod: PodName,
     /// Its network namespace: an absolute path such as `/run/netns/x` or `/proc/123/ns/net`.
     pub netns: PathBuf,
+    /// What the container runtime knows of a pod that starts.
+    pub sandbox: Option<SandboxRequest>,
+}
+
+/// What the container runtime knows of a pod that starts, before the API server does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxRequest {
+    /// The pod's UID.
+    pub uid: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A pod is to be let go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DetachRequest {
+    /// Which pod.
+    pub pod: PodName,
+    /// Only if it is captured in this network namespace.
+    pub netns: Option<PathBuf>,
 }
 
 /// The request's JSON.
@@ -68,6 +88,17 @@ pub(crate) struct AttachBody {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) netns: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) uid: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// A detachment's query.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DetachQuery {
+    pub(crate) netns: Option<PathBuf>,
 }
 
 impl TryFrom<AttachBody> for AttachRequest {
@@ -80,7 +111,18 @@ impl TryFrom<AttachBody> for AttachRequest {
             let error = AttachError::new(AttachErrorCode::BadRequest, reason).field("netns");
             return Err(error.remedy("name the pod's network namespace, such as /run/netns/x"));
         }
-        Ok(Self { pod, netns: body.netns })
+        let sandbox = match (body.uid, body.addresses) {
+            (None, addresses) if addresses.is_empty() => None,
+            (Some(uid), addresses) if !uid.is_empty() && (1..=8).contains(&addresses.len()) => {
+                Some(SandboxRequest { uid, addresses })
+            }
+            _ => {
+                let reason = "a pod that starts has a UID and one to eight addresses, both or neither";
+                let error = AttachError::new(AttachErrorCode::BadRequest, reason).field("uid");
+                return Err(error.remedy("send `uid` and `addresses`, or leave both out"));
+            }
+        };
+        Ok(Self { pod, netns: body.netns, sandbox })
     }
 }
 
@@ -250,7 +292,11 @@ pub struct Status {
     /// Which rules are in force where.
     pub rules: Publication,
     /// What is in force from the folder.
-    pub manifests: FolderStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifests: Option<FolderStatus>,
+    /// What is in force from the API server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterStatus>,
     /// What is wrong with the resources in force.
     pub problems: Vec<Problem>,
     /// The pods that are captured.

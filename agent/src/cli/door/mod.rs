@@ -8,7 +8,9 @@
 //! | route | answers |
 //! |---|---|
 //! | `POST /v1/pods` `{"namespace","name","netns"}` | 200 when capture and guard are in force for the pod |
+//! | the same with `"uid","addresses"` | for a pod that starts, whose addresses the API server does not know yet |
 //! | `DELETE /v1/pods/{namespace}/{name}` | 200 when nothing is in force for it any more |
+//! | the same with `?netns=PATH` | only if it is captured in that network namespace |
 //! | `GET /v1/status` | what is in force, what is wrong |
 //! | `GET /v1/events` | refusals and drops as they happen, one JSON object a line |
 //! | `GET /v1/flows` | who reaches whom, one JSON object a line for connections that are alike, each second |
@@ -29,8 +31,9 @@ mod socket;
 mod tests;
 
 pub use api::{
-    AnchorStatus, AttachError, AttachErrorCode, AttachRequest, Attached, CertificateStatus, Identities,
-    IdentityStatus, ManifestText, PodName, PodStatus, PolicyInForce, PolicySettings, RepairStatus, Status,
+    AnchorStatus, AttachError, AttachErrorCode, AttachRequest, Attached, CertificateStatus, DetachRequest,
+    Identities, IdentityStatus, ManifestText, PodName, PodStatus, PolicyInForce, PolicySettings,
+    RepairStatus, SandboxRequest, Status,
 };
 pub use bounds::{Bounds, Counts};
 pub use serve::Server;
@@ -46,7 +49,7 @@ pub trait Door: Send + Sync + 'static {
     fn attach(&self, request: AttachRequest) -> impl Future<Output = Result<Attached, AttachError>> + Send;
 
     /// Ends a pod's capture. A pod that is not captured is [`AttachErrorCode::UnknownPod`].
-    fn detach(&self, pod: PodName) -> impl Future<Output = Result<(), AttachError>> + Send;
+    fn detach(&self, request: DetachRequest) -> impl Future<Output = Result<(), AttachError>> + Send;
 
     /// What is in force and what is wrong.
     fn status(&self) -> Status;

@@ -2,13 +2,16 @@
 
 use super::{
     Door,
-    api::{AttachBody, AttachError, AttachErrorCode, AttachRequest, ErrorBody, PodName},
+    api::{
+        AttachBody, AttachError, AttachErrorCode, AttachRequest, DetachQuery, DetachRequest, ErrorBody,
+        PodName,
+    },
     bounds::{Bounds, Counts},
 };
 use axum::{
     Router,
     body::Body,
-    extract::{Path, Request, State},
+    extract::{Path, Query, Request, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
@@ -154,12 +157,16 @@ async fn attach<D: Door>(State(app): App<D>, request: Request) -> Response {
     }
 }
 
-async fn detach<D: Door>(State(app): App<D>, Path((namespace, name)): Path<(String, String)>) -> Response {
+async fn detach<D: Door>(
+    State(app): App<D>,
+    Path((namespace, name)): Path<(String, String)>,
+    Query(query): Query<DetachQuery>,
+) -> Response {
     let pod = match PodName::new(&namespace, &name) {
         Ok(pod) => pod,
         Err(refused) => return refused.into_response(),
     };
-    let (own, asked) = (Arc::clone(&app), pod.clone());
+    let (own, asked) = (Arc::clone(&app), DetachRequest { pod: pod.clone(), netns: query.netns });
     match to_its_end(&app.bounds, async move { own.door.detach(asked).await }).await {
         Ok(()) => {
             app.counts.add("detached");

@@ -46,8 +46,8 @@ impl Door for Fake {
         }
     }
 
-    async fn detach(&self, pod: PodName) -> Result<(), AttachError> {
-        if pod.name == "web" {
+    async fn detach(&self, request: DetachRequest) -> Result<(), AttachError> {
+        if request.pod.name == "web" {
             Ok(())
         } else {
             Err(AttachError::new(AttachErrorCode::UnknownPod, "not captured"))
@@ -62,7 +62,8 @@ impl Door for Fake {
             pid: 1,
             started: time::OffsetDateTime::UNIX_EPOCH,
             rules: Publication::default(),
-            manifests: FolderStatus::default(),
+            manifests: Some(FolderStatus::default()),
+            cluster: None,
             problems: vec![],
             pods: vec![],
             door: BTreeMap::new(),

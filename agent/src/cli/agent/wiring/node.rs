@@ -35,7 +35,9 @@ use super::{
 };
 use crate::{
     capture::{Attachment, Capture, Heartbeat},
-    cli::door::{AttachError, AttachErrorCode, AttachRequest, Attached, Identities, PodName, PodStatus},
+    cli::door::{
+        AttachError, AttachErrorCode, AttachRequest, Attached, DetachRequest, Identities, PodName, PodStatus,
+    },
     cluster::snapshot::{Enforcer, SnapshotReader},
     observe::{
         events::{Events, monotonic_epoch},
@@ -349,7 +351,7 @@ impl Node for Running {
         let entry = match self.accept(info, attachment).await {
             Ok(entry) => entry,
             Err(error) => {
-                let _ = self.detach(request.pod.clone()).await;
+                let _ = self.detach(DetachRequest { pod: request.pod.clone(), netns: None }).await;
                 return Err(error);
             }
         };
@@ -363,8 +365,16 @@ impl Node for Running {
         })
     }
 
-    async fn detach(&self, pod: PodName) -> Result<(), AttachError> {
+    async fn detach(&self, request: DetachRequest) -> Result<(), AttachError> {
+        let DetachRequest { pod, netns } = request;
         let entry = self.pods.named(&pod.namespace, &pod.name);
+        // An older sandbox's end is not the new one's.
+        if let (Some(netns), Some(entry)) = (&netns, &entry)
+            && entry.captured.namespace.path() != netns
+        {
+            let message = format!("pod {pod} is captured in another namespace than {}", netns.display());
+            return Err(AttachError::new(AttachErrorCode::UnknownPod, message).field("netns"));
+        }
         let capture = Arc::clone(&self.capture);
         let gone = pod.clone();
         let detached = tokio::task::spawn_blocking(move || capture.detach(&gone.namespace, &gone.name)).await;

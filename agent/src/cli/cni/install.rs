@@ -1,0 +1,201 @@
+//! The plugin on the host: beside the CNI that is there, chained after it, and kept there.
+//!
+//! The runtime takes the first network configuration in its folder. So a copy of the first that is another's, with this
+//! plugin at the end of its chain, is put before it. When that one changes, so does the copy; when somebody takes the copy
+//! away, it is back a moment later.
+
+use super::request::ANNOTATIONS;
+use notify::{RecursiveMode, Watcher};
+use serde_json::{Value, json};
+use std::{
+    fs, io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
+};
+
+/// The plugin's file in the runtime's folder of plugins, by which it is called.
+pub const PLUGIN: &str = "heddle-cni";
+/// The chained configuration.
+const CHAINED: &str = "00-heddle.conflist";
+/// The same, where another's name goes before that.
+const BEFORE_ALL: &str = "-heddle.conflist";
+/// How often the folders are looked at without a sign of change.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Where the plugin is installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// The runtime's plugins, usually /opt/cni/bin.
+    pub plugins: PathBuf,
+    /// The runtime's network configurations, usually /etc/cni/net.d.
+    pub networks: PathBuf,
+    /// The agent's socket, as the host names it.
+    pub socket: PathBuf,
+    /// Namespaces whose pods start without the agent.
+    pub exempt: Vec<String>,
+}
+
+/// What a look at the host's folders brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// Everything is in its place, chained after the configuration in this file.
+    After(String),
+    /// There is no network to be chained to yet.
+    NoNetwork,
+}
+
+impl Places {
+    /// Puts plugin and configuration in their places, where they are not.
+    ///
+    /// # Errors
+    /// A folder cannot be read or written.
+    pub fn put(&self) -> io::Result<Installed> {
+        self.put_plugin()?;
+        let Some((name, other)) = first_other(&self.networks)? else {
+            remove_configurations(&self.networks, None)?;
+            return Ok(Installed::NoNetwork);
+        };
+        let own = if name.as_str() < CHAINED { BEFORE_ALL } else { CHAINED };
+        let chained = serde_json::to_string_pretty(&self.chained(other))?;
+        let path = self.networks.join(own);
+        if fs::read_to_string(&path).ok().as_deref() != Some(chained.as_str()) {
+            replace(&path, chained.as_bytes(), 0o600)?;
+            tracing::info!(path = %path.display(), after = name, "the plugin is chained");
+        }
+        remove_configurations(&self.networks, Some(own))?;
+        Ok(Installed::After(name))
+    }
+
+    fn put_plugin(&self) -> io::Result<()> {
+        let program = fs::read("/proc/self/exe")?;
+        let path = self.plugins.join(PLUGIN);
+        if fs::read(&path).ok().as_deref() != Some(program.as_slice()) {
+            // The old one may be running: its file stays whole until the new one bears its name.
+            replace(&path, &program, 0o755)?;
+            tracing::info!(path = %path.display(), "the plugin is installed");
+        }
+        Ok(())
+    }
+
+    /// `network` with this plugin at the end of its chain.
+    fn chained(&self, mut network: Value) -> Value {
+        let own = json!({
+            "type": PLUGIN,
+            "socket": self.socket,
+            "exempt": self.exempt,
+            "capabilities": { ANNOTATIONS: true },
+        });
+        match network.get_mut("plugins").and_then(Value::as_array_mut) {
+            Some(plugins) => {
+                plugins.push(own);
+                network
+            }
+            // A configuration of one plugin, as a `.conf` file has it.
+            None => json!({
+                "cniVersion": network.get("cniVersion").cloned().unwrap_or_else(|| "0.3.1".into()),
+                "name": network.get("name").cloned().unwrap_or_else(|| "pods".into()),
+                "plugins": [network, own],
+            }),
+        }
+    }
+
+    /// Keeps everything in its place on a thread of its own, which ends with the program.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn keep(self) -> io::Result<()> {
+        std::thread::Builder::new().name("heddle-cni".into()).spawn(move || {
+            let (signs, received) = channel();
+            let watching = notify::recommended_watcher(move |_| {
+                // The thread that listens ends with the program.
+                let _ = signs.send(());
+            });
+            let mut watching = watching.ok();
+            let mut told = None;
+            loop {
+                if let Some(watcher) = &mut watching {
+                    for folder in [&self.networks, &self.plugins] {
+                        // Folders that are missing or replaced are looked at without a sign.
+                        let _ = watcher.watch(folder, RecursiveMode::NonRecursive);
+                    }
+                }
+                let now = self.put().map_err(|error| error.to_string());
+                if told.as_ref() != Some(&now) {
+                    match &now {
+                        Ok(Installed::After(_)) => {}
+                        Ok(Installed::NoNetwork) => tracing::warn!(
+                            folder = %self.networks.display(),
+                            "there is no network configuration to be chained to yet"
+                        ),
+                        Err(error) => tracing::error!(error, "the plugin cannot be installed"),
+                    }
+                    told = Some(now);
+                }
+                wait(&received);
+            }
+        })?;
+        Ok(())
+    }
+}
+
+/// For a sign of change and the quiet after it, or for a while.
+fn wait(signs: &Receiver<()>) {
+    if signs.recv_timeout(LOOK).is_ok() {
+        while signs.recv_timeout(Duration::from_millis(20)).is_ok() {}
+    }
+}
+
+/// Takes the configuration away and then the plugin, in this order: a chain that names a plugin that is not there starts no
+/// pod.
+///
+/// # Errors
+/// A folder cannot be written.
+pub fn uninstall(plugins: &Path, networks: &Path) -> io::Result<()> {
+    remove_configurations(networks, None)?;
+    match fs::remove_file(plugins.join(PLUGIN)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn remove_configurations(networks: &Path, but: Option<&str>) -> io::Result<()> {
+    for name in [CHAINED, BEFORE_ALL].into_iter().filter(|name| Some(*name) != but) {
+        match fs::remove_file(networks.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The configuration that the runtime would take if this plugin were not there.
+fn first_other(networks: &Path) -> io::Result<Option<(String, Value)>> {
+    let mut names: Vec<String> = fs::read_dir(networks)?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end)))
+        .filter(|name| ![CHAINED, BEFORE_ALL].contains(&name.as_str()))
+        .collect();
+    names.sort();
+    for name in names {
+        // The runtime passes over what it cannot read too.
+        let text = fs::read(networks.join(&name))?;
+        if let Ok(network @ Value::Object(_)) = serde_json::from_slice(&text) {
+            return Ok(Some((name, network)));
+        }
+    }
+    Ok(None)
+}
+
+fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    // Of no ending that the runtime reads.
+    let mut unborn = path.as_os_str().to_owned();
+    unborn.push(".new");
+    let unborn = PathBuf::from(unborn);
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&unborn)?;
+    io::Write::write_all(&mut file, content)?;
+    file.sync_all()?;
+    fs::rename(&unborn, path)
+}

@@ -1,0 +1,178 @@
+use super::{
+    away::{PLAIN, Plain},
+    install::{Installed, PLUGIN, Places, uninstall},
+    request::{ANNOTATIONS, Config, Pod},
+    *,
+};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+fn config(socket: &Path, more: &str) -> String {
+    format!(
+        r#"{{"cniVersion": "1.0.0", "name": "pods", "type": "heddle-cni", "socket": "{}", "exempt": ["kube-system"],
+            "prevResult": {{"cniVersion": "1.0.0", "ips": [{{"address": "10.0.0.7/24"}}, {{"address": "fd00::7/64"}}]}}{more}}}"#,
+        socket.display()
+    )
+}
+
+fn called(command: &str, namespace: &str, text: &str) -> Result<Value, Fault> {
+    let (command, namespace) = (command.to_owned(), namespace.to_owned());
+    let variable = move |name: &str| match name {
+        "CNI_COMMAND" => Some(command.clone()),
+        "CNI_CONTAINERID" => Some("c1".to_owned()),
+        "CNI_NETNS" => Some("/proc/1/ns/net".to_owned()),
+        "CNI_ARGS" => Some(format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1"
+        )),
+        _ => None,
+    };
+    answer(variable, text)
+}
+
+#[test]
+fn versions_are_told_and_others_refused() {
+    let told = answer(|name| (name == "CNI_COMMAND").then(|| "VERSION".to_owned()), "{}").unwrap();
+    assert_eq!(told["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+    let text = config(Path::new("/nowhere"), "").replace("1.0.0", "0.2.0");
+    assert_eq!(called("ADD", "shop", &text).unwrap_err().code, 1);
+    assert_eq!(called("ADD", "shop", "{").unwrap_err().code, 6);
+    assert_eq!(called("MEND", "shop", &config(Path::new("/nowhere"), "")).unwrap_err().code, 4);
+}
+
+#[test]
+fn a_plugin_that_is_chained_after_nothing_refuses() {
+    let alone = r#"{"cniVersion": "1.0.0", "name": "pods", "type": "heddle-cni"}"#;
+    assert_eq!(called("ADD", "shop", alone).unwrap_err().code, 7);
+    let without = config(Path::new("/nowhere"), "")
+        .replace(r#"{"address": "10.0.0.7/24"}, {"address": "fd00::7/64"}"#, "");
+    assert_eq!(called("ADD", "shop", &without).unwrap_err().code, 7);
+}
+
+#[test]
+fn while_the_agent_is_away_a_pod_that_may_be_meshed_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let known = |annotations: &str| {
+        config(&socket, &format!(r#", "runtimeConfig": {{"{ANNOTATIONS}": {annotations}}}"#))
+    };
+    // Nothing is known: as after a reboot.
+    assert_eq!(called("ADD", "plain", &known("null")).unwrap_err().code, 11);
+    fs::write(dir.path().join(PLAIN), r#"{"namespaces": ["plain"]}"#).unwrap();
+    let passed = called("ADD", "plain", &known("null")).unwrap();
+    assert_eq!(passed["ips"][0]["address"], "10.0.0.7/24", "the chain's result goes on as it came");
+    called("ADD", "plain", &known(r#"{"heddle.io/mesh": "disabled"}"#)).unwrap();
+    called("ADD", "kube-system", &config(&socket, "")).unwrap();
+    for (namespace, text) in [
+        ("shop", known("null")),
+        ("plain", known(r#"{"heddle.io/mesh": "enabled"}"#)),
+        ("plain", known(r#"{"heddle.io/mesh": "what?"}"#)),
+        // The runtime does not pass annotations on.
+        ("plain", config(&socket, "")),
+    ] {
+        let fault = called("ADD", namespace, &text).unwrap_err();
+        assert_eq!(fault.code, 11);
+        let shown = fault.to_json(&text);
+        assert!(shown["msg"].as_str().unwrap().contains("waits for Heddle's agent"), "{shown}");
+        assert_eq!(shown["cniVersion"], "1.0.0");
+    }
+    // A list that cannot be read is none.
+    fs::write(dir.path().join(PLAIN), "{").unwrap();
+    assert_eq!(called("ADD", "plain", &known("null")).unwrap_err().code, 11);
+    assert_eq!(Plain::read(&socket), Plain::default());
+}
+
+#[test]
+fn nothing_else_needs_the_agent() {
+    let text = config(Path::new("/nowhere/agent.sock"), "");
+    for command in ["DEL", "CHECK", "STATUS", "GC"] {
+        assert_eq!(called(command, "shop", &text), Ok(Value::Null), "{command}");
+    }
+}
+
+#[test]
+fn addresses_are_the_chain_s() {
+    let config = Config::read(&config(Path::new("/nowhere"), "")).unwrap();
+    let addresses: Vec<String> = config.addresses().unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.0.0.7", "fd00::7"]);
+    let pod = Pod { namespace: "shop".into(), name: "web".into(), uid: "u".into() };
+    assert!(Plain::default().lets(&config, &pod).is_err());
+}
+
+fn places(dir: &Path) -> Places {
+    for name in ["bin", "net.d"] {
+        fs::create_dir_all(dir.join(name)).unwrap();
+    }
+    Places {
+        plugins: dir.join("bin"),
+        networks: dir.join("net.d"),
+        socket: "/run/heddle/agent.sock".into(),
+        exempt: vec!["kube-system".into()],
+    }
+}
+
+fn first(networks: &Path) -> Value {
+    let mut names: Vec<_> = fs::read_dir(networks).unwrap().flatten().map(|it| it.path()).collect();
+    names.sort();
+    serde_json::from_slice(&fs::read(&names[0]).unwrap()).unwrap()
+}
+
+#[test]
+fn the_plugin_is_chained_before_whatever_is_there_and_follows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path());
+    assert_eq!(places.put().unwrap(), Installed::NoNetwork);
+    let ptp = |subnet: &str| {
+        format!(
+            r#"{{"cniVersion": "1.0.0", "name": "pods", "plugins": [{{"type": "ptp", "subnet": "{subnet}"}}]}}"#
+        )
+    };
+    fs::write(places.networks.join("10-pods.conflist"), ptp("a")).unwrap();
+    assert_eq!(places.put().unwrap(), Installed::After("10-pods.conflist".into()));
+    let chained = first(&places.networks);
+    assert_eq!(chained["plugins"][0]["type"], "ptp");
+    assert_eq!(chained["plugins"][1]["type"], PLUGIN);
+    assert_eq!(chained["name"], "pods");
+    let mode = fs::metadata(places.plugins.join(PLUGIN)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
+    // Another subnet, another file before it, a plain `.conf`: what the runtime takes first is ours.
+    fs::write(places.networks.join("10-pods.conflist"), ptp("b")).unwrap();
+    places.put().unwrap();
+    assert_eq!(first(&places.networks)["plugins"][0]["subnet"], "b");
+    fs::write(
+        places.networks.join("00-a.conf"),
+        r#"{"cniVersion": "0.3.1", "name": "one", "type": "bridge"}"#,
+    )
+    .unwrap();
+    places.put().unwrap();
+    let chained = first(&places.networks);
+    assert_eq!(
+        (&chained["plugins"][0]["type"], &chained["plugins"][1]["type"]),
+        (&"bridge".into(), &PLUGIN.into())
+    );
+    fs::remove_file(places.networks.join("00-a.conf")).unwrap();
+    places.put().unwrap();
+    assert_eq!(first(&places.networks)["plugins"][0]["type"], "ptp");
+    assert_eq!(fs::read_dir(&places.networks).unwrap().count(), 2);
+    uninstall(&places.plugins, &places.networks).unwrap();
+    assert_eq!(fs::read_dir(&places.networks).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(&places.plugins).unwrap().count(), 0);
+    uninstall(&places.plugins, &places.networks).unwrap();
+}
+
+#[test]
+fn what_somebody_takes_away_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path());
+    let own = places.networks.join("00-heddle.conflist");
+    fs::write(places.networks.join("10-pods.conflist"), r#"{"cniVersion": "1.0.0", "plugins": []}"#).unwrap();
+    places.clone().keep().unwrap();
+    let back = || {
+        let began = std::time::Instant::now();
+        while !own.exists() {
+            assert!(began.elapsed() < std::time::Duration::from_secs(20));
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    };
+    back();
+    fs::remove_file(&own).unwrap();
+    back();
+}

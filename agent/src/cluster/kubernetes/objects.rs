@@ -1,0 +1,240 @@
+//! The cluster's objects as they are known: no I/O and no clock, so that a relist, an absent kind or an address that
+//! comes early can be tried without a cluster.
+
+use super::{
+    early::{EarlyPods, Known, Unfit},
+    kinds::{KINDS, Kind},
+    trim::trim,
+};
+use crate::cluster::rules::Rules;
+use heddle_policy::{ClusterSettings, Compiled, Origin, Problem, resources::parse_value};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+/// What a watch tells.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// The API server does not serve the kind.
+    Absent,
+    /// A list begins: what it does not hold at its end is gone.
+    Listing,
+    /// An object of the list.
+    Listed(Value),
+    /// The list's end.
+    Complete,
+    /// An object is new or another.
+    Applied(Value),
+    /// An object is gone.
+    Gone(Value),
+    /// The kind cannot be watched now; what is known of it stays in force.
+    Broken(String),
+}
+
+/// How a kind stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing is known yet.
+    Unknown,
+    /// Not served.
+    Absent,
+    /// Listed and watched.
+    Watched,
+}
+
+struct Object {
+    text: Arc<str>,
+    /// As the API server has it: an early address is laid over it.
+    value: Option<Value>,
+}
+
+struct Watched {
+    standing: Standing,
+    error: Option<String>,
+    objects: BTreeMap<String, Object>,
+    listed: Option<BTreeSet<String>>,
+}
+
+/// Everything that is known of the cluster.
+pub(super) struct Objects {
+    node: String,
+    kinds: Vec<Watched>,
+    rules: Rules,
+    early: EarlyPods,
+    changed: bool,
+}
+
+const POD: &str = "Pod";
+
+/// `pods/shop/web`, as problems and `heddle policy` name it.
+fn file(kind: &Kind, object: &Value) -> String {
+    let text = |field: &str| {
+        object.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let (namespace, name) = (text("namespace"), text("name"));
+    if namespace.is_empty() {
+        format!("{}/{name}", kind.resource())
+    } else {
+        format!("{}/{namespace}/{name}", kind.resource())
+    }
+}
+
+impl Objects {
+    pub(super) fn new(settings: ClusterSettings, node: String) -> Self {
+        let kinds = KINDS.iter().map(|_| Watched {
+            standing: Standing::Unknown,
+            error: None,
+            objects: BTreeMap::new(),
+            listed: None,
+        });
+        Self {
+            kinds: kinds.collect(),
+            rules: Rules::new(settings, node.clone()),
+            early: EarlyPods::default(),
+            node,
+            changed: false,
+        }
+    }
+
+    /// Takes what the watch of a kind tells.
+    pub(super) fn take(&mut self, kind: usize, told: Told) {
+        let (Some(watched), Some(of)) = (self.kinds.get_mut(kind), KINDS.get(kind)) else { return };
+        match told {
+            Told::Absent => {
+                // What was known before stays: a server that starts anew does not know its own kinds for a moment.
+                if watched.standing == Standing::Unknown {
+                    watched.standing = Standing::Absent;
+                    self.changed = true;
+                }
+                watched.error = None;
+            }
+            Told::Broken(error) => watched.error = Some(error),
+            Told::Listing => watched.listed = Some(BTreeSet::new()),
+            Told::Listed(object) => {
+                let file = file(of, &object);
+                if let Some(listed) = &mut watched.listed {
+                    listed.insert(file.clone());
+                }
+                self.put(kind, file, object);
+            }
+            Told::Complete => {
+                let listed = watched.listed.take().unwrap_or_default();
+                let gone: Vec<String> =
+                    watched.objects.keys().filter(|file| !listed.contains(*file)).cloned().collect();
+                if watched.standing != Standing::Watched {
+                    watched.standing = Standing::Watched;
+                    self.changed = true;
+                }
+                watched.error = None;
+                for file in gone {
+                    self.remove(kind, &file);
+                }
+            }
+            Told::Applied(object) => {
+                watched.error = None;
+                self.put(kind, file(of, &object), object);
+            }
+            Told::Gone(object) => self.remove(kind, &file(of, &object)),
+        }
+    }
+
+    fn put(&mut self, kind: usize, file: String, object: Value) {
+        let (Some(watched), Some(of)) = (self.kinds.get_mut(kind), KINDS.get(kind)) else { return };
+        let kept = trim(object, of.kind, &self.node);
+        let pod = of.kind == POD;
+        let shown = if pod { self.early.lay_over(&file, &kept) } else { kept.clone() };
+        let text: Arc<str> = shown.to_string().into();
+        if watched.objects.get(&file).is_some_and(|before| before.text == text) {
+            return;
+        }
+        let parsed = parse_value(shown, Origin::new(file.clone(), 0));
+        self.rules.put(&file, &parsed);
+        watched.objects.insert(file, Object { text, value: pod.then_some(kept) });
+        self.changed = true;
+    }
+
+    fn remove(&mut self, kind: usize, file: &str) {
+        let Some(watched) = self.kinds.get_mut(kind) else { return };
+        self.early.forget(file);
+        if watched.objects.remove(file).is_some() {
+            self.rules.remove(file);
+            self.changed = true;
+        }
+    }
+
+    /// A pod's sandbox has these addresses, which the API server does not know yet.
+    ///
+    /// # Errors
+    /// The pod is not known, is another, or is another node's.
+    pub(super) fn admit(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        addresses: &[IpAddr],
+    ) -> Result<(), Unfit> {
+        let pods = KINDS.iter().position(|kind| kind.kind == POD).unwrap_or_default();
+        let file = format!("pods/{namespace}/{name}");
+        let value = self.kinds.get(pods).and_then(|it| it.objects.get(&file)).and_then(|it| it.value.clone());
+        let value = value.ok_or(Unfit::Unknown)?;
+        Known::of(&value).is(uid, &self.node)?;
+        self.early.admit(&file, &value, uid, addresses);
+        self.put(pods, file, value);
+        Ok(())
+    }
+
+    /// Whether every kind is listed or known to be absent: before that nothing is put in force.
+    pub(super) fn complete(&self) -> bool {
+        self.kinds.iter().all(|kind| kind.standing != Standing::Unknown)
+    }
+
+    /// Whether something is other than at the last [`Self::compile`].
+    pub(super) fn changed(&self) -> bool {
+        self.changed
+    }
+
+    /// What is in force at a time.
+    pub(super) fn compile(&mut self, now: i64) -> (Compiled, Vec<Problem>) {
+        self.changed = false;
+        self.rules.compile(now)
+    }
+
+    /// The rules, for their expiry.
+    pub(super) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The namespaces that are outside the mesh by their own annotation, or for want of one.
+    pub(super) fn plain_namespaces(&self) -> BTreeSet<String> {
+        let namespaces = KINDS.iter().zip(&self.kinds).filter(|(kind, _)| kind.kind == "Namespace");
+        let objects = namespaces.flat_map(|(_, watched)| watched.objects.values());
+        objects
+            .filter_map(|object| {
+                let namespace: Value = serde_json::from_str(&object.text).ok()?;
+                let annotations = namespace.pointer("/metadata/annotations");
+                let mesh = annotations.and_then(|it| it.get(heddle_policy::MESH)).and_then(Value::as_str);
+                let name = namespace.pointer("/metadata/name").and_then(Value::as_str)?;
+                matches!(mesh, None | Some("disabled")).then(|| name.to_owned())
+            })
+            .collect()
+    }
+
+    /// Every object in force, as it is kept.
+    pub(super) fn texts(&self) -> Vec<(String, Arc<str>)> {
+        let objects = self.kinds.iter().flat_map(|kind| kind.objects.iter());
+        objects.map(|(file, object)| (file.clone(), Arc::clone(&object.text))).collect()
+    }
+
+    /// How each kind stands: its name, its standing, how many objects, and why it cannot be watched.
+    pub(super) fn standings(&self) -> impl Iterator<Item = (String, &Standing, usize, Option<&String>)> {
+        KINDS.iter().zip(&self.kinds).map(|(kind, watched)| {
+            (kind.resource(), &watched.standing, watched.objects.len(), watched.error.as_ref())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

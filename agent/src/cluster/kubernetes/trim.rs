@@ -1,0 +1,145 @@
+//! What is kept of an object: a cluster has many, and each agent holds them all.
+
+use serde_json::{Map, Value, json};
+
+/// Metadata that policy reads.
+const METADATA: [&str; 7] =
+    ["name", "namespace", "uid", "labels", "annotations", "creationTimestamp", "deletionTimestamp"];
+/// What kubectl leaves in annotations: the whole object once more.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Keeps of `object` what policy reads. Of a pod on `node` that is its ports and probes too, of another its named ports.
+pub(super) fn trim(object: Value, kind: &str, node: &str) -> Value {
+    let Value::Object(mut object) = object else { return object };
+    let mut metadata = keep(object.remove("metadata"), &METADATA);
+    if let Some(Value::Object(annotations)) = metadata.get_mut("annotations") {
+        annotations.remove(LAST_APPLIED);
+    }
+    let mut kept = Map::new();
+    for field in ["apiVersion", "kind"] {
+        kept.extend(object.remove(field).map(|value| (field.to_owned(), value)));
+    }
+    kept.insert("metadata".to_owned(), Value::Object(metadata));
+    match kind {
+        "Namespace" | "ServiceAccount" => {}
+        "Service" => {
+            let fields = ["type", "selector", "clusterIP", "clusterIPs", "ports", "publishNotReadyAddresses"];
+            kept.insert("spec".to_owned(), Value::Object(keep(object.remove("spec"), &fields)));
+        }
+        "Pod" => {
+            let spec = pod_spec(object.remove("spec"), node);
+            kept.insert("spec".to_owned(), spec);
+            kept.insert("status".to_owned(), pod_status(object.remove("status")));
+        }
+        _ => {
+            // Unknown fields are told, and an unknown field of a rule closes it: whatever is not status stays.
+            let status = object.remove("status");
+            object.retain(|field, _| !kept.contains_key(field));
+            kept.extend(object);
+            if kind == "ExternalWorkload" {
+                kept.extend(status.map(|status| ("status".to_owned(), status)));
+            }
+        }
+    }
+    Value::Object(kept)
+}
+
+fn keep(from: Option<Value>, fields: &[&str]) -> Map<String, Value> {
+    let Some(Value::Object(mut from)) = from else { return Map::new() };
+    fields.iter().filter_map(|field| Some(((*field).to_owned(), from.remove(*field)?))).collect()
+}
+
+fn pod_spec(spec: Option<Value>, node: &str) -> Value {
+    let fields =
+        ["nodeName", "serviceAccountName", "serviceAccount", "hostNetwork", "containers", "initContainers"];
+    let mut spec = keep(spec, &fields);
+    let local = spec.get("nodeName").and_then(Value::as_str) == Some(node);
+    for list in ["containers", "initContainers"] {
+        let Some(Value::Array(containers)) = spec.get_mut(list) else { continue };
+        for container in containers {
+            let fields: &[&str] = if local {
+                &["name", "ports", "livenessProbe", "readinessProbe", "startupProbe"]
+            } else {
+                &["name", "ports"]
+            };
+            let mut kept = keep(Some(container.take()), fields);
+            if let (false, Some(Value::Array(ports))) = (local, kept.get_mut("ports")) {
+                ports.retain(|port| port.get("name").is_some());
+            }
+            *container = Value::Object(kept);
+        }
+    }
+    Value::Object(spec)
+}
+
+fn pod_status(status: Option<Value>) -> Value {
+    let mut status = keep(status, &["phase", "podIP", "podIPs", "conditions"]);
+    if let Some(Value::Array(conditions)) = status.get_mut("conditions") {
+        conditions.retain(|it| it.get("type").and_then(Value::as_str) == Some("Ready"));
+        for condition in conditions {
+            // When it changed, and who looked last, is nothing that rules depend on.
+            let ready = condition.get("status").cloned().unwrap_or_default();
+            *condition = json!({ "type": "Ready", "status": ready });
+        }
+    }
+    Value::Object(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::trim;
+    use serde_json::json;
+
+    fn pod() -> serde_json::Value {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7", "managedFields": [{}],
+                "annotations": {"a": "b", super::LAST_APPLIED: "{}"},
+            },
+            "spec": {
+                "nodeName": "a", "serviceAccountName": "web", "volumes": [{}],
+                "containers": [{
+                    "name": "c", "image": "i", "env": [{"name": "PASSWORD", "value": "secret"}],
+                    "ports": [{"name": "http", "containerPort": 80}, {"containerPort": 81}],
+                    "readinessProbe": {"tcpSocket": {"port": 80}},
+                }],
+            },
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "hostIP": "10.9.9.9",
+                "conditions": [{"type": "Ready", "status": "True", "lastProbeTime": null}, {"type": "Initialized"}],
+            },
+        })
+    }
+
+    #[test]
+    fn of_a_pod_of_this_node_ports_and_probes_are_kept_and_no_secret() {
+        let kept = trim(pod(), "Pod", "a");
+        assert_eq!(kept["spec"]["containers"][0]["readinessProbe"]["tcpSocket"]["port"], 80);
+        assert_eq!(kept["spec"]["containers"][0]["ports"].as_array().unwrap().len(), 2);
+        assert_eq!(kept["status"]["conditions"], json!([{"type": "Ready", "status": "True"}]));
+        let text = kept.to_string();
+        for gone in ["secret", "volumes", "hostIP", "managedFields", "resourceVersion", "last-applied"] {
+            assert!(!text.contains(gone), "{gone}: {text}");
+        }
+        assert_eq!(kept["metadata"]["annotations"], json!({"a": "b"}));
+    }
+
+    #[test]
+    fn of_another_node_s_pod_named_ports_alone() {
+        let kept = trim(pod(), "Pod", "b");
+        assert_eq!(
+            kept["spec"]["containers"],
+            json!([{"name": "c", "ports": [{"name": "http", "containerPort": 80}]}])
+        );
+    }
+
+    #[test]
+    fn of_a_rule_everything_but_its_status_stays() {
+        let rule = json!({"apiVersion": "heddle.io/v1alpha1", "kind": "AccessRule", "metadata": {"name": "r", "namespace": "n"},
+            "spec": {"action": "Deny"}, "misspelt": 1, "status": {"conditions": []}});
+        let kept = trim(rule, "AccessRule", "a");
+        assert_eq!(kept["spec"]["action"], "Deny");
+        assert!(kept.get("misspelt").is_some() && kept.get("status").is_none(), "{kept}");
+    }
+}

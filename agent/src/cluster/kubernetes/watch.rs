@@ -1,0 +1,110 @@
+//! A task for each kind: finds the version in which it is served, lists, watches, and begins anew where that breaks.
+
+use super::{
+    kinds::{KINDS, Kind},
+    objects::Told,
+};
+use futures_util::StreamExt;
+use kube::{
+    Api, Client,
+    core::{ApiResource, DynamicObject},
+    runtime::{WatchStreamExt, watcher},
+};
+use std::{sync::mpsc::Sender, time::Duration};
+use tokio::task::JoinSet;
+
+/// How often it is asked whether a kind that was absent has come.
+const ABSENT: Duration = Duration::from_secs(5);
+/// How soon an API server that is away is asked again for what it serves.
+const AWAY: Duration = Duration::from_secs(2);
+
+/// What the watch of the kind with this number tells.
+pub(super) type From = (usize, Told);
+
+/// Watches every kind. Ends when the tasks are dropped.
+pub(super) fn watch_all<M: Send + 'static>(
+    client: &Client,
+    told: &Sender<M>,
+    message: fn(From) -> M,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    for (number, kind) in KINDS.iter().enumerate() {
+        let (client, told) = (client.clone(), told.clone());
+        tasks.spawn(async move {
+            // Whoever listens is gone: so is the agent.
+            while watch(&client, kind, &|what| told.send(message((number, what))).is_ok()).await {}
+        });
+    }
+    tasks
+}
+
+/// Until it breaks; false when nobody listens any more.
+async fn watch(client: &Client, kind: &Kind, tell: &(impl Fn(Told) -> bool + Sync)) -> bool {
+    match kind.served(client).await {
+        Ok(Some(resource)) => follow(client, &resource, tell).await,
+        Ok(None) => {
+            let listened = tell(Told::Absent);
+            tokio::time::sleep(ABSENT).await;
+            listened
+        }
+        Err(error) => {
+            let listened = tell(Told::Broken(format!("the API server does not say what it serves: {error}")));
+            tokio::time::sleep(AWAY).await;
+            listened
+        }
+    }
+}
+
+async fn follow(client: &Client, resource: &ApiResource, tell: &(impl Fn(Told) -> bool + Sync)) -> bool {
+    let api = Api::<DynamicObject>::all_with(client.clone(), resource);
+    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    while let Some(event) = events.next().await {
+        let listened = match event {
+            Ok(watcher::Event::Init) => tell(Told::Listing),
+            Ok(watcher::Event::InitApply(object)) => tell_of(object, resource, tell, Told::Listed),
+            Ok(watcher::Event::InitDone) => tell(Told::Complete),
+            Ok(watcher::Event::Apply(object)) => tell_of(object, resource, tell, Told::Applied),
+            Ok(watcher::Event::Delete(object)) => tell_of(object, resource, tell, Told::Gone),
+            Err(error) => {
+                let listened = tell(Told::Broken(error.to_string()));
+                if is_not_served(&error) {
+                    tokio::time::sleep(AWAY).await;
+                    return listened;
+                }
+                listened
+            }
+        };
+        if !listened {
+            return false;
+        }
+    }
+    true
+}
+
+/// Objects of a list bear neither kind nor version.
+fn tell_of(
+    object: DynamicObject,
+    resource: &ApiResource,
+    tell: &impl Fn(Told) -> bool,
+    what: fn(serde_json::Value) -> Told,
+) -> bool {
+    match serde_json::to_value(object) {
+        Ok(serde_json::Value::Object(mut fields)) => {
+            fields.insert("apiVersion".to_owned(), resource.api_version.clone().into());
+            fields.insert("kind".to_owned(), resource.kind.clone().into());
+            tell(what(serde_json::Value::Object(fields)))
+        }
+        // What came as JSON is an object of JSON.
+        _ => true,
+    }
+}
+
+fn is_not_served(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 404,
+        watcher::Error::WatchError(status) => status.code == 404,
+        _ => false,
+    }
+}

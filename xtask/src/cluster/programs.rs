@@ -1,0 +1,127 @@
+//! The programs of a cluster, built or fetched once and kept in the cache: Kubernetes from its own Go modules, etcd,
+//! containerd, runc and the CNI's reference plugins from Debian. Nothing is installed: each of Debian's would start a
+//! server on the machine.
+
+use crate::workspace::Workspace;
+use crate::{apt, command};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What the module in `kubernetes/` requires.
+const VERSION: &str = "v1.34.4";
+const MODULE: [(&str, &str); 3] = [
+    ("main.go", include_str!("kubernetes/main.go")),
+    ("go.mod", include_str!("kubernetes/go.mod")),
+    ("go.sum", include_str!("kubernetes/go.sum")),
+];
+/// The names under which the one binary is a program.
+const NAMES: [&str; 6] =
+    ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
+const DEBIAN: [&str; 4] = ["etcd-server", "containerd", "runc", "containernetworking-plugins"];
+
+/// Where the programs are.
+pub struct Programs {
+    kubernetes: PathBuf,
+    debian: PathBuf,
+}
+
+impl Programs {
+    /// Builds and fetches what is not there yet.
+    pub fn prepare(workspace: &Workspace) -> Result<Self> {
+        let programs = Self::of(workspace);
+        if !programs.debian.is_dir() {
+            eprintln!("fetching {} into {}", DEBIAN.join(", "), programs.debian.display());
+            apt::update_if_empty()?;
+            apt::unpack(&DEBIAN.map(str::to_owned), &programs.debian, &[])?;
+        }
+        programs.build(&workspace.cache.join("kubernetes"))?;
+        Ok(programs)
+    }
+
+    /// Where they are once [`Self::prepare`] has been called.
+    pub fn of(workspace: &Workspace) -> Self {
+        let folder = workspace.cache.join("kubernetes");
+        Self { kubernetes: folder.join(VERSION), debian: folder.join("debian") }
+    }
+
+    fn build(&self, folder: &Path) -> Result<()> {
+        if NAMES.iter().all(|name| self.kubernetes.join(name).exists()) {
+            return Ok(());
+        }
+        if command::find("go").is_none() {
+            bail!(
+                "Kubernetes {VERSION} is built from its Go modules, and there is no go in PATH: install Go 1.24 or newer"
+            );
+        }
+        eprintln!(
+            "building Kubernetes {VERSION}, once: about 13 minutes of a core's time and 1 GB of Go modules"
+        );
+        let source = folder.join("source");
+        fs::create_dir_all(&source)?;
+        for (name, text) in MODULE {
+            fs::write(source.join(name), text)?;
+        }
+        let built = folder.join("kubernetes.partial");
+        command::run(
+            Command::new("go")
+                .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o"])
+                .arg(&built)
+                .arg(format!(
+                    "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion={VERSION} \
+                     -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=34"
+                ))
+                .arg(".")
+                .env("CGO_ENABLED", "0")
+                .env("GOFLAGS", "")
+                .current_dir(&source),
+        )?;
+        fs::create_dir_all(&self.kubernetes)?;
+        fs::rename(&built, self.kubernetes.join("kubernetes"))?;
+        for name in NAMES {
+            let link = self.kubernetes.join(name);
+            if !link.exists() {
+                symlink("kubernetes", &link).with_context(|| format!("cannot make {}", link.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One of Kubernetes' programs.
+    pub fn kubernetes(&self, name: &str) -> String {
+        self.kubernetes.join(name).display().to_string()
+    }
+
+    /// etcd.
+    pub fn etcd(&self) -> String {
+        self.debian.join("usr/bin/etcd").display().to_string()
+    }
+
+    /// containerd.
+    pub fn containerd(&self) -> String {
+        self.debian.join("usr/bin/containerd").display().to_string()
+    }
+
+    /// containerd's client.
+    pub fn ctr(&self) -> String {
+        self.debian.join("usr/bin/ctr").display().to_string()
+    }
+
+    /// runc.
+    pub fn runc(&self) -> String {
+        self.debian.join("usr/sbin/runc").display().to_string()
+    }
+
+    /// The folder of the CNI's reference plugins.
+    pub fn plugins(&self) -> PathBuf {
+        self.debian.join("usr/lib/cni")
+    }
+
+    /// PATH for programs that start these.
+    pub fn path(&self) -> String {
+        let own = std::env::var("PATH").unwrap_or_default();
+        format!("{0}/usr/bin:{0}/usr/sbin:{own}:/usr/sbin:/sbin:/usr/bin:/bin", self.debian.display())
+    }
+}

@@ -1,0 +1,81 @@
+//! What is known of a cluster that is up, for the commands that come after `up`.
+
+use super::programs::Programs;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use xtask::lab::{Lab, Output, Place, kept};
+
+const FILE: &str = "cluster.json";
+
+/// A cluster that is up.
+#[derive(Serialize, Deserialize)]
+pub struct State {
+    /// The lab's folder.
+    pub folder: PathBuf,
+    /// Where the control plane runs.
+    pub router: Place,
+    /// The nodes' own places.
+    pub nodes: BTreeMap<String, Place>,
+    /// The administrator's.
+    kubeconfig: String,
+}
+
+impl State {
+    /// Of a lab that a cluster runs in.
+    pub fn of(lab: &Lab, kubeconfig: String) -> Self {
+        Self {
+            folder: lab.directory().to_owned(),
+            router: lab.router().clone(),
+            nodes: lab.nodes().map(|node| (node.name.clone(), node.host().clone())).collect(),
+            kubeconfig,
+        }
+    }
+
+    /// Leaves it in the lab's folder.
+    pub fn write(&self) -> Result<()> {
+        let path = self.folder.join(FILE);
+        fs::write(&path, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Reads what the cluster of this name left.
+    pub fn read(name: &str) -> Result<Self> {
+        for folder in kept(name)? {
+            if let Ok(text) = fs::read(folder.join(FILE)) {
+                return Ok(serde_json::from_slice(&text)?);
+            }
+        }
+        bail!("no cluster {name:?} is up: `cargo xtask cluster up`")
+    }
+
+    /// Whether a lab of this id has a folder still.
+    pub fn alive(id: &str) -> bool {
+        xtask::lab::exists(id)
+    }
+
+    fn words<S: AsRef<str>>(&self, programs: &Programs, arguments: &[S]) -> Vec<String> {
+        let mut words = vec![programs.kubernetes("kubectl"), format!("--kubeconfig={}", self.kubeconfig)];
+        words.extend(arguments.iter().map(|word| word.as_ref().to_owned()));
+        words
+    }
+
+    /// Runs kubectl on the caller's terminal.
+    pub fn kubectl<S: AsRef<str>>(&self, programs: &Programs, arguments: &[S]) -> Result<ExitCode> {
+        let status = self.router.command(&self.words(programs, arguments)).status()?;
+        Ok(u8::try_from(status.code().unwrap_or(1)).map_or(ExitCode::FAILURE, ExitCode::from))
+    }
+
+    /// Runs kubectl and returns what it printed.
+    pub fn kubectl_output<S: AsRef<str>>(&self, programs: &Programs, arguments: &[S]) -> Result<Output> {
+        self.router.run(&self.words(programs, arguments))
+    }
+
+    /// Runs kubectl, which must succeed.
+    pub fn check<S: AsRef<str>>(&self, programs: &Programs, arguments: &[S]) -> Result<String> {
+        self.router.check(&self.words(programs, arguments))
+    }
+}

@@ -1,0 +1,58 @@
+//! `cargo xtask cluster test`: what the mesh promises, seen in a real cluster.
+
+mod away;
+mod life;
+mod rules;
+mod scene;
+mod wire;
+
+use super::programs::Programs;
+use super::state::State;
+use anyhow::{Context, Result, ensure};
+use scene::Scene;
+use serde_json::json;
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+use xtask::demo::report::{Step, summary};
+
+type Show = fn(&Scene, &mut Step) -> Result<()>;
+
+const STEPS: [(char, &str, Show); 6] = [
+    ('a', "A permitted request across nodes is TLS 1.3, and the marker is not seen", wire::across),
+    ('b', "Everybody else is refused, the kubelet's probe is not", wire::refusals),
+    ('c', "A rule that kubectl applies holds soon", rules::show),
+    ('d', "The agent killed: new pods wait, existing ones are refused, nothing opens", away::killed),
+    ('e', "The agents are rolled out anew under load", away::rolled),
+    ('f', "Jobs finish, deleted pods are let go, new ones are captured", life::show),
+];
+
+/// Runs the steps (all of them, where none is named). Success only if each was seen.
+pub fn run(state: &State, programs: &Programs, letters: &[char], report: Option<&Path>) -> Result<ExitCode> {
+    for letter in letters {
+        ensure!(STEPS.iter().any(|(known, ..)| known == letter), "there is no step {letter:?}");
+    }
+    let began = Instant::now();
+    let scene = Scene::set(state, programs)?;
+    let mut steps = Vec::new();
+    for (letter, title, show) in STEPS.iter().filter(|(it, ..)| letters.is_empty() || letters.contains(it)) {
+        let mut step = Step::begin(*letter, title);
+        if let Err(error) = show(&scene, &mut step) {
+            step.check("it can be shown", false, format!("{error:#}"));
+        }
+        step.end();
+        steps.push(step);
+    }
+    summary(&steps, began.elapsed());
+    if let Some(path) = report {
+        let observed: Vec<_> = steps.iter().map(Step::to_json).collect();
+        fs::write(path, serde_json::to_vec_pretty(&json!({ "steps": observed }))?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let seen = steps.iter().all(Step::seen);
+    if seen {
+        scene.clear()?;
+    }
+    Ok(if seen { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

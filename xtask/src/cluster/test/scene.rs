@@ -1,0 +1,150 @@
+//! What the steps share: the shop's pods, kubectl, curl in a pod, the agents.
+
+use crate::cluster::programs::Programs;
+use crate::cluster::state::State;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::time::Duration;
+use xtask::lab::{Output, Place, eventually, stretched};
+
+pub const SHOP: &str = include_str!("shop.yaml");
+/// Unlike anything that a protocol says by itself.
+pub const MARKER: &str = "THE-LOOM-IS-OPEN-7f3a9c";
+pub const NODE_A: &str = "node-a";
+pub const NODE_B: &str = "node-b";
+/// The namespaces of the shop.
+const NAMESPACES: [&str; 3] = ["shop", "bank", "plain"];
+
+/// A cluster with the shop in it.
+pub struct Scene<'a> {
+    pub state: &'a State,
+    pub programs: &'a Programs,
+}
+
+impl<'a> Scene<'a> {
+    /// Starts the shop, anew if it is there.
+    pub fn set(state: &'a State, programs: &'a Programs) -> Result<Self> {
+        let scene = Self { state, programs };
+        scene.clear()?;
+        scene.apply("shop.yaml", SHOP)?;
+        eventually("the shop's pods to be ready", Duration::from_secs(60), || scene.all_ready())
+            .with_context(|| scene.said().unwrap_or_default())?;
+        Ok(scene)
+    }
+
+    /// Removes the shop.
+    pub fn clear(&self) -> Result<()> {
+        let mut words = vec!["delete", "namespace", "--ignore-not-found", "--wait=false"];
+        words.extend(NAMESPACES);
+        self.kubectl(&words)?;
+        eventually("the shop to be gone", Duration::from_secs(90), || {
+            let there = self.kubectl(&["get", "namespaces", "-o", "name"])?;
+            Ok(!NAMESPACES.iter().any(|name| there.lines().any(|line| line == format!("namespace/{name}"))))
+        })
+    }
+
+    fn all_ready(&self) -> Result<bool> {
+        for namespace in NAMESPACES {
+            let ready = self.kubectl(&[
+                "get",
+                "pods",
+                "-n",
+                namespace,
+                "-o",
+                "jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}",
+            ])?;
+            if ready.is_empty() || ready.contains("False") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Pods and events, for a failure's report.
+    pub fn said(&self) -> Result<String> {
+        let pods = self.kubectl(&["get", "pods", "-A", "-o", "wide"])?;
+        Ok(pods + &self.kubectl(&["get", "events", "-A", "--field-selector=type=Warning"])?)
+    }
+
+    /// kubectl, which must succeed.
+    pub fn kubectl(&self, words: &[&str]) -> Result<String> {
+        self.state.check(self.programs, words)
+    }
+
+    /// Applies manifests.
+    pub fn apply(&self, name: &str, yaml: &str) -> Result<()> {
+        let path = self.state.folder.join(name);
+        fs::write(&path, yaml)?;
+        self.kubectl(&["apply", "--filename", &path.display().to_string()]).map(drop)
+    }
+
+    /// A pod's address.
+    pub fn address(&self, namespace: &str, name: &str) -> Result<IpAddr> {
+        let text = self.kubectl(&["get", "pod", "-n", namespace, name, "-o", "jsonpath={.status.podIP}"])?;
+        text.trim().parse().with_context(|| format!("pod {namespace}/{name} has no address: {text:?}"))
+    }
+
+    /// A node's own place.
+    pub fn node(&self, name: &str) -> Result<&Place> {
+        self.state.nodes.get(name).with_context(|| format!("no node {name}"))
+    }
+
+    /// curl in a pod, by the way of the kubelet as a person would.
+    pub fn curl(&self, namespace: &str, pod: &str, url: &str) -> Result<Output> {
+        self.state.kubectl_output(
+            self.programs,
+            &["exec", "-n", namespace, pod, "--", "curl", "-sS", "--max-time", "5", url],
+        )
+    }
+
+    /// The name of a node's agent's pod.
+    pub fn agent(&self, node: &str) -> Result<String> {
+        let path = format!("jsonpath={{.items[?(@.spec.nodeName=='{node}')].metadata.name}}");
+        let name = self.kubectl(&["get", "pods", "-n", "heddle-system", "-l", "app=heddle", "-o", &path])?;
+        ensure!(!name.trim().is_empty(), "there is no agent on {node}");
+        Ok(name.trim().to_owned())
+    }
+
+    /// What a node's agent says of itself.
+    pub fn status(&self, node: &str) -> Result<Value> {
+        let agent = self.agent(node)?;
+        let said =
+            self.kubectl(&["exec", "-n", "heddle-system", &agent, "--", "/heddle", "status", "--json"])?;
+        Ok(serde_json::from_str(&said)?)
+    }
+
+    /// The network namespaces of a node's captured pods, by name.
+    pub fn captured(&self, node: &str) -> Result<BTreeMap<String, String>> {
+        let status = self.status(node)?;
+        let pods = status["pods"].as_array().into_iter().flatten();
+        let text = |pod: &Value, field: &str| pod[field].as_str().unwrap_or_default().to_owned();
+        Ok(pods
+            .map(|pod| (format!("{}/{}", text(pod, "namespace"), text(pod, "name")), text(pod, "netns")))
+            .collect())
+    }
+
+    /// The processes of a node's agent, restarted ones too.
+    pub fn agent_process(&self, node: &str) -> Result<u32> {
+        let pid = self.status(node)?["pid"].as_u64().context("the agent tells no process")?;
+        Ok(u32::try_from(pid)?)
+    }
+}
+
+/// A client inside a captured pod's network namespace: started quickly, as often as one likes.
+pub struct Inside<'a> {
+    pub place: &'a Place,
+    pub netns: String,
+}
+
+impl Inside<'_> {
+    /// Whether a request is answered.
+    pub fn reaches(&self, url: &str) -> Result<bool> {
+        let netns = format!("--net={}", self.netns);
+        let limit = stretched(Duration::from_secs(2)).as_secs().to_string();
+        let output = self.place.run(&["nsenter", &netns, "curl", "-sS", "--max-time", &limit, url])?;
+        Ok(output.succeeded() && output.stdout.contains("served"))
+    }
+}
