@@ -91,7 +91,7 @@ fn what_rests_on_a_revoked_certificate_falls() {
     let standings = Standings::new(Arc::clone(&pair.mesh.trust));
     let chain = [pair.client_leaf.clone()];
     let (revoked, other) =
-        (standings.of(&chain, start()), standings.of(&[pair.server_leaf.clone()], start()));
+        (standings.of(&chain, start()), standings.of(std::slice::from_ref(&pair.server_leaf), start()));
     assert!(revoked.holds() && other.holds());
     pair.put(&[pair.revoking(&[serial(&pair.client_leaf)], start())]).unwrap();
     assert!(!revoked.holds());
@@ -141,7 +141,7 @@ fn a_list_speaks_for_its_own_issuer_alone() {
     let (pair, other) = (Pair::new(), Mesh::new());
     let anchors = [pair.mesh.authority.anchors(), other.authority.anchors()].concat();
     let foreign = other.authority.revoking(&params(&[serial(&pair.client_leaf)], start()));
-    pair.mesh.trust.reload(anchors.clone(), &[foreign.clone()]).unwrap();
+    pair.mesh.trust.reload(anchors.clone(), std::slice::from_ref(&foreign)).unwrap();
     pair.connect().unwrap();
     let own = pair.revoking(&[serial(&pair.client_leaf)], start());
     pair.mesh.trust.reload(anchors, &[foreign, own]).unwrap();
