@@ -89,11 +89,12 @@ const PROGRAMS: [(ProgramType, &str, &[BpfHelper]); 4] = {
 };
 
 /// The map types, and what is in them.
-const MAPS: [(MapType, &str); 8] = [
+const MAPS: [(MapType, &str); 9] = [
     (MapType::Array, "settings and the heartbeat"),
     (MapType::Hash, "pods, rules and connections"),
     (MapType::LruHash, "flows of datagrams"),
     (MapType::PerCpuHash, "counters"),
+    (MapType::PerCpuArray, "packets"),
     (MapType::LpmTrie, "networks"),
     (MapType::SockMap, "the agent's listeners"),
     (MapType::SkStorage, "marks on sockets"),

@@ -58,12 +58,38 @@ pub struct Refusal {
     pub reason: Reason,
     /// The rule that refused, or the one whose absence did; empty: none.
     pub rule: Arc<str>,
+    /// More than the reason says, for a person: what was wrong with a certificate.
+    pub because: Option<Box<str>>,
 }
 
 impl Refusal {
     /// A refusal that no rule made.
     pub fn new(reason: Reason) -> Self {
-        Self { reason, rule: Arc::from("") }
+        Self::by(reason, Arc::from(""))
+    }
+
+    /// A refusal by this rule, or by its absence.
+    pub fn by(reason: Reason, rule: Arc<str>) -> Self {
+        Self { reason, rule, because: None }
+    }
+
+    /// The same, with what was the matter.
+    #[must_use]
+    pub fn because(mut self, what: impl std::fmt::Display) -> Self {
+        let mut text = what.to_string();
+        // Some of it may be the peer's own words.
+        text.truncate(text.floor_char_boundary(BECAUSE));
+        self.because = Some(text.into());
+        self
+    }
+}
+
+/// Bytes of an explanation at most.
+const BECAUSE: usize = 300;
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self::new(reason)
     }
 }
 

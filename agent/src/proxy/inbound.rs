@@ -64,7 +64,7 @@ impl Path<'_> {
         let policy = &self.worker.environment.policy;
         let Decision { allowed, reason, rule } =
             policy.authorize(self.pod.id, flow.destination.port(), flow.peer.as_ref(), flow.client.ip());
-        if allowed { Ok(rule) } else { Err(Refusal { reason, rule }) }
+        if allowed { Ok(rule) } else { Err(Refusal::by(reason, rule)) }
     }
 
     fn around<'a>(&'a self, judge: &'a dyn Fn() -> Result<(), Refusal>) -> Surroundings<'a> {
@@ -135,7 +135,7 @@ impl Path<'_> {
         let (Established { tls, control, mut behind, peer }, made_with) =
             match Box::pin(self.establish(&stream, received)).await {
                 Ok(established) => established,
-                Err(reason) => return self.worker.refuse(&flow, &Refusal::new(reason), stream),
+                Err(refusal) => return self.worker.refuse(&flow, &refusal, stream),
             };
         let Proven { name, standing } = peer;
         flow.peer = Some(name);
@@ -213,10 +213,10 @@ impl Path<'_> {
         &self,
         stream: &TcpStream,
         received: Vec<u8>,
-    ) -> Result<(Established, Arc<ServerConfig>), Reason> {
+    ) -> Result<(Established, Arc<ServerConfig>), Refusal> {
         let environment = &self.worker.environment;
         let credentials = environment.credentials.server(self.pod.id).ok_or(Reason::NoCertificate)?;
-        let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
+        let _room = self.worker.handshake(self.pod)?;
         self.member.set_deadline(Some(self.worker.settings.handshake_timeout));
         let handshake = handshake::accept(stream, &credentials, &*environment.credentials, received);
         let result = self.member.unless_told(handshake).await;
@@ -228,13 +228,14 @@ impl Path<'_> {
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "no TLS with a client");
-                Err(match error {
+                let reason = match error {
                     HandshakeError::Identity { .. } => Reason::NoIdentity,
                     _ => Reason::TlsFailed,
-                })
+                };
+                Err(Refusal::new(reason).because(error))
             }
-            Err(Told::TimedOut) => Err(Reason::TimedOut),
-            Err(Told::Ended | Told::Draining) => Err(Reason::AgentGone),
+            Err(Told::TimedOut) => Err(Reason::TimedOut.into()),
+            Err(Told::Ended | Told::Draining) => Err(Reason::AgentGone.into()),
         }
     }
 

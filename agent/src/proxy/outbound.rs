@@ -123,7 +123,7 @@ impl Path<'_> {
         // On the heap for as long as it takes: the connection's own future stays small.
         match Box::pin(self.establish(&credentials, expected)).await {
             Ok(pooled) => drop(self.stream(&key, pooled, client, flow, None, resumed).await),
-            Err(reason) => self.worker.refuse(flow, &Refusal::new(reason), client),
+            Err(refusal) => self.worker.refuse(flow, &refusal, client),
         }
     }
 
@@ -131,8 +131,8 @@ impl Path<'_> {
         &self,
         credentials: &ClientCredentials,
         expected: &PeerName,
-    ) -> Result<Pooled, Reason> {
-        let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
+    ) -> Result<Pooled, Refusal> {
+        let _room = self.worker.handshake(self.pod)?;
         let stream = self.connect().await?;
         self.member.set_deadline(Some(self.worker.settings.handshake_timeout));
         let identities = &*self.worker.environment.credentials;
@@ -143,7 +143,7 @@ impl Path<'_> {
             Ok(Ok(established)) => established,
             Ok(Err(error)) => {
                 tracing::debug!(%error, upstream = %self.upstream.address, "no TLS with the upstream");
-                return Err(match error {
+                let reason = match error {
                     HandshakeError::Io(_) | HandshakeError::Closed => Reason::Unreachable,
                     HandshakeError::Identity { .. } => Reason::WrongIdentity,
                     HandshakeError::Tls(super::tls::TlsError::Tls(rustls::Error::InvalidCertificate(
@@ -151,14 +151,15 @@ impl Path<'_> {
                         | rustls::CertificateError::NotValidForNameContext { .. },
                     ))) => Reason::WrongIdentity,
                     _ => Reason::TlsFailed,
-                });
+                };
+                return Err(Refusal::new(reason).because(error));
             }
-            Err(Told::TimedOut) => return Err(Reason::TimedOut),
-            Err(Told::Ended | Told::Draining) => return Err(Reason::Unreachable),
+            Err(Told::TimedOut) => return Err(Reason::TimedOut.into()),
+            Err(Told::Ended | Told::Draining) => return Err(Reason::Unreachable.into()),
         };
         if !behind.is_empty() {
             // A server has nothing to say before OPEN.
-            return Err(Reason::BadPeer);
+            return Err(Reason::BadPeer.into());
         }
         self.worker.environment.recorder.handshake(Hook::Outbound, self.pod.id);
         let wire = wire::Connection::new(wire::Role::Client);
@@ -214,7 +215,7 @@ impl Path<'_> {
         if let (End::Told(Told::TimedOut), true, Some(credentials)) = (&end, relay.is_unanswered(), again) {
             // An agent that was stopped leaves its connections open and silent. A new one is refused by its kernel.
             match Box::pin(self.establish(credentials, &key.expected)).await {
-                Err(Reason::Unreachable) => {}
+                Err(Refusal { reason: Reason::Unreachable, .. }) => {}
                 fresh => {
                     if let Ok(fresh) = fresh {
                         self.worker.pool.put(key.clone(), fresh);

@@ -130,20 +130,20 @@ impl Actor {
         })
     }
 
-    /// The last refusal that the agent told of since the last fetch began.
+    /// The first connection out of a pod that the agent told that it refused since the last fetch began.
     fn why(&self) -> String {
         let Some(events) = &self.events else { return "no agent runs".into() };
         let text = |event: &Value, name: &str| {
             event.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
         };
-        match events.next(Duration::from_secs(3), |event| text(event, "outcome") == "refuse") {
+        let about = |event: &Value| text(event, "outcome") == "refuse" && text(event, "hook") == "outbound";
+        match events.next(Duration::from_secs(3), about) {
             Some(event) => format!(
-                "{} ({}, {}): {} {}",
+                "{} ({}, {}): {}",
                 self.node,
                 text(&event, "hook"),
                 text(&event, "reason"),
                 text(&event, "sentence"),
-                text(&event, "because"),
             ),
             None => "no refusal was told of".into(),
         }

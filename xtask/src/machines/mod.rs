@@ -42,7 +42,7 @@ pub enum Ask {
     },
     /// Ends that.
     Calm,
-    /// Tells the last of the agent's refusals, as a sentence.
+    /// Tells why the agent refused what the last fetch asked for, as a sentence.
     Why,
     /// Runs a shell script where the link is, and tells what it printed.
     Shell(String),

@@ -35,7 +35,7 @@ pub async fn serve(
     flow.rule = Arc::from(RULE);
     let probe = Probe { worker, pod, member, checks };
     if let Err(reason) = probe.carry(&mut client, &flow).await {
-        worker.refuse(&flow, &Refusal { reason, rule: Arc::clone(&flow.rule) }, client);
+        worker.refuse(&flow, &Refusal::by(reason, Arc::clone(&flow.rule)), client);
     }
 }
 

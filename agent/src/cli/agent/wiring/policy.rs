@@ -53,7 +53,7 @@ impl SnapshotPolicy {
 }
 
 fn refusal(decision: &heddle_policy::Decision) -> Refusal {
-    Refusal { reason: decision.verdict.reason, rule: (&*decision.rule).into() }
+    Refusal::by(decision.verdict.reason, (&*decision.rule).into())
 }
 
 fn upstream(endpoint: &Endpoint) -> Result<Upstream, Refusal> {
@@ -112,7 +112,7 @@ impl Policy for SnapshotPolicy {
         let found = verdict::inbound(&tables, &Address::from(client.to_canonical()), &server, port);
         if found.outcome != Outcome::Proxy {
             let rule = snapshot.compiled.tables.rule(found.rule).into();
-            return Err(Refusal { reason: found.reason, rule });
+            return Err(Refusal::by(found.reason, rule));
         }
         if found.reason == Reason::Meshed {
             return Ok(InboundClass::MeshTls);

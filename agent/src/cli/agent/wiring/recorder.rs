@@ -276,7 +276,9 @@ impl Recorder for Told {
         let pod = told.pods.get(flow.pod);
         let name = pod.as_ref().map_or("", |entry| &entry.name);
         told.metrics.decide(flow.hook, Outcome::Refuse, refusal.reason, name);
-        told.events.tell(told.occurrence(flow, refusal.reason, &refusal.rule));
+        let mut occurrence = told.occurrence(flow, refusal.reason, &refusal.rule);
+        occurrence.because = refusal.because.as_deref().map(str::to_owned);
+        told.events.tell(occurrence);
     }
 
     fn handshake(&self, hook: Hook, pod: PodId) {
