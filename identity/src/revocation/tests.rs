@@ -212,5 +212,5 @@ fn a_list_whose_successor_is_late_stays_in_force_and_is_told() {
     let list = pair.revoking(&[], start());
     let pem = pem::encode(&pem::Pem::new("X509 CRL", list.to_vec()));
     assert_eq!(lists_from_pem(pem.as_bytes()).unwrap(), [list]);
-    lists_from_pem(pem.replace("MII", "M!I").as_bytes()).unwrap_err();
+    lists_from_pem(pem.replace("MI", "M!").as_bytes()).unwrap_err();
 }

@@ -150,6 +150,53 @@ fn every_open_is_judged() {
     assert_eq!(world.state.handshakes().1, 1);
 }
 
+/// A stream of two bytes and its ends.
+fn carried(world: &World, tls: &mut Tls, local: SocketAddr, stream: u32) {
+    let mut record = open(world, local, stream);
+    record.extend_from_slice(&frame::data(stream, 2));
+    record.extend_from_slice(b"hi");
+    record.extend_from_slice(&frame::end(stream));
+    tls.write_all(&record).unwrap();
+    assert_eq!(frame_of(tls).unwrap(), frame::accepted(stream));
+    assert_eq!(frame_of(tls).unwrap()[8..], *b"hi");
+    assert_eq!(frame_of(tls).unwrap(), frame::end(stream));
+}
+
+/// After a renewal the server asks for the end of the connection, serves what crosses that, and nothing after it.
+#[test]
+fn a_connection_with_the_old_certificate_is_retired() {
+    let world = World::new();
+    world.serve_echo();
+    let (mut tls, local) = agent(&world);
+    carried(&world, &mut tls, local, 1);
+    world.state.renew(SERVER);
+    assert_eq!(frame_of(&mut tls).unwrap(), frame::retire(1));
+    carried(&world, &mut tls, local, 2);
+    let before = world.state.refusals(Hook::Inbound).len();
+    tls.write_all(&open(&world, local, 3)).unwrap();
+    assert_eq!(frame_of(&mut tls), None);
+    world.eventually("a refusal", |state| state.refusals(Hook::Inbound).len() > before);
+    assert_eq!(world.state.refusals(Hook::Inbound).last(), Some(&Reason::BadPeer));
+}
+
+/// A client whose certificate has expired keeps what it carries, and begins nothing.
+#[test]
+fn an_expired_certificate_opens_no_stream() {
+    let world = World::new();
+    world.serve_echo();
+    let (mut tls, local) = agent(&world);
+    carried(&world, &mut tls, local, 1);
+    let mut under_way = agent(&world);
+    under_way.0.write_all(&open(&world, under_way.1, 1)).unwrap();
+    assert_eq!(frame_of(&mut under_way.0).unwrap(), frame::accepted(1));
+    world.state.expired.store(true, std::sync::atomic::Ordering::SeqCst);
+    tls.write_all(&open(&world, local, 2)).unwrap();
+    assert_eq!(frame_of(&mut tls).unwrap(), frame::retire(1));
+    assert_eq!(frame_of(&mut tls).unwrap(), frame::refused(2, Reason::Revoked as u32));
+    under_way.0.write_all(&[&frame::data(1, 2)[..], b"hi"].concat()).unwrap();
+    assert_eq!(frame_of(&mut under_way.0).unwrap()[8..], *b"hi");
+}
+
 /// A client that never answers a refusal is dropped after the bound; so is one that goes on sending for ever.
 #[test]
 fn a_refusal_that_is_not_heard_ends_the_connection() {

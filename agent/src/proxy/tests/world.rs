@@ -136,6 +136,8 @@ pub struct State {
     /// Where connections to pod B's node are made instead.
     pub by_way_of: Mutex<Option<SocketAddr>>,
     pub probe: AtomicBool,
+    /// Every peer's certificate has expired.
+    pub expired: AtomicBool,
     pub checks: Mutex<Vec<Check>>,
     pub client_identity: Mutex<&'static str>,
     pub server_identity: Mutex<&'static str>,
@@ -258,20 +260,25 @@ impl Credentials for State {
     }
     fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<Proven> {
         let name = self.issued.lock().unwrap().get(chain.first()?.as_ref()).cloned()?;
-        Some(Proven { name, standing: Arc::new(Unshaken) })
+        Some(Proven { name, standing: Arc::new(Lasting(self.own.clone())) })
     }
 }
 
-/// These peers are believed for ever.
-#[derive(Debug)]
-struct Unshaken;
+/// These peers are believed until their certificates expire.
+struct Lasting(Weak<State>);
 
-impl Standing for Unshaken {
+impl std::fmt::Debug for Lasting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lasting")
+    }
+}
+
+impl Standing for Lasting {
     fn holds(&self) -> bool {
         true
     }
     fn may_begin(&self) -> bool {
-        true
+        self.0.upgrade().is_some_and(|state| !state.expired.load(Ordering::SeqCst))
     }
 }
 
@@ -355,6 +362,7 @@ impl World {
             application: Mutex::new("127.0.0.1:9".parse().unwrap()),
             by_way_of: Mutex::default(),
             probe: AtomicBool::new(false),
+            expired: AtomicBool::new(false),
             checks: Mutex::default(),
             client_identity: Mutex::new(CLIENT),
             server_identity: Mutex::new(SERVER),
