@@ -44,7 +44,7 @@ manifests, then `heddle agent`. Pods enter by `heddle attach`; `heddle status` a
 const AGENT: &str = "Runs this node's agent until SIGTERM or SIGINT.
 
 The agent reads Kubernetes resources (Pods, Services, ServiceAccounts, Namespaces, Servers, AuthorizationPolicies, \
-MeshTLSAuthentications, NetworkAuthentications) from a folder, follows its changes, puts the rules in force in the kernel and \
+MeshTLSAuthentications, NetworkAuthentications) from a folder or, with --cluster, from the API server, follows their changes, puts the rules in force in the kernel and \
 carries what the kernel does not carry alone. When it ends, however it ends, enforcement stands: what it carried is refused until \
 an agent runs again. `heddle release` takes everything off the host.
 

@@ -60,6 +60,7 @@ impl<N: Node> OpenDoor<N> {
                 Unfit::Unknown => (AttachErrorCode::UnknownPod, "name"),
                 Unfit::Another(_) => (AttachErrorCode::UnknownPod, "uid"),
                 Unfit::Elsewhere(_) => (AttachErrorCode::NotOnThisNode, "name"),
+                Unfit::Unconfirmed(_) => (AttachErrorCode::NotReady, "namespace"),
             };
             AttachError::new(code, format!("{}: {unfit}", request.pod))
                 .field(field)
@@ -93,12 +94,7 @@ impl<N: Node> OpenDoor<N> {
             let error = AttachError::new(AttachErrorCode::NotOnThisNode, message).field("name");
             return Err(error.remedy("ask the agent of its node (spec.nodeName)"));
         }
-        if !known.meshed() {
-            let error = AttachError::new(AttachErrorCode::NotMeshed, format!("{pod} is not in the mesh"))
-                .field("name");
-            return Err(error.remedy("annotate it or its namespace with heddle.io/mesh: enabled"));
-        }
-        Ok(())
+        pod.to_be_captured(known)
     }
 }
 

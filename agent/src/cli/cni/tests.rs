@@ -89,6 +89,39 @@ fn nothing_else_needs_the_agent() {
 }
 
 #[test]
+fn a_pod_passes_the_agent_only_where_it_is_captured_or_outside_the_mesh() {
+    use heddle_policy::{Standing, WorkloadInfo};
+    let pod = super::super::door::PodName::new("shop", "web").unwrap();
+    let mut known = WorkloadInfo {
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "u".into(),
+        digest: 1,
+        node: "a".into(),
+        local: true,
+        service_account: "web".into(),
+        addresses: Vec::new(),
+        standing: Standing::Meshed,
+        identity: None,
+        probes: Vec::new(),
+        labels: std::collections::BTreeMap::new(),
+    };
+    pod.to_be_captured(&known).unwrap();
+    for (standing, code) in [
+        (Standing::Plain, "not_meshed"),
+        (Standing::HostNetwork, "not_meshed"),
+        // These are refused everywhere: to let them start as if they were outside the mesh would let them out.
+        (Standing::Contested, "in_doubt"),
+        (Standing::NoIdentity, "in_doubt"),
+        (Standing::NoAddress, "in_doubt"),
+        (Standing::Finished, "in_doubt"),
+    ] {
+        known.standing = standing;
+        assert_eq!(pod.to_be_captured(&known).unwrap_err().code.as_str(), code, "{standing:?}");
+    }
+}
+
+#[test]
 fn addresses_are_the_chain_s() {
     let config = Config::read(&config(Path::new("/nowhere"), "")).unwrap();
     let addresses: Vec<String> = config.addresses().unwrap().iter().map(ToString::to_string).collect();

@@ -2,7 +2,7 @@
 
 use crate::cluster::{folder::FolderStatus, kubernetes::ClusterStatus, snapshot::Publication};
 use heddle_policy::{
-    ClusterSettings, DefaultOutbound, SameNode,
+    ClusterSettings, DefaultOutbound, SameNode, Standing, WorkloadInfo,
     names::{IdentityNaming, check_dns_name},
     problems::Problem,
     resources::ObjectName,
@@ -171,6 +171,8 @@ codes! {
     NotOnThisNode = "not_on_this_node", 409;
     /// The pod is not meshed: there is nothing to attach.
     NotMeshed = "not_meshed", 409;
+    /// Who the pod is cannot be told: another claims its address, it has none, or its name makes no identity.
+    InDoubt = "in_doubt", 409;
     /// The path names no network namespace.
     NoNamespace = "no_namespace", 400;
     /// The network namespace is attached to another pod.
@@ -225,6 +227,36 @@ impl AttachError {
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = remedy.into();
         self
+    }
+}
+
+impl PodName {
+    /// Whether a pod is to be captured.
+    ///
+    /// # Errors
+    /// It is outside the mesh; or, which is another thing, it cannot be told who it is.
+    pub fn to_be_captured(&self, known: &WorkloadInfo) -> Result<(), AttachError> {
+        let in_doubt = |why: &str, remedy: &str| {
+            let message = format!("it cannot be told who {self} is: {why}");
+            Err(AttachError::new(AttachErrorCode::InDoubt, message).field("name").remedy(remedy))
+        };
+        match known.standing {
+            Standing::Meshed => Ok(()),
+            Standing::Plain | Standing::HostNetwork => {
+                let error =
+                    AttachError::new(AttachErrorCode::NotMeshed, format!("{self} is not in the mesh"));
+                Err(error.field("name").remedy("annotate it or its namespace with heddle.io/mesh: enabled"))
+            }
+            Standing::Finished => in_doubt("it has ended", "attach pods that run"),
+            Standing::NoAddress => in_doubt("it has no address", "write status.podIPs, or wait for it"),
+            Standing::Contested => in_doubt(
+                "another pod claims its address",
+                "wait until the pod that is gone is gone everywhere",
+            ),
+            Standing::NoIdentity => {
+                in_doubt("its name makes no identity", "choose a shorter account or namespace")
+            }
+        }
     }
 }
 

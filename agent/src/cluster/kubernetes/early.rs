@@ -19,6 +19,9 @@ pub enum Unfit {
     /// A pod of the same name, but another.
     #[error("the API server's pod of this name is another: its UID is {0:?}")]
     Another(String),
+    /// Whether its namespace is in the mesh is not known for certain.
+    #[error("whether its namespace is in the mesh is not known for certain: {0}")]
+    Unconfirmed(String),
     /// Another node's.
     #[error("the pod is scheduled on {0:?}")]
     Elsewhere(String),

@@ -75,6 +75,9 @@ impl Kind {
         if self.group.is_empty() {
             return Ok(self.versions.first().map(|version| self.in_version(version)));
         }
+        // One that only just started does not know its own kinds yet: an absence of its is none.
+        let ready = axum::http::Request::get("/readyz").body(Vec::new()).map_err(kube::Error::HttpError)?;
+        client.request_text(ready).await?;
         let groups = client.list_api_groups().await?.groups;
         let group = groups.into_iter().find(|group| group.name == self.group);
         let Some(group) = group else { return Ok(None) };

@@ -18,7 +18,8 @@ pub use early::Unfit;
 
 use super::{manifests::SharedPublisher, rules::now};
 use heddle_policy::ClusterSettings;
-use kube::Client;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
 use objects::{Objects, Standing};
 use serde::Serialize;
 use std::{
@@ -107,6 +108,7 @@ type Texts = Vec<(String, Arc<str>)>;
 
 /// A cluster that is in force and watched.
 pub struct FollowedCluster {
+    client: Client,
     messages: Sender<Message>,
     status: latest::Receiver<ClusterStatus>,
     plain: latest::Receiver<BTreeSet<String>>,
@@ -150,7 +152,7 @@ impl FollowedCluster {
             Follower { objects: own, publisher, told, outside, first: Some(first), admitted: Vec::new() }
                 .run(&received);
         })?;
-        let followed = Self { messages, status, plain, objects, thread: Some(thread), _tasks: tasks };
+        let followed = Self { client, messages, status, plain, objects, thread: Some(thread), _tasks: tasks };
         let waiting = tokio::spawn(complain(followed.status.clone()));
         // An error says that the thread is gone, which its panic has told.
         let _ = begun.await;
@@ -180,6 +182,7 @@ impl FollowedCluster {
     /// The pod is not known, is another, or is another node's.
     pub async fn admit(&self, sandbox: &Sandbox, at_most: Duration) -> Result<(), Unfit> {
         let began = Instant::now();
+        self.confirm(&sandbox.namespace, began, at_most).await?;
         loop {
             let (answer, answered) = oneshot::channel();
             if self.messages.send(Message::Admit(sandbox.clone(), answer)).is_err() {
@@ -195,6 +198,26 @@ impl FollowedCluster {
                 Ok(answer) => return answer,
                 Err(_) => return Err(Unfit::Unknown),
             }
+        }
+    }
+}
+
+impl FollowedCluster {
+    /// Waits until the watch knows of a namespace what the API server says now. Pods and namespaces are watched apart: a
+    /// pod may be seen before the annotation that puts it into the mesh.
+    async fn confirm(&self, namespace: &str, began: Instant, at_most: Duration) -> Result<(), Unfit> {
+        let asked = Api::<Namespace>::all(self.client.clone()).get(namespace).await;
+        let said = asked.map_err(|error| Unfit::Unconfirmed(error.to_string()))?;
+        let said = said.metadata.annotations.and_then(|mut it| it.remove(heddle_policy::MESH));
+        loop {
+            let known = self.objects.lock().unwrap_or_else(PoisonError::into_inner).mesh_of(namespace);
+            if known.as_ref() == Some(&said) {
+                return Ok(());
+            }
+            if began.elapsed() > at_most {
+                return Err(Unfit::Unconfirmed(format!("the API server says {said:?}, the watch {known:?}")));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }

@@ -207,6 +207,15 @@ impl Objects {
         &self.rules
     }
 
+    /// What a namespace is annotated with about the mesh; none: no such namespace is known.
+    pub(super) fn mesh_of(&self, namespace: &str) -> Option<Option<String>> {
+        let kinds = KINDS.iter().zip(&self.kinds).find(|(kind, _)| kind.kind == "Namespace");
+        let object = kinds.and_then(|(_, it)| it.objects.get(&format!("namespaces/{namespace}")))?;
+        let known: Value = serde_json::from_str(&object.text).ok()?;
+        let mesh = known.pointer("/metadata/annotations").and_then(|it| it.get(heddle_policy::MESH));
+        Some(mesh.and_then(Value::as_str).map(str::to_owned))
+    }
+
     /// The namespaces that are outside the mesh by their own annotation, or for want of one.
     pub(super) fn plain_namespaces(&self) -> BTreeSet<String> {
         let namespaces = KINDS.iter().zip(&self.kinds).filter(|(kind, _)| kind.kind == "Namespace");

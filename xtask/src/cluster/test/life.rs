@@ -6,6 +6,19 @@ use std::time::Duration;
 use xtask::demo::report::Step;
 use xtask::lab::eventually;
 
+const JOINS: usize = 5;
+const JOINED: &str = r#"apiVersion: v1
+kind: Namespace
+metadata: {name: plain, annotations: {heddle.io/mesh: MESH}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME, namespace: plain}
+spec:
+  nodeName: node-a
+  terminationGracePeriodSeconds: 1
+  containers: [{name: shell, image: "heddle.local/apps:1"}]
+"#;
 const JOB: &str = r#"apiVersion: batch/v1
 kind: Job
 metadata: {name: order, namespace: shop}
@@ -22,8 +35,29 @@ spec:
         - {name: order, image: "heddle.local/apps:1", command: [curl, -sSf, --retry, "5", --retry-delay, "1", --retry-all-errors, "http://WEB:8080/order"]}
 "#;
 
+/// A namespace joins, and the pod that comes right after: both are watched apart.
+fn joins(scene: &Scene, step: &mut Step) -> Result<()> {
+    step.does(format!("{JOINS} times: namespace plain joins the mesh and a pod is made in it at once"));
+    let mut captured = 0;
+    for number in 0..JOINS {
+        let name = format!("joined-{number}");
+        let pod = JOINED.replace("NAME", &name);
+        scene.apply("joined.yaml", &pod.replace("MESH", "enabled"))?;
+        eventually("the pod to run", Duration::from_secs(60), || {
+            Ok(scene.kubectl(&["get", "pod", "-n", "plain", &name, "-o", "jsonpath={.status.phase}"])?.trim()
+                == "Running")
+        })?;
+        captured += usize::from(scene.captured(NODE_A)?.contains_key(&format!("plain/{name}")));
+        scene.kubectl(&["delete", "pod", "-n", "plain", &name, "--timeout=25s"])?;
+        scene.kubectl(&["annotate", "namespace", "plain", "heddle.io/mesh-"])?;
+    }
+    step.check("every such pod is captured", captured == JOINS, format!("{captured} of {JOINS}"));
+    Ok(())
+}
+
 /// f. Jobs finish, and what is deleted is let go.
 pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
+    joins(scene, step)?;
     let web = scene.address("shop", "web")?.to_string();
     step.does("a Job whose init container and container each ask shop/web");
     scene.apply("job.yaml", &JOB.replace("WEB", &web))?;

@@ -313,11 +313,7 @@ impl Node for Running {
             return Err(AttachError::new(AttachErrorCode::NotOnThisNode, message)
                 .remedy("attach it at that node's agent"));
         }
-        if !info.meshed() {
-            let message = format!("pod {} is not meshed ({:?})", request.pod, info.standing);
-            return Err(AttachError::new(AttachErrorCode::NotMeshed, message)
-                .remedy("annotate the pod or its namespace with heddle.io/mesh: enabled"));
-        }
+        request.pod.to_be_captured(info)?;
         let ports = snapshot
             .compiled
             .tables
