@@ -53,10 +53,10 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     })?;
     step.does("rm /etc/cni/net.d/00-heddle.conflist on node-a");
     let list = || scene.node(NODE_A)?.check(&["ls", "/etc/cni/net.d"]);
-    let there = list()?.contains("00-heddle.conflist");
+    let chained = |listed: String| listed.lines().any(|name| name == "00-heddle.conflist");
+    let there = chained(list()?);
     scene.node(NODE_A)?.check(&["rm", "/etc/cni/net.d/00-heddle.conflist"])?;
-    let back =
-        eventually("it to be back", Duration::from_secs(20), || Ok(list()?.contains("00-heddle.conflist")));
+    let back = eventually("it to be back", Duration::from_secs(20), || Ok(chained(list()?)));
     step.check("it is back", there && back.is_ok(), list()?.replace('\n', " "));
     Ok(())
 }
