@@ -15,8 +15,8 @@ pub const SERVER: &str = "https://10.79.1.1:6443";
 /// The cluster's DNS Service.
 pub const DNS: &str = "10.78.0.10";
 
-/// Starts etcd and the API server, and waits until it is ready.
-pub fn start_api(place: &Place, programs: &Programs, authority: &Authority, folder: &Path) -> Result<()> {
+/// Starts etcd and the API server, and waits until it is ready. Gives its process id.
+pub fn start_api(place: &Place, programs: &Programs, authority: &Authority, folder: &Path) -> Result<u32> {
     let logs = folder.join("log");
     std::fs::create_dir_all(&logs)?;
     let data = folder.join("etcd").display().to_string();
@@ -52,7 +52,7 @@ pub fn start_api(place: &Place, programs: &Programs, authority: &Authority, fold
     authority.user("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"), SERVER)?;
     let networks = format!("--service-cluster-ip-range={}", SERVICE_NETWORKS[0]);
     let file = |flag: &str, name: &str| format!("--{flag}={}", authority.path(name));
-    daemon(
+    let api = daemon(
         place,
         programs,
         &logs.join("kube-apiserver.log"),
@@ -82,7 +82,8 @@ pub fn start_api(place: &Place, programs: &Programs, authority: &Authority, fold
         let ready =
             place.run(&[&programs.kubernetes("kubectl"), "--kubeconfig", &admin, "get", "--raw", "/readyz"]);
         Ok(ready?.succeeded())
-    })
+    })?;
+    Ok(api)
 }
 
 /// Starts the controllers and the scheduler.
@@ -120,4 +121,5 @@ pub fn start_controllers(
             "--leader-elect=false",
         ],
     )
+    .map(drop)
 }

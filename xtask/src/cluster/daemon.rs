@@ -9,11 +9,11 @@ use std::process::Stdio;
 use std::time::Duration;
 use xtask::lab::{Place, eventually};
 
-/// Starts a program that writes to `log`.
-pub fn daemon(place: &Place, programs: &Programs, log: &Path, program: &[&str]) -> Result<()> {
+/// Starts a program that writes to `log`, and gives its process id.
+pub fn daemon(place: &Place, programs: &Programs, log: &Path, program: &[&str]) -> Result<u32> {
     let out = fs::OpenOptions::new().create(true).append(true).open(log);
     let out = out.with_context(|| format!("cannot write {}", log.display()))?;
-    place
+    let child = place
         .command(program)
         .env("PATH", programs.path())
         .stdin(Stdio::null())
@@ -22,7 +22,8 @@ pub fn daemon(place: &Place, programs: &Programs, log: &Path, program: &[&str]) 
         .process_group(0)
         .spawn()
         .with_context(|| format!("cannot start {}", program.first().unwrap_or(&"nothing")))?;
-    Ok(())
+    // `nsenter` and `sh` become the program.
+    Ok(child.id())
 }
 
 /// Waits for a part of the cluster; where it does not come, says where the logs are.

@@ -44,7 +44,11 @@ pub fn install(workspace: &Workspace, state: &State, programs: &Programs) -> Res
     let keys = state.folder.join("keys");
     let (root, issuer) = (keys.join("root"), keys.join("issuer"));
     let crds = workspace.root.join("deploy/crds");
-    state.check(programs, &["apply", "--server-side", "--filename", &shown(&crds)])?;
+    state.check(programs, &["apply", "--server-side", "--recursive", "--filename", &shown(&crds)])?;
+    // What these look at must be known before.
+    state.check(programs, &["wait", "--for=condition=Established", "--timeout=25s", "crd", "--all"])?;
+    let admission = workspace.root.join("deploy/admission");
+    state.check(programs, &["apply", "--server-side", "--filename", &shown(&admission)])?;
     let file = state.folder.join("heddle.yaml");
     fs::write(&file, manifests(workspace)?)?;
     if !keys.exists() {

@@ -186,8 +186,8 @@ fn up(workspace: &Workspace, programs: &Programs, name: &str, api: bool) -> Resu
         // The address at which the API server is known is the router's on the first node's link.
         lab.router().check(&["ip", "addr", "add", &format!("{}/32", control_plane::ADDRESS), "dev", "lo"])?;
     }
-    control_plane::start_api(lab.router(), programs, &authority, &folder)?;
-    let state = State::of(&lab, authority.path("admin.kubeconfig"));
+    let process = control_plane::start_api(lab.router(), programs, &authority, &folder)?;
+    let state = State::of(&lab, process, authority.path("admin.kubeconfig"));
     state.write()?;
     if !api {
         step("controllers and scheduler");

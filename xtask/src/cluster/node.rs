@@ -103,6 +103,7 @@ pub fn start(lab: &Lab, node: &Node, programs: &Programs, authority: &Authority)
         &logs.join("kube-proxy.log"),
         &[&programs.kubernetes("kube-proxy"), &format!("--config={}", config.display())],
     )
+    .map(drop)
 }
 
 fn containerd_config(own: &Path, programs: &Programs) -> String {

@@ -20,17 +20,20 @@ pub struct State {
     pub router: Place,
     /// The nodes' own places.
     pub nodes: BTreeMap<String, Place>,
+    /// The API server's process.
+    pub api: u32,
     /// The administrator's.
     kubeconfig: String,
 }
 
 impl State {
     /// Of a lab that a cluster runs in.
-    pub fn of(lab: &Lab, kubeconfig: String) -> Self {
+    pub fn of(lab: &Lab, api: u32, kubeconfig: String) -> Self {
         Self {
             folder: lab.directory().to_owned(),
             router: lab.router().clone(),
             nodes: lab.nodes().map(|node| (node.name.clone(), node.host().clone())).collect(),
+            api,
             kubeconfig,
         }
     }

@@ -1,6 +1,7 @@
 //! `cargo xtask cluster test`: what the mesh promises, seen in a real cluster.
 
 mod away;
+mod faults;
 mod life;
 mod rules;
 mod scene;
@@ -19,13 +20,15 @@ use xtask::demo::report::{Step, summary};
 
 type Show = fn(&Scene, &mut Step) -> Result<()>;
 
-const STEPS: [(char, &str, Show); 6] = [
+const STEPS: [(char, &str, Show); 8] = [
     ('a', "A permitted request across nodes is TLS 1.3, and the marker is not seen", wire::across),
     ('b', "Everybody else is refused, the kubelet's probe is not", wire::refusals),
     ('c', "A rule that kubectl applies holds soon", rules::show),
     ('d', "The agent killed: new pods wait, existing ones are refused, nothing opens", away::killed),
     ('e', "The agents are rolled out anew under load", away::rolled),
     ('f', "Jobs finish, deleted pods are let go, new ones are captured", life::show),
+    ('g', "Linkerd's rules hold, and a bad one is rejected", rules::linkerd),
+    ('h', "The API server stopped, the CNI's configuration taken away", faults::show),
 ];
 
 /// Runs the steps (all of them, where none is named). Success only if each was seen.

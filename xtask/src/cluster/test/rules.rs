@@ -11,6 +11,10 @@ const RUNS: usize = 10;
 const DENY: &str = "apiVersion: heddle.io/v1alpha1\nkind: AccessRule\nmetadata: {name: nobody, namespace: shop}\n\
     spec: {action: Deny, podSelector: {matchLabels: {app: web}}, from: [{serviceAccounts: [{name: client}]}]}\n";
 
+const LINKERD: &str = include_str!("linkerd.yaml");
+const BAD: &str = "apiVersion: policy.linkerd.io/v1beta3\nkind: Server\nmetadata: {name: bad, namespace: shop}\n\
+    spec: {podSelector: {}, port: 70000}\n";
+
 /// Runs kubectl and looks until the client is let in or refused as it is to be; how long after kubectl's end that was.
 fn until(scene: &Scene, inside: &Inside, url: &str, wanted: bool, words: &[&str]) -> Result<Duration> {
     std::thread::scope(|scope| {
@@ -54,5 +58,36 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
         step.check(&format!("it {what} soon"), worst < bound, came);
         step.fact(what, json!({ "median_ms": median, "worst_ms": worst, "runs": took.len() }));
     }
+    Ok(())
+}
+
+/// g. Linkerd's rules.
+pub fn linkerd(scene: &Scene, step: &mut Step) -> Result<()> {
+    let url = format!("http://{}:8080/", scene.address("shop", "web")?);
+    let before = scene.curl("bank", "stranger", &url)?;
+    step.check("the control: bank/stranger is refused", !before.succeeded(), before.last_line());
+    step.does("kubectl apply a Server, an AuthorizationPolicy and a MeshTLSAuthentication that let bank/stranger in");
+    scene.apply("linkerd.yaml", LINKERD)?;
+    let mut last = String::new();
+    let let_in = xtask::lab::eventually("bank/stranger to be let in", Duration::from_secs(20), || {
+        let output = scene.curl("bank", "stranger", &url)?;
+        last = output.last_line().to_owned();
+        Ok(output.succeeded())
+    });
+    step.check("bank/stranger is let in", let_in.is_ok(), last);
+    scene.kubectl(&["delete", "authorizationpolicy", "-n", "shop", "strangers"])?;
+    let mut last = String::new();
+    let shut = xtask::lab::eventually("bank/stranger to be refused", Duration::from_secs(20), || {
+        let output = scene.curl("bank", "stranger", &url)?;
+        last = output.last_line().to_owned();
+        Ok(!output.succeeded())
+    });
+    step.check("without the policy it is refused again", shut.is_ok(), last);
+    scene.kubectl(&["delete", "server", "-n", "shop", "web"])?;
+    step.does("kubectl apply a Server on port 70000");
+    let file = scene.state.folder.join("bad.yaml");
+    std::fs::write(&file, BAD)?;
+    let output = scene.state.kubectl_output(scene.programs, &["apply", "-f", &file.display().to_string()])?;
+    step.check("the API server rejects it", !output.succeeded(), output.last_line());
     Ok(())
 }
