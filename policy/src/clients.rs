@@ -141,3 +141,29 @@ impl Match {
         Some(Self::Name(name.dns().to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_holds_for_whom_it_means_and_for_nobody_else() {
+        let presented = |namespace, dns, spiffe| Presented { namespace, dns, spiffe };
+        let web = presented(Some("shop"), "web.shop.example", "");
+        let foreign = presented(None, "web.far.example", "");
+        let only_spiffe = presented(None, "", "spiffe://far/web");
+        for (entry, holds) in [
+            (Match::Any, [true, true, true]),
+            (Match::Name("web.shop.example".to_owned()), [true, false, false]),
+            (Match::Dns("web.far.example".to_owned()), [false, true, false]),
+            (Match::Namespace("shop".to_owned()), [true, false, false]),
+            (Match::Suffix(".shop.example".to_owned()), [true, false, false]),
+            (Match::Suffix(".example".to_owned()), [true, true, false]),
+            (Match::Suffix(".longer.than.any.of.them.example".to_owned()), [false; 3]),
+            (Match::Suffix(".a".to_owned()), [false; 3]),
+            (Match::Spiffe("spiffe://far/web".to_owned()), [false, false, true]),
+        ] {
+            assert_eq!([web, foreign, only_spiffe].map(|it| entry.holds(&it)), holds, "{entry:?}");
+        }
+    }
+}

@@ -168,14 +168,14 @@ impl Compiled {
         rules: &PortRules,
         grants: &GrantSet,
     ) -> Decision {
-        let address = Address::from(connection.address);
-        let client_address = address.to_ip();
+        let client_address = connection.address.to_canonical();
         let mut buffer = String::new();
         let who = match connection.client {
             ClientIdentity::None => {
                 if client_address.is_loopback() {
                     return Decision::of(Verdict::proxy(Reason::Loopback, 0), Arc::clone(&rules.governs));
                 }
+                let address = Address::from(client_address);
                 if let Some(refused) = self.refuse_unauthenticated(&address, rules, grants) {
                     return refused;
                 }

@@ -98,6 +98,23 @@ fn a_naming_is_checked() {
 
 proptest! {
     #[test]
+    fn a_glance_finds_sound_what_the_labels_are(text in "[ab0.\\-A]{1,9}|[a-b.\\-]{60,70}|[a-c]{62,64}(\\.[a-c]{1,64}){0,2}") {
+        let labels = text.split('.').try_for_each(check_label).is_ok();
+        prop_assert_eq!(sound_at_a_glance(text.as_bytes()), labels, "{}", text);
+    }
+
+    #[test]
+    fn a_spiffe_form_is_compared_as_it_is_split(ns in "[ab]{1,2}", sa in "[ab.]{1,3}", other in "(ns/)?[ab]{1,2}/sa/[ab./]{1,4}") {
+        let naming = IdentityNaming::default();
+        let text = format!("spiffe://cluster.local/ns/{other}");
+        if check_dns_name(&sa).is_ok() {
+            prop_assert_eq!(naming.is_spiffe_of(&text, &ns, &sa), naming.split_spiffe(&text) == Some((&ns, &sa)));
+            let own = format!("spiffe://cluster.local/ns/{ns}/sa/{sa}");
+            prop_assert!(naming.is_spiffe_of(&own, &ns, &sa));
+        }
+    }
+
+    #[test]
     fn names_round_trip(sa in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\\.[a-z0-9]{1,9}){0,2}", ns in "[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?") {
         let naming = IdentityNaming::new("heddle", "mesh.example").unwrap();
         let name = naming.name(&ns, &sa).unwrap();

@@ -72,3 +72,17 @@ fn hosts_compare_without_case_port_and_dot() {
     }
     assert_eq!(Host::read(&"a".repeat(254)).err(), Some(BadHost::TooLong));
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_path_that_passes_has_a_segment_that_leads_elsewhere(rest in "[/.;a]{0,9}") {
+        let path = format!("/{rest}");
+        let dots = path.split('/').any(|it| matches!(it.split(';').next(), Some("." | "..")));
+        let expected = match (path.contains("//"), dots) {
+            (true, _) => Err(BadPath::EmptySegment),
+            (false, true) => Err(BadPath::DotSegment),
+            (false, false) => Ok(()),
+        };
+        proptest::prop_assert_eq!(check_path(&path), expected, "{}", path);
+    }
+}
