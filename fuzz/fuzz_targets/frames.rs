@@ -42,6 +42,9 @@ fuzz_target!(|input: &[u8]| {
         if setting & 16 != 0 {
             let _ = connection.end();
         }
+        if setting & 32 != 0 {
+            let _ = connection.retire();
+        }
         rest = next;
     }
 });
