@@ -76,6 +76,20 @@ fn a_permitted_flow_on_one_node_is_direct_by_address_and_by_service() {
 }
 
 #[test]
+fn what_stays_inside_the_pod_is_left_alone_and_neighbors_on_the_link_are_refused() {
+    let it = compiled(SHOP);
+    let inside = (Outcome::Direct, Reason::Loopback, String::new());
+    for to in ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "10.1.0.1"] {
+        assert_eq!(connect(&it, "10.1.0.1", to, 6379, TCP), inside, "{to}");
+    }
+    for to in ["224.0.0.1", "ff02::1", "fe80::1"] {
+        let refused = (Outcome::Refuse, Reason::Protocol, String::new());
+        assert_eq!(connect(&it, "10.1.0.1", to, 6379, TCP), refused, "{to}");
+    }
+    assert_ne!(connect(&it, "10.1.0.1", "10.1.0.2", 6379, TCP).1, Reason::Loopback, "the control");
+}
+
+#[test]
 fn refusals_name_what_governs() {
     let it = compiled(SHOP);
     let refused = |from, to, port| connect(&it, from, to, port, TCP);
