@@ -34,7 +34,7 @@ pub use authority::{
 pub use inspect::{anchor_of, fingerprint, pem};
 pub use names::{IdentityName, IdentityNaming, NameError};
 pub use profile::{CertificateFacts, PeerNameError, peer_identity};
-pub use revocation::lists_from_pem;
+pub use revocation::{ListError, lists_from_pem};
 pub use store::{
     CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, keep_renewed,
 };

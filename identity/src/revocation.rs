@@ -24,22 +24,29 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
-use crate::{
-    profile::{self, Side},
-    trust::TrustError,
-};
+use crate::profile::{self, Side};
+
+/// A revocation list is none, or not one that may be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("revocation list {index} cannot be used: {problem}")]
+pub struct ListError {
+    /// Its place in the bundle, from 1.
+    pub index: usize,
+    /// What is wrong with it.
+    pub problem: String,
+}
 
 /// Reads the revocation lists of a bundle in PEM; none is no error.
 ///
 /// # Errors
 /// One that cannot be read. Whether each may be used is for [`crate::Trust`] to judge.
-pub fn lists_from_pem(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, TrustError> {
+pub fn lists_from_pem(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, ListError> {
     let lists = CertificateRevocationListDer::pem_slice_iter(pem).enumerate();
     lists.map(|(place, list)| list.map_err(|error| wrong(place, error.to_string()))).collect()
 }
 
-fn wrong(place: usize, problem: String) -> TrustError {
-    TrustError::List { index: place + 1, problem }
+fn wrong(place: usize, problem: String) -> ListError {
+    ListError { index: place + 1, problem }
 }
 
 /// A list that was read.
@@ -174,7 +181,7 @@ impl Lists {
         anchors: &[CertificateDer<'static>],
         algorithms: WebPkiSupportedAlgorithms,
         before: Option<&Self>,
-    ) -> Result<Self, TrustError> {
+    ) -> Result<Self, ListError> {
         let mut read = Vec::new();
         for (place, der) in lists.iter().enumerate() {
             let list = List::read(der).map_err(|problem| wrong(place, problem))?;

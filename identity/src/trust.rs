@@ -13,7 +13,11 @@ use rustls::{
 
 use tokio::sync::watch;
 
-use crate::{names::IdentityNaming, profile, revocation::Lists};
+use crate::{
+    names::IdentityNaming,
+    profile,
+    revocation::{ListError, Lists},
+};
 
 /// Why a set of anchors cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,13 +34,8 @@ pub enum TrustError {
         problem: String,
     },
     /// A revocation list is none, or not one that may be used.
-    #[error("revocation list {index} cannot be used: {problem}")]
-    List {
-        /// Its place in the bundle, from 1.
-        index: usize,
-        /// What is wrong with it.
-        problem: String,
-    },
+    #[error(transparent)]
+    List(#[from] ListError),
 }
 
 /// Reads a bundle of anchors: certificates in PEM, one after the other.

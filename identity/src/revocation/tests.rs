@@ -8,7 +8,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 use super::*;
 use crate::{
-    Standings,
+    Standings, TrustError,
     testing::{Failed, Mesh, connect, db, hours, start, web},
 };
 
@@ -128,7 +128,7 @@ fn a_list_that_cannot_be_used_leaves_the_last_in_force() {
         ("no list", Revocations::from(pair.client_leaf.to_vec())),
     ] {
         let error = pair.put(&[list]).expect_err(what);
-        assert!(matches!(error, TrustError::List { index: 1, .. }), "{what}: {error}");
+        assert!(matches!(error, TrustError::List(ListError { index: 1, .. })), "{what}: {error}");
         pair.connect().expect_err(what);
     }
     pair.put(&[good]).expect("control: the list that was broken above");

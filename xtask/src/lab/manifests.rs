@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs::{self, OpenOptions},
     io::Write as _,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -134,6 +134,17 @@ impl Manifests {
             &format!("apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: {account}\n  namespace: {namespace}\n"),
         )?;
         self.write(&file_name("pod", namespace, &spec.name), &pod_yaml(placed, spec)?)
+    }
+
+    /// The same for a pod of another machine's node. The addresses: its own, and its node's.
+    pub(super) fn write_pod_elsewhere(
+        &self,
+        (v4, v6, host): (Ipv4Addr, Ipv6Addr, IpAddr),
+        spec: &PodSpec,
+    ) -> Result<()> {
+        // Only a pod's own node compares it.
+        let uid = format!("{}-elsewhere", spec.name);
+        self.write_pod(&Placed { uid: &uid, v4, v6, host }, spec)
     }
 
     pub(super) fn write_service(&self, spec: &ServiceSpec, number: u16) -> Result<Service> {

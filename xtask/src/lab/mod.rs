@@ -179,6 +179,53 @@ impl Lab {
         Ok(pod)
     }
 
+    /// Gives the router an interface of this machine's, on the link to the machines of other nodes. `machine`: this one's
+    /// number on it.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn join(&self, interface: &str, machine: u8) -> Result<()> {
+        network::join(&self.router, interface, machine)
+    }
+
+    /// A node of the machine that has number `machine` on the link. Nodes, and the pods of each, must be named in the
+    /// same order on every machine: their addresses follow from it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the routes.
+    pub fn elsewhere(&mut self, node: &str, machine: u8) -> Result<()> {
+        let number = self.next_number(node)?;
+        network::route_elsewhere(&self.router, number, machine)?;
+        self.elsewhere.insert(node.to_owned(), Elsewhere::new(number));
+        Ok(())
+    }
+
+    /// A pod of a node elsewhere: its manifest alone.
+    ///
+    /// # Errors
+    /// When its node is not known or the folder cannot be written.
+    pub fn pod_elsewhere(&mut self, spec: &PodSpec) -> Result<()> {
+        let node = self.elsewhere.get_mut(spec.node());
+        let node = node.with_context(|| format!("no node {:?} on another machine", spec.node()))?;
+        self.manifests.write_pod_elsewhere(node.next_addresses(), spec)
+    }
+
+    /// The authority that this lab's agents made, for the agents of another machine.
+    ///
+    /// # Errors
+    /// When no agent has run yet.
+    pub fn authority(&self) -> Result<String> {
+        elsewhere::authority(self.claim.directory())
+    }
+
+    /// Has this lab's agents use the authority of another machine's.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn take_authority(&self, text: &str) -> Result<()> {
+        elsewhere::take_authority(self.claim.directory(), text)
+    }
+
     /// Removes a pod: its processes, its network namespace and its manifest, in that order.
     ///
     /// # Errors

@@ -53,7 +53,7 @@ impl AnchorsFile {
             files::read(&self.path, Readers::Anybody, BUNDLE_BYTES).map_err(|error| error.to_string())?;
         let within = |error: TrustError| format!("{}: {error}", self.path.display());
         let anchors = anchors_from_pem(&bytes).map_err(within)?;
-        let lists = lists_from_pem(&bytes).map_err(within)?;
+        let lists = lists_from_pem(&bytes).map_err(|error| within(error.into()))?;
         Ok(Bundle { bytes: bytes.to_vec(), anchors, lists })
     }
 
