@@ -6,7 +6,9 @@
 use super::request::{Config, Pod};
 use crate::cluster::resources::FollowedResources;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -40,12 +42,19 @@ impl Plain {
         if !self.namespaces.contains(&pod.namespace) {
             return Err(format!("namespace {} is not known to be outside the mesh", pod.namespace));
         }
-        match &config.annotations {
-            None => Err("the container runtime does not tell what the pod is annotated with".to_owned()),
-            Some(annotations) => match annotations.get(heddle_policy::MESH).map(String::as_str) {
-                None | Some("disabled") => Ok(()),
-                Some(other) => Err(format!("the pod is annotated {}: {other}", heddle_policy::MESH)),
-            },
+        let annotations: BTreeMap<String, String> = match &config.annotations {
+            None => {
+                return Err("the container runtime does not tell what the pod is annotated with".to_owned());
+            }
+            // A pod without annotations has none, and null is how Go writes that.
+            Some(Value::Null) => BTreeMap::new(),
+            // One of them may say that the pod needs the mesh.
+            Some(told) => BTreeMap::deserialize(told)
+                .map_err(|error| format!("the pod's annotations cannot be read: {error}"))?,
+        };
+        match annotations.get(heddle_policy::MESH).map(String::as_str) {
+            None | Some("disabled") => Ok(()),
+            Some(other) => Err(format!("the pod is annotated {}: {other}", heddle_policy::MESH)),
         }
     }
 }

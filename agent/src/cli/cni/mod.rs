@@ -110,7 +110,8 @@ fn check(config: &Config, request: &Request) -> Result<Value, Fault> {
     let asked = super::client::run(async { client.ask(Method::GET, "/v1/status", Vec::new()).await });
     // Nothing is known to be wrong.
     let Ok(status) = asked else { return Ok(Value::Null) };
-    let status: Value = serde_json::from_slice(&status).unwrap_or_default();
+    let status: Value = serde_json::from_slice(&status)
+        .map_err(|error| Fault::new(100, format!("the agent's status cannot be read: {error}")))?;
     let pods = status.get("pods").and_then(Value::as_array).into_iter().flatten();
     let mut own = pods.filter(|it| it["namespace"] == *pod.namespace && it["name"] == *pod.name);
     match own.next() {

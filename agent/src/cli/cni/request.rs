@@ -54,8 +54,8 @@ pub(super) struct Config {
     pub exempt: Vec<String>,
     /// What the plugin before gave the pod.
     pub previous: Option<Value>,
-    /// What the pod is annotated with; none: the runtime does not tell.
-    pub annotations: Option<BTreeMap<String, String>>,
+    /// What the pod is annotated with, as the runtime wrote it; none: it does not tell.
+    pub annotations: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -78,13 +78,11 @@ impl Config {
             let message = format!("version {:?} of CNI is not known here", written.cni_version);
             return Err(Fault::new(1, message).details(format!("known are {}", SUPPORTED.join(", "))));
         }
-        let annotations = written.runtime_config.get(ANNOTATIONS).cloned();
         Ok(Self {
             socket: written.socket.unwrap_or_else(|| Path::new("/run/heddle/agent.sock").to_owned()),
             exempt: written.exempt,
             previous: written.prev_result,
-            // A pod without annotations has none, and null is how Go writes that.
-            annotations: annotations.map(|it| serde_json::from_value(it).unwrap_or_default()),
+            annotations: written.runtime_config.get(ANNOTATIONS).cloned(),
         })
     }
 

@@ -65,6 +65,9 @@ fn while_the_agent_is_away_a_pod_that_may_be_meshed_waits() {
         ("shop", known("null")),
         ("plain", known(r#"{"heddle.io/mesh": "enabled"}"#)),
         ("plain", known(r#"{"heddle.io/mesh": "what?"}"#)),
+        // Annotations that cannot be read are not taken for none.
+        ("plain", known("7")),
+        ("plain", known(r#"{"heddle.io/mesh": true}"#)),
         // The runtime does not pass annotations on.
         ("plain", config(&socket, "")),
     ] {
