@@ -15,20 +15,49 @@ use std::time::{Duration, Instant};
 /// A machine under KVM writes its first line in a second or two.
 const SILENCE: Duration = Duration::from_secs(40);
 
-/// What to boot, and with what.
-pub struct Machine<'a> {
+/// What is booted.
+#[derive(Clone, Copy)]
+pub struct Boot<'a> {
     /// QEMU.
     pub emulator: &'a Path,
     /// The kernel's image.
     pub kernel: &'a Path,
     /// Its first and only file system.
     pub initramfs: &'a Path,
-    /// More for the kernel's command line, which the machine's work reads in `/proc/cmdline`.
+    /// In MiB.
+    pub memory: u32,
+}
+
+impl Boot<'_> {
+    /// The command that boots a machine without devices but for those that are added to it. `words`: more for the kernel's
+    /// command line, which the machine's work reads in `/proc/cmdline`.
+    pub fn qemu(&self, accelerator: &str, words: &str) -> Command {
+        // A machine whose owner was killed would go on for ever.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "--"])
+            .arg(self.emulator)
+            .args(["-machine", "q35", "-accel", accelerator, "-cpu", "max", "-smp", "2"])
+            .args(["-nodefaults", "-no-reboot", "-display", "none", "-m", &format!("{}M", self.memory)])
+            .arg("-kernel")
+            .arg(self.kernel)
+            .arg("-initrd")
+            .arg(self.initramfs)
+            // A machine in doubt must end: QEMU then exits, and without a result that is a failure. The kernel's test
+            // of its timer counts ticks against a busy loop, which an emulator on a busy host loses.
+            .arg("-append")
+            .arg(format!("console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check rdinit=/init {words}"));
+        qemu
+    }
+}
+
+/// A machine that does its work and ends.
+pub struct Machine<'a> {
+    /// What is booted.
+    pub boot: Boot<'a>,
+    /// More for the kernel's command line.
     pub words: &'a str,
     /// The word before the result.
     pub marker: &'a str,
-    /// In MiB.
-    pub memory: u32,
     /// From power-on to the result.
     pub limit: Duration,
     /// Where the console is kept.
@@ -81,29 +110,6 @@ pub fn emulator() -> Result<PathBuf> {
     command::find(name).with_context(|| format!("`{name}` is not in PATH: install Debian's qemu-system-x86"))
 }
 
-/// The command that boots a machine without devices but for those that are added to it.
-pub fn qemu(
-    emulator: &Path,
-    accelerator: &str,
-    memory: u32,
-    kernel: &Path,
-    initramfs: &Path,
-    words: &str,
-) -> Command {
-    let mut qemu = Command::new(emulator);
-    qemu.args(["-machine", "q35", "-accel", accelerator, "-cpu", "max", "-smp", "2"])
-        .args(["-nodefaults", "-no-reboot", "-display", "none", "-m", &format!("{memory}M")])
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(initramfs)
-        // A machine in doubt must end: QEMU then exits, and without a result that is a failure. The kernel's test of
-        // its timer counts ticks against a busy loop, which an emulator on a busy host loses.
-        .arg("-append")
-        .arg(format!("console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check rdinit=/init {words}"));
-    qemu
-}
-
 impl Machine<'_> {
     /// Boots and waits, with KVM where the machine has it. What the machine prints is kept, and given to `each`.
     pub fn run(&self, each: &mut dyn FnMut(&str)) -> Result<End> {
@@ -119,7 +125,7 @@ impl Machine<'_> {
     fn boot(&self, accelerator: &str, each: &mut dyn FnMut(&str)) -> Result<End> {
         let mut log =
             File::create(self.console).with_context(|| format!("cannot write {}", self.console.display()))?;
-        let mut qemu = qemu(self.emulator, accelerator, self.memory, self.kernel, self.initramfs, self.words);
+        let mut qemu = self.boot.qemu(accelerator, self.words);
         qemu.args(["-serial", "stdio"]);
         let mut child = qemu
             .stdin(Stdio::null())
@@ -211,12 +217,14 @@ mod tests {
             std::fs::write(&emulator, format!("#!/bin/sh\n{script}\n")).unwrap();
             std::fs::set_permissions(&emulator, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
             let machine = Machine {
-                emulator: &emulator,
-                kernel: Path::new("k"),
-                initramfs: Path::new("i"),
+                boot: Boot {
+                    emulator: &emulator,
+                    kernel: Path::new("k"),
+                    initramfs: Path::new("i"),
+                    memory: 1,
+                },
                 words: "",
                 marker: "RESULT-1",
-                memory: 1,
                 limit: Duration::from_secs(1),
                 console: &folder.path().join("console"),
             };

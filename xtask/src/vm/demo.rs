@@ -128,10 +128,13 @@ impl Pair {
         let kind = &self.kinds[index];
         eprintln!("machine {number}: booting {}", kind.kernel.release);
         let parts = Parts {
-            emulator: &self.emulator,
+            boot: boot::Boot {
+                emulator: &self.emulator,
+                kernel: &kind.kernel.image,
+                initramfs: &kind.initramfs,
+                memory: 1536,
+            },
             accelerator: self.accelerator,
-            kernel: &kind.kernel.image,
-            initramfs: &kind.initramfs,
             folder: &self.folder,
             limit: self.limit,
         };

@@ -1,6 +1,6 @@
 //! A machine that stays up and does what it is told: one of two that a link joins.
 
-use super::boot;
+use super::boot::Boot;
 use crate::command;
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -14,14 +14,10 @@ use xtask::machines::{Ask, Told};
 
 /// What a machine of the pair is made of.
 pub struct Parts<'a> {
-    /// QEMU.
-    pub emulator: &'a Path,
+    /// What is booted.
+    pub boot: Boot<'a>,
     /// What it is accelerated by.
     pub accelerator: &'a str,
-    /// The kernel's image.
-    pub kernel: &'a Path,
-    /// Its file system.
-    pub initramfs: &'a Path,
     /// Where the link's ends and the consoles are.
     pub folder: &'a Path,
     /// From power-on until it answers.
@@ -49,8 +45,7 @@ impl Machine {
         let console = place(&format!("console-{number}.log"));
         let log = File::options().create(true).append(true).open(&console)?;
         let words = format!("heddle.machine={number} {words}");
-        let mut qemu =
-            boot::qemu(parts.emulator, parts.accelerator, 1536, parts.kernel, parts.initramfs, &words);
+        let mut qemu = parts.boot.qemu(parts.accelerator, &words);
         qemu.args(["-serial", "stdio", "-chardev"])
             .arg(format!("socket,id=line,path={},server=on,wait=off", line.display()))
             .args(["-serial", "chardev:line", "-netdev"])

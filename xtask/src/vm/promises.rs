@@ -219,12 +219,14 @@ impl Run<'_> {
         );
         eprintln!("{}: booting for {} tests (console: {})", kernel.release, numbers.len(), console.display());
         let machine = boot::Machine {
-            emulator: &self.guest.emulator,
-            kernel: &kernel.image,
-            initramfs: &image.file,
+            boot: boot::Boot {
+                emulator: &self.guest.emulator,
+                kernel: &kernel.image,
+                initramfs: &image.file,
+                memory: self.arguments.memory,
+            },
             words: &words,
             marker: &image.marker,
-            memory: self.arguments.memory,
             limit: Duration::from_secs(self.arguments.life * 60),
             console: &console,
         };

@@ -48,12 +48,14 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         let console = folder.join("console.log");
         eprintln!("booting {} (console: {})", kernel.release, console.display());
         let machine = boot::Machine {
-            emulator: &guest.emulator,
-            kernel: &kernel.image,
-            initramfs: &image.file,
+            boot: boot::Boot {
+                emulator: &guest.emulator,
+                kernel: &kernel.image,
+                initramfs: &image.file,
+                memory: arguments.memory,
+            },
             words: &arguments.append,
             marker: &image.marker,
-            memory: arguments.memory,
             limit: Duration::from_secs(arguments.limit),
             console: &console,
         };
