@@ -200,7 +200,7 @@ fn an_expired_certificate_opens_no_stream() {
 /// A client that never answers a refusal is dropped after the bound; so is one that goes on sending for ever.
 #[test]
 fn a_refusal_that_is_not_heard_ends_the_connection() {
-    let world = World::new();
+    let world = World::with(quick());
     world.serve_echo();
     world.state.allow(&[]);
     let (mut tls, local) = agent(&world);

@@ -48,15 +48,6 @@ fn asked_while(world: &World, disturb: impl Fn(usize)) -> usize {
     asked.into_inner()
 }
 
-/// A machine that is busy with something else loses no stream either.
-fn patient() -> Settings {
-    Settings {
-        handshake_timeout: Duration::from_secs(30),
-        connect_timeout: Duration::from_secs(30),
-        ..quick()
-    }
-}
-
 fn troubles(world: &World) -> Vec<Entry> {
     let mut entries = world.state.entries();
     entries.retain(|entry| !matches!(entry, Entry::Opened(_) | Entry::Closed(_, Ending::Closed)));

@@ -329,13 +329,27 @@ pub struct World {
     pub inbound: SocketAddr,
 }
 
+/// A machine that is busy with something else runs into no bound.
+pub fn patient() -> Settings {
+    Settings {
+        handshake_timeout: Duration::from_secs(30),
+        first_byte_timeout: Duration::from_secs(2),
+        connect_timeout: Duration::from_secs(30),
+        accept_patience: Duration::from_secs(5),
+        settle_timeout: Duration::from_secs(30),
+        ..Settings::default()
+    }
+}
+
+/// For those who wait until a bound is reached.
 pub fn quick() -> Settings {
     Settings {
         handshake_timeout: Duration::from_millis(600),
         first_byte_timeout: Duration::from_millis(400),
         connect_timeout: Duration::from_secs(2),
+        accept_patience: Duration::from_millis(500),
         settle_timeout: Duration::from_secs(2),
-        ..Settings::default()
+        ..patient()
     }
 }
 
@@ -345,7 +359,7 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 impl World {
     pub fn new() -> Self {
-        Self::with(quick())
+        Self::with(patient())
     }
 
     pub fn with(settings: Settings) -> Self {
@@ -429,7 +443,7 @@ impl World {
     pub fn eventually(&self, what: &str, found: impl Fn(&State) -> bool) {
         let start = Instant::now();
         while !found(&self.state) {
-            assert!(start.elapsed() < Duration::from_secs(5), "{what}; seen: {:#?}", self.state.entries());
+            assert!(start.elapsed() < Duration::from_secs(20), "{what}; seen: {:#?}", self.state.entries());
             thread::sleep(Duration::from_millis(5));
         }
     }
