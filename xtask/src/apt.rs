@@ -22,8 +22,22 @@ fn installed(package: &str) -> bool {
         .is_ok_and(|status| status == "installed")
 }
 
-/// Whether apt knows a version of `package` that it could fetch.
-pub fn offered(package: &str) -> bool {
+/// Whether apt knows a version of `package` that it could fetch; where it knows none, its lists of today are asked:
+/// those of an image may be older than its sources.
+pub fn offers(package: &str) -> Result<bool> {
+    update_if_empty()?;
+    if offered(package) {
+        return Ok(true);
+    }
+    eprintln!("apt's lists name no {package}: fetching those of today");
+    if let Err(error) = update() {
+        // Another way than Debian's may serve the caller.
+        eprintln!("{error:#}");
+    }
+    Ok(offered(package))
+}
+
+fn offered(package: &str) -> bool {
     command::output(Command::new("apt-cache").args(["policy", package])).is_ok_and(|policy| {
         policy
             .lines()

@@ -46,11 +46,8 @@ impl Compiler {
     pub fn find(workspace: &Workspace, choice: Choice) -> Result<Self> {
         let debian = workspace.cache.join("debian-rust");
         if choice != Choice::Nightly {
-            if !debian.join("usr/bin/rustc").is_file() && apt::present() {
-                apt::update_if_empty()?;
-                if apt::offered(DEBIAN_CORE) {
-                    fetch_debian(&debian)?;
-                }
+            if !debian.join("usr/bin/rustc").is_file() && apt::present() && apt::offers(DEBIAN_CORE)? {
+                fetch_debian(&debian)?;
             }
             if debian.join("usr/bin/rustc").is_file() {
                 let compiler = Self::Debian(debian);
