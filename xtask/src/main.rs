@@ -50,6 +50,10 @@ enum Command {
     Verifier(verify_programs::Arguments),
     Vm(vm::Arguments),
     Cluster(cluster::Arguments),
+    /// Make this machine one of two that a link joins: a node, its pods and its agent, left up
+    ///
+    /// For two machines of your own, as `test-vms/Vagrantfile` makes them.
+    Node(on_the_lab::Arguments<xtask::machines::node::Options>),
     /// One of two machines that `vm demo` directs: does what comes over a serial line
     #[command(hide = true)]
     Machine {
@@ -121,6 +125,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Verifier(arguments) => verify_programs::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm::run(&workspace()?, &arguments),
         Command::Cluster(arguments) => cluster::run(&workspace()?, &arguments),
+        Command::Node(arguments) => on_the_lab::run(&arguments),
         Command::Machine { number, interface, line } => {
             xtask::machines::act(number, &interface, &line).map(|()| ExitCode::SUCCESS)
         }

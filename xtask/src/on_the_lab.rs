@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `bench`: looks, says, installs and builds as the caller, then becomes the same command as root.
+//! `cargo xtask demo`, `bench` and `node`: looks, says, installs and builds as the caller, then becomes the same command as root.
 
 use crate::toolchain::Choice;
 use crate::workspace::Workspace;
@@ -54,6 +54,22 @@ impl OnTheLab for xtask::bench::Options {
 
     fn run(&self) -> Result<ExitCode> {
         xtask::bench::run(self)
+    }
+}
+
+impl OnTheLab for xtask::machines::node::Options {
+    const MEASURED: bool = false;
+
+    fn only_removes(&self) -> bool {
+        self.remove
+    }
+
+    fn report(&self) -> Option<&Path> {
+        None
+    }
+
+    fn run(&self) -> Result<ExitCode> {
+        xtask::machines::node::run(self)
     }
 }
 

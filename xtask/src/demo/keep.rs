@@ -1,28 +1,12 @@
 //! `--keep`: the lab stays up, with a way into it.
 
-use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt};
-
 use anyhow::Result;
 
 use super::scene::{MARKER, NODE_A, Scene};
 
 /// Writes a script that runs programs in pods and nodes, says what to try, and leaves the lab up.
 pub fn keep(scene: Scene) -> Result<()> {
-    let mut script = String::from(
-        "#!/bin/sh\n# Runs a program in a pod, a node or outside: in PLACE PROGRAM…\nplace=$1; shift\ncase $place in\n",
-    );
-    for pod in scene.lab.pods() {
-        writeln!(script, "{}) {} ;;", pod.name, pod.place().shell_words("\"$@\""))?;
-    }
-    for node in scene.lab.nodes() {
-        writeln!(script, "{}) {} ;;", node.name, node.host().shell_words("\"$@\""))?;
-    }
-    writeln!(script, "outside) {} ;;", scene.lab.outside().shell_words("\"$@\""))?;
-    script.push_str("*) echo \"no place $place\" >&2; exit 2 ;;\nesac\n");
-    let path = scene.lab.directory().join("in");
-    fs::write(&path, script)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
-
+    let path = scene.lab.entrance()?;
     let run = path.display();
     let socket = scene.agent(NODE_A)?.socket();
     let heddle = scene.heddle.display();

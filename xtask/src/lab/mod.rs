@@ -17,6 +17,7 @@ pub mod apps;
 mod cgroup;
 mod door;
 mod elsewhere;
+mod entrance;
 mod manifests;
 mod network;
 mod node;
@@ -374,6 +375,17 @@ impl Lab {
     /// The lab's cgroup, with one child for each node.
     pub const fn cgroup(&self) -> &Cgroup {
         self.claim.cgroup()
+    }
+
+    /// Writes a script that runs programs in the lab's pods, its nodes and outside: `in PLACE PROGRAM…`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn entrance(&self) -> Result<PathBuf> {
+        let pods = self.pods.iter().map(|pod| (pod.name.as_str(), pod.place()));
+        let nodes = self.nodes.values().map(|node| (node.name.as_str(), node.host()));
+        let others = [("outside", &self.outside), ("router", &self.router)];
+        entrance::write(self.claim.directory(), pods.chain(nodes).chain(others))
     }
 
     /// Leaves the lab up when this process ends, until [`remove_kept`] is called or a lab of the same name is made.

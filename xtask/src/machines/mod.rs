@@ -3,6 +3,7 @@
 //! What passes between them is a line of JSON for each question and each answer, over a serial line.
 
 mod actor;
+pub mod node;
 mod scene;
 
 pub use actor::act;

@@ -38,13 +38,13 @@ pub fn page() -> String {
 pub struct Scene {
     pub lab: Lab,
     pub pods: BTreeMap<String, Pod>,
-    _applications: Vec<Running>,
+    applications: Vec<Running>,
 }
 
 impl Scene {
     /// Makes the node of machine `own`, with its pods and applications, and knows of the other's.
     pub fn set(own: u8, interface: &str) -> Result<Self> {
-        let mut lab = Lab::new("machines")?;
+        let mut lab = Lab::new(&lab_name(own))?;
         lab.join(interface, own).context("the link between the machines")?;
         for (number, node) in [(1, "node-a"), (2, "node-b")] {
             if number == own { lab.add_node(node)? } else { lab.elsewhere(node, number)? }
@@ -69,6 +69,17 @@ impl Scene {
                 applications.push(pod.nginx(8080, &page())?);
             }
         }
-        Ok(Self { lab, pods: here, _applications: applications })
+        Ok(Self { lab, pods: here, applications })
     }
+
+    /// Leaves it up when this process ends.
+    pub fn keep(self) -> Result<()> {
+        self.applications.into_iter().for_each(Running::leave);
+        self.lab.keep()
+    }
+}
+
+/// The name of the lab of machine `own`.
+pub fn lab_name(own: u8) -> String {
+    format!("machine-{own}")
 }

@@ -2,6 +2,7 @@
 
 pub mod binaries;
 mod tally;
+mod vagrant;
 
 use crate::toolchain::Choice;
 use crate::workspace::Workspace;
@@ -55,6 +56,9 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         suite.check("clippy", clippy);
         suite.check("clippy, kernel programs", toolchain::clippy);
         suite.check("no circles among modules", no_circles);
+        if !arguments.unprivileged {
+            suite.check("vagrant validate", vagrant::validate);
+        }
     }
     suite.tests(arguments)?;
 
