@@ -4,7 +4,7 @@ use crate::command;
 use crate::privilege::as_root;
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Whether this machine has apt at all.
@@ -104,11 +104,7 @@ pub fn depends(package: &str) -> Result<Vec<String>> {
 /// Fetches `packages` with `apt-get download` (and `options`, for another suite) and unpacks them into `folder`,
 /// which appears only when all of it is there.
 pub fn unpack(packages: &[String], folder: &Path, options: &[String]) -> Result<()> {
-    let parent = folder.parent().context("a folder without a parent")?;
-    let partial = folder.with_extension("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial).with_context(|| format!("cannot clear {}", partial.display()))?;
-    }
+    let partial = fresh(folder)?;
     let fetched = partial.join("packages");
     fs::create_dir_all(&fetched).with_context(|| format!("cannot make {}", fetched.display()))?;
     let download = || {
@@ -127,13 +123,48 @@ pub fn unpack(packages: &[String], folder: &Path, options: &[String]) -> Result<
     } else {
         download()?
     }
-    let unpacked = partial.join("unpacked");
-    for file in fs::read_dir(&fetched)? {
-        command::run(Command::new("dpkg").arg("-x").arg(file?.path()).arg(&unpacked))?;
+    unpacked(&partial, &fetched, folder)
+}
+
+/// Fetches `packages` and everything that they depend on, with `options` by which nothing counts as installed, and
+/// unpacks them into `folder`, which appears only when all of it is there. What their installation would do besides is
+/// not done.
+pub fn unpack_with_needed(packages: &[&str], folder: &Path, options: &[String]) -> Result<()> {
+    let partial = fresh(folder)?;
+    let fetched = partial.join("packages");
+    fs::create_dir_all(fetched.join("partial"))
+        .with_context(|| format!("cannot make {}", fetched.display()))?;
+    command::run(
+        Command::new("apt-get")
+            .args(options)
+            .args(["-o", &format!("Dir::Cache::archives={}", fetched.display())])
+            .args(["--quiet=2", "--yes", "--no-install-recommends", "--download-only", "install"])
+            .args(packages),
+    )?;
+    unpacked(&partial, &fetched, folder)
+}
+
+/// An empty folder beside `folder`, for what is not whole yet.
+fn fresh(folder: &Path) -> Result<PathBuf> {
+    let partial = folder.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial).with_context(|| format!("cannot clear {}", partial.display()))?;
     }
-    fs::create_dir_all(parent)?;
+    Ok(partial)
+}
+
+/// Unpacks the packages in `fetched` below `partial`, and has them be `folder`.
+fn unpacked(partial: &Path, fetched: &Path, folder: &Path) -> Result<()> {
+    let unpacked = partial.join("unpacked");
+    for file in fs::read_dir(fetched)? {
+        let file = file?.path();
+        if file.extension().is_some_and(|extension| extension == "deb") {
+            command::run(Command::new("dpkg").arg("-x").arg(file).arg(&unpacked))?;
+        }
+    }
+    fs::create_dir_all(folder.parent().context("a folder without a parent")?)?;
     fs::rename(&unpacked, folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    fs::remove_dir_all(&partial)?;
+    fs::remove_dir_all(partial)?;
     Ok(())
 }
 

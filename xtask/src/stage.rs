@@ -63,10 +63,10 @@ impl Stage {
         Ok(())
     }
 
-    /// A binary of this tree. Names of functions stay, for backtraces.
-    pub fn stripped(&self, file: &Path, inside: &Path) -> Result<()> {
+    /// A binary of this tree for the processor that GNU calls `gnu`. Names of functions stay, for backtraces.
+    pub fn stripped(&self, file: &Path, inside: &Path, gnu: &str) -> Result<()> {
         self.with_libraries(file, inside)?;
-        command::run(Command::new("strip").arg("--strip-debug").arg(self.root.join(inside)))
+        command::run(Command::new(format!("{gnu}-strip")).arg("--strip-debug").arg(self.root.join(inside)))
     }
 
     /// Makes a link.

@@ -173,7 +173,7 @@ fn llvm_major(version: &str) -> Option<u32> {
 }
 
 /// Where the multiarch libraries of an unpacked Debian compiler are, whatever the architecture.
-fn libraries(folder: &Path) -> PathBuf {
+pub fn libraries(folder: &Path) -> PathBuf {
     folder.join("usr/lib").join(format!("{}-linux-gnu", env::consts::ARCH))
 }
 

@@ -50,7 +50,7 @@ impl Images {
         let profile = if release { "release" } else { "debug" };
         let built = workspace.target.join(TARGET).join(profile).join("heddle");
         let heddle = Stage { root: self.folder.join("heddle") };
-        heddle.stripped(&built, Path::new("heddle"))?;
+        heddle.stripped(&built, Path::new("heddle"), "x86_64-linux-gnu")?;
 
         let pause = self.folder.join("pause");
         fs::create_dir_all(&pause)?;

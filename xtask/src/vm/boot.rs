@@ -1,12 +1,12 @@
 //! One machine's life under QEMU: its console is read until the result, a panic, the time limit or its end.
 
+use super::architecture::Emulator;
 use crate::command;
-use anyhow::{Context, Result, bail};
-use std::env;
+use anyhow::{Context, Result};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -19,7 +19,7 @@ const SILENCE: Duration = Duration::from_secs(40);
 #[derive(Clone, Copy)]
 pub struct Boot<'a> {
     /// QEMU.
-    pub emulator: &'a Path,
+    pub emulator: &'a Emulator,
     /// The kernel's image.
     pub kernel: &'a Path,
     /// Its first and only file system.
@@ -35,8 +35,9 @@ impl Boot<'_> {
         // A machine whose owner was killed would go on for ever.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "--"])
-            .arg(self.emulator)
-            .args(["-machine", "q35", "-accel", accelerator, "-cpu", "max", "-smp", "2"])
+            .arg(&self.emulator.program)
+            .args(self.emulator.architecture.board())
+            .args(["-accel", accelerator, "-smp", "2"])
             .args(["-nodefaults", "-no-reboot", "-display", "none", "-m", &format!("{}M", self.memory)])
             .arg("-kernel")
             .arg(self.kernel)
@@ -45,7 +46,10 @@ impl Boot<'_> {
             // A machine in doubt must end: QEMU then exits, and without a result that is a failure. The kernel's test
             // of its timer counts ticks against a busy loop, which an emulator on a busy host loses.
             .arg("-append")
-            .arg(format!("console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check rdinit=/init {words}"));
+            .arg(format!(
+                "console={} loglevel=4 panic=-1 oops=panic no_timer_check rdinit=/init {words}",
+                self.emulator.architecture.console()
+            ));
         qemu
     }
 }
@@ -101,19 +105,10 @@ impl fmt::Display for End {
     }
 }
 
-/// The emulator for this machine's own architecture.
-pub fn emulator() -> Result<PathBuf> {
-    let name = match env::consts::ARCH {
-        "x86_64" => "qemu-system-x86_64",
-        other => bail!("virtual machines are made for x86_64 only so far, this is {other}"),
-    };
-    command::find(name).with_context(|| format!("`{name}` is not in PATH: install Debian's qemu-system-x86"))
-}
-
 impl Machine<'_> {
     /// Boots and waits, with KVM where the machine has it. What the machine prints is kept, and given to `each`.
     pub fn run(&self, each: &mut dyn FnMut(&str)) -> Result<End> {
-        if kvm_offered() {
+        if self.boot.emulator.may_use_kvm() {
             match self.boot("kvm", each)? {
                 End::Silent => eprintln!("KVM is offered but nothing boots with it: emulating"),
                 end => return Ok(end),
@@ -198,6 +193,7 @@ impl Watch<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::architecture::Architecture;
     use super::*;
 
     #[test]
@@ -216,6 +212,7 @@ mod tests {
             let emulator = folder.path().join("emulator");
             std::fs::write(&emulator, format!("#!/bin/sh\n{script}\n")).unwrap();
             std::fs::set_permissions(&emulator, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let emulator = Emulator { architecture: Architecture::own().unwrap(), program: emulator };
             let machine = Machine {
                 boot: Boot {
                     emulator: &emulator,

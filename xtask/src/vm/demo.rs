@@ -1,9 +1,11 @@
 //! `cargo xtask vm demo`: two machines, two kernels, a node on each; and what only machines can suffer.
 
+use super::architecture::{Architecture, Emulator};
+use super::boot;
 use super::guest::Guest;
+use super::initramfs;
 use super::kernel::{self, Kernel, Version};
 use super::pair::{Machine, Parts};
-use super::{boot, initramfs};
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -36,12 +38,12 @@ const ORDERS_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 1, 12));
 /// Shows every step; the code says whether each was seen.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     ensure!(arguments.kernel.len() == 2, "two machines: name two kernels, as in --kernel 6.1 --kernel 6.12");
-    let guest = Guest::prepare(workspace)?;
+    let guest = Guest::prepare(workspace, Architecture::own()?)?;
     let folder = workspace.target.join("vm/pair");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut kinds = Vec::new();
     for version in &arguments.kernel {
-        let kernel = kernel::find(workspace, version)?;
+        let kernel = kernel::find(workspace, version, Architecture::own()?)?;
         let own = folder.join(&kernel.release);
         fs::create_dir_all(&own)?;
         let image = initramfs::build(&kernel, &guest.contents(include_str!("act.sh")), &own)?;
@@ -49,8 +51,8 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     }
     let began = Instant::now();
     let mut pair = Pair {
+        accelerator: if guest.emulator.may_use_kvm() { "kvm" } else { "tcg" },
         emulator: guest.emulator,
-        accelerator: if boot::kvm_offered() { "kvm" } else { "tcg" },
         kinds,
         folder,
         limit: Duration::from_secs(arguments.limit),
@@ -70,7 +72,7 @@ struct Kind {
 }
 
 struct Pair {
-    emulator: PathBuf,
+    emulator: Emulator,
     accelerator: &'static str,
     kinds: Vec<Kind>,
     folder: PathBuf,

@@ -3,6 +3,7 @@
 
 use super::kernel::Kernel;
 use super::modules;
+use crate::command;
 use crate::stage::{Stage, found};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
@@ -23,6 +24,24 @@ const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/:/bin/fal
     nobody:x:65534:65534::/:/bin/false\n";
 const GROUPS: &str = "root:x:0:\nadm:x:4:\nwww-data:x:33:\ntcpdump:x:102:\nnogroup:x:65534:\n";
 
+/// Where Debian's programs are taken from.
+pub enum Programs {
+    /// This machine's own, looked for in these folders.
+    Found(OsString),
+    /// A file system that holds them and all that they need.
+    Whole(PathBuf),
+}
+
+/// What nobody in a machine reads.
+const SUPERFLUOUS: [&str; 6] = [
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/i18n",
+    "usr/share/info",
+    "usr/share/zoneinfo",
+];
+
 /// What goes in besides the programs.
 pub struct Contents<'a> {
     /// Of this tree, each into /usr/local/bin.
@@ -35,8 +54,10 @@ pub struct Contents<'a> {
     pub files: Vec<(PathBuf, String)>,
     /// The kernel programs, as /heddle.o.
     pub object: PathBuf,
-    /// Where programs are looked for.
-    pub search: OsString,
+    /// Debian's programs.
+    pub programs: &'a Programs,
+    /// As GNU's programs for the machine's processor are called.
+    pub gnu: &'a str,
     /// The shell script that is the machine's work. `MARKER` in it becomes the image's marker.
     pub script: &'a str,
 }
@@ -56,13 +77,13 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
         fs::remove_dir_all(&root).with_context(|| format!("cannot clear {}", root.display()))?;
     }
     let stage = Stage { root };
-    stage.place(&found("busybox", &contents.search)?, "bin/busybox")?;
+    programs(&stage, contents.programs)?;
     for binary in &contents.binaries {
         let name = binary.file_name().context("a binary without a name")?;
-        stage.stripped(binary, &Path::new("usr/local/bin").join(name))?;
+        stage.stripped(binary, &Path::new("usr/local/bin").join(name), contents.gnu)?;
     }
     for (binary, inside) in &contents.others {
-        stage.stripped(binary, inside)?;
+        stage.stripped(binary, inside, contents.gnu)?;
     }
     for (inside, text) in &contents.files {
         stage.write(inside, text)?;
@@ -70,11 +91,6 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
     for (name, target) in &contents.links {
         stage.link(name, target)?;
     }
-    for program in PROGRAMS {
-        stage.with_libraries(&found(program, &contents.search)?, &Path::new("usr/sbin").join(program))?;
-    }
-    // busybox's shell would prefer busybox's own `ip` and the like to those in PATH.
-    stage.with_libraries(&found("sh", &contents.search)?, Path::new("bin/sh"))?;
     stage.place(&contents.object, "heddle.o")?;
 
     let mut order = String::new();
@@ -87,8 +103,6 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
     stage.write("modules/order", order)?;
     stage.write("etc/passwd", USERS)?;
     stage.write("etc/group", GROUPS)?;
-    // openssl reads it whatever it is asked to do.
-    stage.place(Path::new("/etc/ssl/openssl.cnf"), "usr/lib/ssl/openssl.cnf")?;
     for folder in ["var/log/nginx", "var/lib/nginx", "etc/nginx", "lib64"] {
         stage.folder(folder)?;
     }
@@ -102,6 +116,32 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
     let file = folder.join("initramfs.gz");
     pack(&stage.root, &file)?;
     Ok(Image { file, marker })
+}
+
+fn programs(stage: &Stage, programs: &Programs) -> Result<()> {
+    match programs {
+        Programs::Found(search) => {
+            stage.place(&found("busybox", search)?, "bin/busybox")?;
+            for program in PROGRAMS {
+                stage.with_libraries(&found(program, search)?, &Path::new("usr/sbin").join(program))?;
+            }
+            // busybox's shell would prefer busybox's own `ip` and the like to those in PATH.
+            stage.with_libraries(&found("sh", search)?, Path::new("bin/sh"))?;
+            // openssl reads it whatever it is asked to do.
+            stage.place(Path::new("/etc/ssl/openssl.cnf"), "usr/lib/ssl/openssl.cnf")
+        }
+        Programs::Whole(from) => {
+            command::run(Command::new("cp").arg("-a").arg(from).arg(&stage.root))?;
+            for folder in SUPERFLUOUS {
+                let folder = stage.root.join(folder);
+                if folder.is_dir() {
+                    fs::remove_dir_all(&folder)
+                        .with_context(|| format!("cannot remove {}", folder.display()))?;
+                }
+            }
+            Ok(())
+        }
+    }
 }
 
 fn pack(root: &Path, file: &Path) -> Result<()> {

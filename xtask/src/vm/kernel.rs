@@ -1,9 +1,11 @@
 //! Debian's kernels: found by series in the machine's own lists or in another suite's, fetched, never installed.
 
+use super::architecture::Architecture;
+use super::lists;
 use crate::apt;
 use crate::command;
 use crate::workspace::Workspace;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,9 +13,6 @@ use std::str::FromStr;
 
 /// Suites that are asked in turn when the machine's own lists lack a series: newer ones, then older ones.
 const SUITES: [&str; 5] = ["bookworm", "trixie", "forky", "sid", "bullseye"];
-
-/// Debian's own keys, from its package debian-archive-keyring.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A kernel series: major and minor number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,18 +39,18 @@ pub struct Kernel {
 }
 
 /// Finds the newest kernel of the series, in the cache's folder after the first time.
-pub fn find(workspace: &Workspace, version: &Version) -> Result<Kernel> {
+pub fn find(workspace: &Workspace, version: &Version, architecture: Architecture) -> Result<Kernel> {
     if !apt::present() {
         bail!("kernels are fetched with apt, which this machine lacks");
     }
-    apt::update_if_empty()?;
     let kernels = workspace.cache.join("kernels");
-    if let Some(package) = offered(version, &[])? {
-        return fetched(&kernels, &package, &[]);
+    let own = lists::of_machine(workspace, architecture)?;
+    if let Some(package) = offered(version, architecture, &own)? {
+        return fetched(&kernels, &package, &own);
     }
     for suite in SUITES {
-        let options = suite_options(workspace, suite)?;
-        match offered(version, &options)? {
+        let options = lists::of_suite(workspace, suite, architecture)?;
+        match offered(version, architecture, &options)? {
             Some(package) => return fetched(&kernels, &package, &options),
             None => eprintln!("no kernel {}.{} in {suite}", version.0, version.1),
         }
@@ -92,13 +91,12 @@ fn opened(folder: &Path) -> Result<Kernel> {
 }
 
 /// The newest package of the series that apt offers.
-fn offered(version: &Version, options: &[String]) -> Result<Option<String>> {
-    let architecture = command::output(Command::new("dpkg").arg("--print-architecture"))?;
+fn offered(version: &Version, architecture: Architecture, options: &[String]) -> Result<Option<String>> {
     let pattern = format!(
         "^linux-(image|binary)-{}\\.{}[.+~-][^ ]*cloud-{}$",
         version.0,
         version.1,
-        architecture.trim()
+        architecture.debian()
     );
     let mut search = Command::new("apt-cache");
     let names = command::output(search.args(options).args(["search", "--names-only", &pattern]))?;
@@ -111,48 +109,9 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 
-/// Options that make apt see `suite` alone, with lists of our own: the machine's stay as they are. The mirror and its
-/// key are those that the machine uses for Debian itself.
-fn suite_options(workspace: &Workspace, suite: &str) -> Result<Vec<String>> {
-    let format = "$(ORIGIN)|$(LABEL)|$(REPO_URI)|$(SIGNED_BY)";
-    let targets = command::output(Command::new("apt-get").args(["indextargets", "--format", format]))?;
-    let (address, key) = mirror(&targets).context("apt's sources name no mirror of Debian's main archive")?;
-    let folder = workspace.cache.join("apt").join(suite);
-    for part in ["lists/partial", "archives/partial"] {
-        fs::create_dir_all(folder.join(part)).with_context(|| format!("cannot make {}", folder.display()))?;
-    }
-    // apt of Debian 12 does not tell the key and repeats the question.
-    let key = if key.starts_with("$(") && Path::new(KEYRING).is_file() { KEYRING } else { key };
-    let signed = if key.starts_with('/') { format!("[signed-by={key}] ") } else { String::new() };
-    let list = folder.join("sources.list");
-    fs::write(&list, format!("deb {signed}{address} {suite} main\n"))
-        .with_context(|| format!("cannot write {}", list.display()))?;
-    let options: Vec<String> = [
-        format!("Dir::Etc::sourcelist={}", list.display()),
-        "Dir::Etc::sourceparts=-".to_owned(),
-        format!("Dir::State::lists={}", folder.join("lists").display()),
-        format!("Dir::Cache={}", folder.display()),
-        "APT::Sandbox::User=root".to_owned(),
-    ]
-    .into_iter()
-    .flat_map(|option| ["-o".to_owned(), option])
-    .collect();
-    eprintln!("reading the list of packages of {suite}");
-    command::run(Command::new("apt-get").args(&options).args(["--quiet=2", "update"]))?;
-    Ok(options)
-}
-
-fn mirror(targets: &str) -> Option<(&str, &str)> {
-    targets.lines().find_map(|line| {
-        let mut parts = line.split('|');
-        let (origin, label, address, key) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        (origin == "Debian" && label == "Debian").then_some((address, key))
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Version, mirror, numbers};
+    use super::{Version, numbers};
 
     #[test]
     fn a_series_is_two_numbers() {
@@ -170,12 +129,5 @@ mod tests {
             "linux-image-6.1.0-48-cloud-amd64",
         ];
         assert_eq!(names.into_iter().max_by_key(|name| numbers(name)), Some(names[1]));
-    }
-
-    #[test]
-    fn the_mirror_is_the_machine_s_own() {
-        let targets = "Node|Node|http://other/|\nDebian|Debian-Security|http://s/|/k\nDebian|Debian|http://m/debian/|/k.gpg\n";
-        assert_eq!(mirror(targets), Some(("http://m/debian/", "/k.gpg")));
-        assert_eq!(mirror("Ubuntu|Ubuntu|http://u/|\n"), None);
     }
 }

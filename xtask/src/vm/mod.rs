@@ -1,10 +1,13 @@
 //! `cargo xtask vm`: this tree on other kernels, in QEMU.
 
+mod architecture;
 mod boot;
+mod cross;
 mod demo;
 mod guest;
 mod initramfs;
 mod kernel;
+mod lists;
 mod modules;
 mod pair;
 mod promises;

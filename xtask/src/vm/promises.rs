@@ -1,5 +1,6 @@
 //! `cargo xtask vm test`: the promises' own tests, the very binaries that run on the host, on Debian's kernels.
 
+use super::architecture::Architecture;
 use super::guest::Guest;
 use super::kernel::{self, Kernel, Version};
 use super::table::{Outcome, Table};
@@ -81,12 +82,12 @@ struct Run<'a> {
 
 /// Runs them all.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
-    let guest = Guest::prepare(workspace)?;
+    let guest = Guest::prepare(workspace, Architecture::own()?)?;
     ensure!(arguments.slowness > 0, "--slowness: at least 1");
     let (tests, programs) = collect(workspace, &arguments.filter)?;
     let mut kernels = Vec::new();
     for version in &arguments.kernel {
-        let kernel = kernel::find(workspace, version)?;
+        let kernel = kernel::find(workspace, version, Architecture::own()?)?;
         let folder = workspace.target.join("vm").join(&kernel.release);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let mut contents = guest.contents(SCRIPT);

@@ -1,5 +1,6 @@
 //! `cargo xtask vm smoke`: the demo, or a command of one's own, on Debian's kernels.
 
+use super::architecture::Architecture;
 use super::guest::Guest;
 use super::kernel::{self, Version};
 use super::{boot, initramfs};
@@ -18,6 +19,9 @@ pub struct Arguments {
     /// Kernel series, as in 6.1 or 6.12; may be repeated.
     #[arg(long, value_name = "VERSION", default_value = "6.1")]
     kernel: Vec<Version>,
+    /// The machines' processor; without it this machine's own. Another one's agent is cross-compiled, by Debian's compilers.
+    #[arg(long, value_name = "ARCHITECTURE")]
+    arch: Option<Architecture>,
     /// How many seconds each machine may take from power-on to its result.
     #[arg(long, value_name = "SECONDS", default_value = "900")]
     limit: u64,
@@ -37,11 +41,12 @@ const SMOKE: &str = include_str!("smoke.sh");
 
 /// Boots one kernel after the other.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
-    let guest = Guest::prepare(workspace)?;
+    let architecture = arguments.arch.map_or_else(Architecture::own, Ok)?;
+    let guest = Guest::prepare(workspace, architecture)?;
     let script = if arguments.inside.is_empty() { SMOKE.to_owned() } else { arguments.inside.join(" ") };
     let mut bad = Vec::new();
     for version in &arguments.kernel {
-        let kernel = kernel::find(workspace, version)?;
+        let kernel = kernel::find(workspace, version, architecture)?;
         let folder = workspace.target.join("vm").join(&kernel.release);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let image = initramfs::build(&kernel, &guest.contents(&script), &folder)?;

@@ -1,0 +1,89 @@
+//! This tree for another processor: the agent and xtask as static binaries, and Debian's programs beside them.
+
+use super::architecture::Architecture;
+use super::lists;
+use crate::toolchain::{Choice, Compiler};
+use crate::workspace::Workspace;
+use crate::{apt, command};
+use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+/// What the lab and its agents call; busybox has the rest.
+const PROGRAMS: [&str; 18] = [
+    "bpftool",
+    "busybox-static",
+    "coreutils",
+    "curl",
+    "dash",
+    "findutils",
+    "grep",
+    "iproute2",
+    "iputils-ping",
+    "mount",
+    "ncat",
+    "nftables",
+    "nginx",
+    "openssl",
+    "procps",
+    "sed",
+    "socat",
+    "tcpdump",
+];
+
+/// The tree's part of a machine of another architecture.
+pub struct Crossed {
+    /// The agent.
+    pub agent: PathBuf,
+    /// This program.
+    pub xtask: PathBuf,
+    /// Debian's programs with all that they need, as a file system.
+    pub programs: PathBuf,
+}
+
+/// Fetches what is missing, and builds.
+pub fn build(workspace: &Workspace, architecture: Architecture) -> Result<Crossed> {
+    let Compiler::Debian(compiler) = Compiler::find(workspace, Choice::Auto)? else {
+        bail!(
+            "only Debian's compiler is known to build for {}: this machine has another",
+            architecture.debian()
+        );
+    };
+    let (name, gnu) = (architecture.debian(), architecture.gnu());
+    apt::install(&[&format!("gcc-{}", gnu.replace('_', "-")), &format!("libc6-dev-{name}-cross")])?;
+    let options = lists::of_machine(workspace, architecture)?;
+    // The standard library of the same version as the compiler, which is of the same archive.
+    let sysroot = workspace.cache.join(format!("debian-rust-{name}"));
+    if !sysroot.is_dir() {
+        eprintln!("fetching Rust's standard library for {name} into {} (not installed)", sysroot.display());
+        apt::unpack(&["libstd-rust-web-dev".to_owned()], &sysroot, &options)?;
+    }
+    let programs = workspace.cache.join(format!("programs-{name}"));
+    if !programs.is_dir() {
+        eprintln!("fetching Debian's programs for {name} into {} (not installed)", programs.display());
+        apt::unpack_with_needed(&PROGRAMS, &programs, &options)?;
+    }
+
+    let target = workspace.target.join(name);
+    let triple = architecture.triple();
+    let variable = triple.replace('-', "_");
+    let mut build = workspace.cargo();
+    for inherited in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"] {
+        build.env_remove(inherited);
+    }
+    build
+        .args(["build", "--package", "heddle", "--package", "xtask", "--target", triple, "--target-dir"])
+        .arg(&target)
+        .env("RUSTC", compiler.join("usr/bin/rustc"))
+        .env("LD_LIBRARY_PATH", crate::toolchain::libraries(&compiler))
+        .env("HEDDLE_BPF", workspace.kernel_programs())
+        .env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), format!("{gnu}-gcc"))
+        .env(
+            format!("CARGO_TARGET_{}_RUSTFLAGS", variable.to_uppercase()),
+            format!("-C target-feature=+crt-static --sysroot {}", sysroot.join("usr").display()),
+        )
+        .env(format!("CC_{variable}"), format!("{gnu}-gcc"))
+        .env(format!("AR_{variable}"), format!("{gnu}-ar"));
+    command::run(&mut build)?;
+    let built = target.join(triple).join("debug");
+    Ok(Crossed { agent: built.join("heddle"), xtask: built.join("xtask"), programs })
+}
