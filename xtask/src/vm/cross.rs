@@ -5,11 +5,12 @@ use super::lists;
 use crate::toolchain::{Choice, Compiler};
 use crate::workspace::Workspace;
 use crate::{apt, command};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use std::fs;
 use std::path::PathBuf;
 
 /// What the lab and its agents call; busybox has the rest.
-const PROGRAMS: [&str; 18] = [
+const PROGRAMS: [&str; 19] = [
     "bpftool",
     "busybox-static",
     "coreutils",
@@ -28,6 +29,7 @@ const PROGRAMS: [&str; 18] = [
     "sed",
     "socat",
     "tcpdump",
+    "util-linux",
 ];
 
 /// The tree's part of a machine of another architecture.
@@ -58,9 +60,15 @@ pub fn build(workspace: &Workspace, architecture: Architecture) -> Result<Crosse
         apt::unpack(&["libstd-rust-web-dev".to_owned()], &sysroot, &options)?;
     }
     let programs = workspace.cache.join(format!("programs-{name}"));
-    if !programs.is_dir() {
+    // Others than these may have been wanted when it was fetched.
+    let (wanted, list) = (PROGRAMS.join("\n"), programs.with_extension("list"));
+    if !programs.is_dir() || fs::read_to_string(&list).ok().as_ref() != Some(&wanted) {
+        if programs.is_dir() {
+            fs::remove_dir_all(&programs).with_context(|| format!("cannot clear {}", programs.display()))?;
+        }
         eprintln!("fetching Debian's programs for {name} into {} (not installed)", programs.display());
         apt::unpack_with_needed(&PROGRAMS, &programs, &options)?;
+        fs::write(&list, wanted).with_context(|| format!("cannot write {}", list.display()))?;
     }
 
     let target = workspace.target.join(name);
