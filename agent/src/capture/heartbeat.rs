@@ -7,10 +7,19 @@ use heddle_ebpf::attach::maps;
 
 use super::{clock, error::CaptureError, kernel::Kernel};
 
+/// How a heartbeat ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Says so at once instead of letting the bound run out.
+    Told,
+    /// Another agent beats already.
+    Succeeded,
+}
+
 /// Beats while it lives.
 #[derive(Debug)]
 pub struct Heartbeat {
-    stop: std::sync::mpsc::Sender<()>,
+    stop: std::sync::mpsc::Sender<End>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -31,27 +40,42 @@ impl Heartbeat {
             .name("heddle-heartbeat".into())
             .spawn(move || {
                 first_in_line();
-                while stopped.recv_timeout(period) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let end = loop {
+                    match stopped.recv_timeout(period) {
+                        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                        end => break end,
+                    }
                     if alive()
                         && let Err(error) = beat(&mut map)
                     {
                         tracing::error!(%error, "no heartbeat");
                     }
+                };
+                if end != Ok(End::Succeeded) {
+                    let _ = map.set(0, 0, 0);
                 }
-                // A clean stop says so at once instead of letting the bound run out.
-                let _ = map.set(0, 0, 0);
             })
             .map_err(CaptureError::system("starting the heartbeat"))?;
         Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Ends it and leaves the last sign of life: the successor beats already.
+    pub fn leave(mut self) {
+        self.end(End::Succeeded);
+    }
+
+    fn end(&mut self, end: End) {
+        // It may have ended already.
+        let _ = self.stop.send(end);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
-        let _ = self.stop.send(());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.end(End::Told);
     }
 }
 

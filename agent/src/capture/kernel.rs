@@ -62,6 +62,7 @@ pub struct Kernel {
     pub(super) links: PathBuf,
     root: PathBuf,
     cgroup: PathBuf,
+    limits: Limits,
     adopted: bool,
     kept: Vec<KeptSize>,
     /// The maps that the programs use, by the kernel's numbers.
@@ -69,8 +70,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the programs onto the pinned maps, which are made where they are missing, and attaches what belongs to
-    /// the node as a whole. Links that an earlier agent pinned get the new programs at once, without a gap.
+    /// Loads the programs onto the pinned maps, which are made where they are missing. Nothing is attached yet.
     ///
     /// # Errors
     /// When the host lacks something, the kernel refuses a program, or pinned maps have another layout.
@@ -115,19 +115,26 @@ impl Kernel {
         }
         let kept = kept(&pins, &options.capacity);
         programs::load(&mut ebpf)?;
-        let mut limits = pins.array::<Limits>(attach_maps::LIMITS)?;
-        limits.set(0, options.limits, 0).map_err(CaptureError::map(attach_maps::LIMITS))?;
-        programs::attach_to_cgroup(&mut ebpf, &options.cgroup, &links)?;
         Ok(Self {
             ebpf: Mutex::new(ebpf),
             pins,
             links,
             root,
             cgroup: options.cgroup.clone(),
+            limits: options.limits,
             adopted,
             kept,
             ids,
         })
+    }
+
+    /// Puts the bounds in force and attaches what belongs to the node as a whole. Links that an earlier agent pinned get
+    /// these programs at once, without a gap.
+    pub(super) fn enforce(&self) -> Result<(), CaptureError> {
+        let mut limits = self.pins.array::<Limits>(attach_maps::LIMITS)?;
+        limits.set(0, self.limits, 0).map_err(CaptureError::map(attach_maps::LIMITS))?;
+        let mut ebpf = self.ebpf.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        programs::attach_to_cgroup(&mut ebpf, &self.cgroup, &self.links)
     }
 
     /// Where this version's maps and links are pinned.
@@ -205,14 +212,23 @@ impl Kernel {
 
     /// How old the agent's last sign of life is, as the programs see it; `None`: it gave none.
     pub fn heartbeat_age(&self) -> Option<Duration> {
-        let beat = self.pins.array::<u64>(attach_maps::HEARTBEAT).ok()?.get(&0, 0).ok()?;
-        (beat != 0).then(|| Duration::from_nanos(clock::monotonic().saturating_sub(beat)))
+        beat_age(&self.pins)
     }
 
     /// Where everything is pinned.
     pub fn pinned_at(&self) -> &Path {
         &self.root
     }
+}
+
+/// How old the last sign of life is of whichever agent serves the node of this bpffs; `None`: there is none.
+pub fn heartbeat_age(bpffs: &Path) -> Option<Duration> {
+    beat_age(&Pins::new(Kernel::version_directory(bpffs).join("maps")))
+}
+
+fn beat_age(pins: &Pins) -> Option<Duration> {
+    let beat = pins.array::<u64>(attach_maps::HEARTBEAT).ok()?.get(&0, 0).ok()?;
+    (beat != 0).then(|| Duration::from_nanos(clock::monotonic().saturating_sub(beat)))
 }
 
 fn places(pins: &Pins, map: &str) -> Option<u32> {

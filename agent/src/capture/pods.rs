@@ -1,5 +1,6 @@
 //! Which pods are captured: the way in, the way out, and the way back after a restart.
 
+pub(super) mod fence;
 mod give_way;
 mod sweep;
 pub(super) mod upkeep;
@@ -8,7 +9,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use aya::Ebpf;
@@ -23,7 +24,7 @@ use super::{
     counters::Counters,
     early::EarlyListeners,
     error::CaptureError,
-    events,
+    events::{self, FollowedEvents},
     flows::{DirectFlows, EndedFlow},
     kernel::Kernel,
     links::Interface,
@@ -48,6 +49,10 @@ struct Inner {
     flows: DirectFlows,
     /// Ports on which nobody listened when it was looked last.
     closed_ports: HashSet<ListeningKey>,
+    /// Listeners that were opened beforehand, by the pod's cookie.
+    opened: BTreeMap<u64, Vec<PodListener>>,
+    /// The ports of this agent's own listeners, by the pod's cookie.
+    ports: BTreeMap<u64, HashSet<u16>>,
 }
 
 /// The capture of this node's pods.
@@ -59,10 +64,14 @@ pub struct Capture {
     /// Beside the rest: it waits for grace periods, and a pod's `bind()` that waits for the agent would be waited for.
     publication: Mutex<Publication>,
     inner: Mutex<Inner>,
+    /// Whether this agent writes what the programs read.
+    writing: AtomicBool,
+    /// Held while ports are forgotten, which waits for the programs in between.
+    forgetting: Mutex<()>,
 }
 
 impl Capture {
-    /// Opens everything that [`Kernel`] loaded.
+    /// Opens everything that [`Kernel`] loaded. Nothing is written before [`Self::unfence`].
     ///
     /// # Errors
     /// When a map cannot be opened.
@@ -76,6 +85,8 @@ impl Capture {
             sweeps: 0,
             flows: DirectFlows::open(&kernel)?,
             closed_ports: HashSet::new(),
+            opened: BTreeMap::new(),
+            ports: BTreeMap::new(),
         };
         let marks = Marks::open(pins)?;
         Ok(Arc::new(Self {
@@ -84,6 +95,8 @@ impl Capture {
             marks,
             publication: Mutex::new(Publication::open(&kernel)?),
             inner: Mutex::new(inner),
+            writing: AtomicBool::new(false),
+            forgetting: Mutex::new(()),
             kernel,
         }))
     }
@@ -114,12 +127,16 @@ impl Capture {
         self.publication().generation()
     }
 
-    /// Puts tables in force. Live `direct` connections are judged again by [`Self::end_revoked`].
+    /// Puts tables in force; behind the fence nothing is done. Live `direct` connections are judged again by [`Self::end_revoked`].
     ///
     /// # Errors
     /// When the kernel refuses; the generation before stays in force.
     pub fn publish(&self, tables: &TableSet, generation: u64) -> Result<TableRows, CaptureError> {
-        self.publication().publish(tables, generation)
+        let mut publication = self.publication();
+        if !self.writes() {
+            return Ok(TableRows::default());
+        }
+        publication.publish(tables, generation)
     }
 
     /// Ends live `direct` connections that the tables in force no longer allow; returns the ends of those flows.
@@ -128,6 +145,9 @@ impl Capture {
     /// When the kernel gives no verdict.
     pub fn end_revoked(&self) -> Result<Vec<EndedFlow>, CaptureError> {
         let inner = &mut *self.lock();
+        if !self.writes() {
+            return Ok(Vec::new());
+        }
         inner.flows.end_revoked(&self.kernel, &inner.pods)
     }
 
@@ -157,6 +177,9 @@ impl Capture {
         self.not_the_hosts(&namespace)?;
         let name = format!("{}/{}", request.namespace, request.name);
         let inner = &mut *self.lock();
+        if !self.writes() {
+            return Err(AttachRefusal::Succeeded);
+        }
         if let Some(known) = inner.pods.get(&namespace.cookie()) {
             if known.name() != name || known.row.uid != request.uid {
                 return Err(AttachRefusal::OtherPod { path: request.netns.clone(), pod: known.name() });
@@ -194,18 +217,16 @@ impl Capture {
     /// When the map cannot be read. A pod that cannot be adopted stays refused, and is logged.
     pub fn adopt(&self) -> Result<Vec<Attachment>, CaptureError> {
         let inner = &mut *self.lock();
-        let rows: Vec<(u64, Pod)> =
-            inner.maps.pods.iter().collect::<Result<_, _>>().map_err(CaptureError::map(maps::PODS))?;
+        if !self.writes() {
+            return Ok(Vec::new());
+        }
+        let rows = fence::rows(inner)?;
         let mut adopted = Vec::new();
         for (cookie, row) in rows {
             let path = PathBuf::from(string(&row.netns));
             match Namespace::open(&path) {
                 Ok(namespace) if namespace.cookie() == cookie => {
-                    let addresses: Vec<IpAddr> = [row.v4, row.v6]
-                        .iter()
-                        .filter(|address| !address.is_unspecified())
-                        .map(|address| address.to_ip())
-                        .collect();
+                    let addresses = fence::addresses(&row);
                     match self.capture(inner, namespace, row, &addresses, &HashSet::new(), true) {
                         Ok(attachment) => adopted.push(attachment),
                         Err(error) => {
@@ -226,17 +247,23 @@ impl Capture {
     }
 
     /// Ends a pod's capture. `false` if it was not captured.
-    pub fn detach(&self, namespace: &str, name: &str) -> bool {
+    ///
+    /// # Errors
+    /// Behind the fence.
+    pub fn detach(&self, namespace: &str, name: &str) -> Result<bool, AttachRefusal> {
         let name = format!("{namespace}/{name}");
         let inner = &mut *self.lock();
+        if !self.writes() {
+            return Err(AttachRefusal::Succeeded);
+        }
         let Some(cookie) =
             inner.pods.values().find(|pod| pod.name() == name).map(|pod| pod.namespace.cookie())
         else {
-            return false;
+            return Ok(false);
         };
         self.forget(inner, cookie);
         self.end_flows_to_the_gone(inner);
-        true
+        Ok(true)
     }
 
     /// Puts the guard on the host's end of one of a pod's veths.
@@ -262,14 +289,14 @@ impl Capture {
         }
     }
 
-    /// Reads what the programs tell on a thread of its own: each event's bytes, and `None` whenever it has read all.
+    /// Reads what the programs tell on a thread of its own: each event's bytes. A ring buffer has one reader.
     ///
     /// # Errors
     /// When the ring buffer cannot be opened.
     pub fn follow_events(
         &self,
-        tell: impl FnMut(Option<&[u8]>) -> bool + Send + 'static,
-    ) -> Result<(), CaptureError> {
+        tell: impl FnMut(&[u8]) + Send + 'static,
+    ) -> Result<FollowedEvents, CaptureError> {
         events::follow(&self.kernel, tell)
     }
 
@@ -346,6 +373,14 @@ impl Capture {
         for pair in interfaces {
             self.guard(&mut inner.maps, &mut ebpf, cookie, row, pair)?;
         }
+        let pod = CapturedPod {
+            row: *row,
+            namespace: namespace.clone(),
+            interfaces: Vec::new(),
+            addresses: addresses.to_vec(),
+        };
+        // Before the row: it may name more workers than an earlier agent had, each of whom the look-up may choose.
+        let listeners = self.listen(inner, &pod, ports)?;
         inner.maps.pods.insert(cookie, row, 0).map_err(CaptureError::map(maps::PODS))?;
         for ip in addresses {
             let address = Address::from(*ip);
@@ -355,15 +390,8 @@ impl Capture {
                 .insert(address, cookie, 0)
                 .map_err(CaptureError::map(maps::POD_ADDRESSES))?;
         }
-        // The agent listens there already where it was started anew.
+        // The agent listens there already, and so does one that it succeeds.
         inner.early.count(namespace, &occupied(&inner.maps, cookie))?;
-        let pod = CapturedPod {
-            row: *row,
-            namespace: namespace.clone(),
-            interfaces: Vec::new(),
-            addresses: addresses.to_vec(),
-        };
-        let listeners = self.listen(inner, &pod, ports)?;
         let pin = self.lookup_pin(cookie);
         let file =
             std::fs::File::open(namespace.path()).map_err(CaptureError::path("opening", namespace.path()))?;
@@ -377,9 +405,12 @@ impl Capture {
         pod: &CapturedPod,
         taken: &HashSet<u16>,
     ) -> Result<Vec<PodListener>, CaptureError> {
-        let listeners = listeners::open(&pod.namespace, &pod.addresses, self.workers, taken, &self.marks)
-            .map_err(CaptureError::system("opening the agent's listeners in the pod"))?;
         let netns = pod.namespace.cookie();
+        let listeners = match inner.opened.remove(&netns) {
+            Some(opened) => opened,
+            None => self.open_listeners(&pod.namespace, &pod.addresses, taken)?,
+        };
+        let mut own = HashSet::new();
         for listener in &listeners {
             let local = listener.socket.local_addr()?;
             let slot = slot(pod.row.first_slot, listener.direction, local.is_ipv4(), listener.worker);
@@ -394,14 +425,27 @@ impl Capture {
                 .listener_ports
                 .insert(key, slot, 0)
                 .map_err(CaptureError::map(maps::LISTENER_PORTS))?;
+            own.insert(local.port());
         }
+        inner.ports.insert(netns, own);
         Ok(listeners)
+    }
+
+    fn open_listeners(
+        &self,
+        namespace: &Namespace,
+        addresses: &[IpAddr],
+        taken: &HashSet<u16>,
+    ) -> Result<Vec<PodListener>, CaptureError> {
+        listeners::open(namespace, addresses, self.workers, taken, &self.marks)
+            .map_err(CaptureError::system("opening the agent's listeners in the pod"))
     }
 
     /// Look-up first, then the rows, the guard last: a pod that is being let go is not let out on the way.
     fn forget(&self, inner: &mut Inner, cookie: u64) {
         inner.watches.remove(&cookie);
         inner.early.forget(cookie);
+        inner.ports.remove(&cookie);
         let Some(pod) = inner.pods.remove(&cookie) else {
             return;
         };

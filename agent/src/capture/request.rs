@@ -43,6 +43,8 @@ pub enum AttachRefusal {
     NoVeth,
     #[error("this node holds {MAX_PODS} captured pods, which is all it can")]
     Full,
+    #[error("another agent takes over from this one, or has")]
+    Succeeded,
     #[error(transparent)]
     Kernel(#[from] CaptureError),
 }

@@ -45,6 +45,13 @@ impl DirectCounts {
         Ok(Self { map, told: Known::new() })
     }
 
+    /// Takes what was counted until now for told: the agent before this one told it.
+    #[must_use]
+    pub fn from_now_on(mut self, now: Instant) -> Self {
+        self.told = self.map.iter().flatten().map(|(key, count)| (key, (count, now))).collect();
+        self
+    }
+
     /// What was counted since the last time, and how many connections found no room to be counted apart.
     pub fn take(&mut self, now: Instant) -> (Vec<DirectSeen>, u64) {
         let counted: Vec<(SeenKey, u64)> = self.map.iter().flatten().collect();

@@ -110,6 +110,9 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Only of an agent in this very container: while a node is handed over another one may answer
+        #[arg(long)]
+        own: bool,
     },
     /// Follow who reaches whom, or record it
     #[command(long_about = flows::ABOUT)]
@@ -218,7 +221,7 @@ pub fn main() -> ExitCode {
         Command::Release { flags } => agent::release(&flags),
         Command::Attach { pod, netns, at } => pods::attach(&at.socket, &pod, &netns),
         Command::Detach { pod, at } => pods::detach(&at.socket, &pod),
-        Command::Status { at, json } => status::show(&at.socket, json),
+        Command::Status { at, json, own } => status::show(&at.socket, json, own),
         Command::Flows { at, output, megabytes } => flows::follow(&at.socket, output.as_ref(), megabytes),
         Command::Events { at, json } => events::follow(&at.socket, json),
         Command::Identity { command, at } => identity::run(&at.socket, &command),

@@ -8,14 +8,18 @@ use super::{
 use hyper::Method;
 use miette::miette;
 use serde_json::Value;
-use std::{fmt::Write, path::Path, process::ExitCode};
+use std::{fmt::Write, os::unix::fs::MetadataExt, path::Path, process::ExitCode};
 
-/// Ends with 1 where something is wrong.
-pub(super) fn show(socket: &Path, json: bool) -> Result<ExitCode, Failure> {
+/// Ends with 1 where something is wrong, or where the agent is to be this container's `own` and is not.
+pub(super) fn show(socket: &Path, json: bool, own: bool) -> Result<ExitCode, Failure> {
     let answer = run(async { Client::new(socket).ask(Method::GET, "/v1/status", Vec::new()).await })?;
     let status: Value = serde_json::from_slice(&answer).map_err(|error| {
         miette!(help = "are agent and command of one version?", "the answer is not understood: {error}")
     })?;
+    if own && !in_this_container(&status)? {
+        print("the node's agent is in another container")?;
+        return Ok(ExitCode::FAILURE);
+    }
     let (text, sound) = readable(&status);
     if json {
         print(String::from_utf8_lossy(&answer).trim_end())?;
@@ -23,6 +27,17 @@ pub(super) fn show(socket: &Path, json: bool) -> Result<ExitCode, Failure> {
         print(text.trim_end())?;
     }
     Ok(ExitCode::from(u8::from(!sound)))
+}
+
+/// Containers share what they like, but none the other's mounts.
+fn in_this_container(status: &Value) -> Result<bool, Failure> {
+    let mounts = |process: &str| {
+        let path = format!("/proc/{process}/ns/mnt");
+        std::fs::metadata(&path).map(|it| (it.dev(), it.ino())).map_err(|error| {
+            miette!(help = "ask as root, in the host's pid namespace", "{path} cannot be read: {error}")
+        })
+    };
+    Ok(mounts(&status["pid"].to_string())? == mounts("self")?)
 }
 
 struct Reader<'a>(&'a Value);

@@ -45,8 +45,16 @@ pub enum Command {
     },
     /// Stop listening for it and end its connections.
     Detach { pod: PodId, done: oneshot::Sender<()> },
-    /// Stop listening; end when the last stream does, or at the deadline.
-    Drain { deadline: Duration },
+    /// Stop listening for it and let its connections go on.
+    Close { pod: PodId, done: oneshot::Sender<()> },
+    /// Stop listening after `listen`; end when the last stream does, or at the deadline.
+    Drain { listen: Duration, deadline: Duration },
+}
+
+/// Until when it goes on that takes no pod any more.
+struct Drain {
+    listen: Instant,
+    deadline: Instant,
 }
 
 /// Runs until it was told to drain and the last connection ended.
@@ -56,9 +64,34 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Comma
     let clock = spawn_local(tick(Rc::clone(&worker), beats));
     let judge = spawn_local(judge(Rc::clone(&worker)));
     let mut listeners: HashMap<PodId, Vec<JoinHandle<()>>> = HashMap::new();
-    let mut deadline = Duration::ZERO;
-    while let Some(command) = commands.recv().await {
+    let mut drain: Option<Drain> = None;
+    loop {
+        let command = match &drain {
+            None => commands.recv().await,
+            Some(drain) => {
+                if drain.listen <= Instant::now() {
+                    listeners.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort());
+                }
+                let carried = worker.registry.len() > 0 || !listeners.is_empty();
+                if !carried || drain.deadline <= Instant::now() {
+                    break;
+                }
+                match tokio::time::timeout(TICK, commands.recv()).await {
+                    Ok(Some(command)) => Some(command),
+                    Ok(None) => {
+                        tokio::time::sleep(TICK).await;
+                        continue;
+                    }
+                    Err(_) => continue,
+                }
+            }
+        };
+        // Whoever could tell more is gone: at once.
+        let command = command.unwrap_or(Command::Drain { listen: Duration::ZERO, deadline: Duration::ZERO });
         match command {
+            Command::Attach { done, .. } if drain.is_some() => {
+                drop(done.send(Err(io::Error::other("the worker takes nothing more"))));
+            }
             Command::Attach { pod, outbound, inbound, done } => {
                 let result = match start(&worker, pod, outbound, inbound) {
                     Ok(new) => {
@@ -76,20 +109,17 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Comma
                 // Whoever asked may have gone.
                 let _ = done.send(());
             }
-            Command::Drain { deadline: given } => {
-                deadline = given;
-                break;
+            Command::Close { pod, done } => {
+                close(listeners.remove(&pod)).await;
+                let _ = done.send(());
+            }
+            Command::Drain { listen, deadline } => {
+                let now = Instant::now();
+                drain = Some(Drain { listen: now + listen, deadline: now + deadline });
+                worker.pool.close();
+                worker.registry.drain();
             }
         }
-    }
-    for listener in listeners.into_values().flatten() {
-        listener.abort();
-    }
-    worker.pool.close();
-    worker.registry.drain();
-    let started = Instant::now();
-    while worker.registry.len() > 0 && started.elapsed() < deadline {
-        tokio::time::sleep(TICK).await;
     }
     worker.registry.end(None);
     // They only have to notice.

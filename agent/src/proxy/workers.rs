@@ -153,11 +153,31 @@ impl Workers {
         }
     }
 
+    /// Closes idle connections, every listener after `listen`, lets streams go on for `deadline` at most, and has the
+    /// workers end. Until a listener closes it accepts: what the kernel took for it before is carried.
+    pub fn begin_drain(&self, listen: Duration, deadline: Duration) {
+        for worker in &self.running {
+            drop(worker.commands.send(Command::Drain { listen, deadline }));
+        }
+    }
+
+    /// Closes a pod's listeners, with what waits there, and leaves its connections alone.
+    pub async fn close(&self, pod: PodId) {
+        for worker in &self.running {
+            let (done, answer) = oneshot::channel();
+            drop(worker.commands.send(Command::Close { pod, done }));
+            drop(answer.await);
+        }
+    }
+
+    /// Whether every worker has ended.
+    pub fn ended(&self) -> bool {
+        self.running.iter().all(|worker| worker.thread.is_finished())
+    }
+
     /// Closes every listener and idle connection, lets streams go on for `deadline` at most, and ends the workers.
     pub async fn drain(self, deadline: Duration) {
-        for worker in &self.running {
-            drop(worker.commands.send(Command::Drain { deadline }));
-        }
+        self.begin_drain(Duration::ZERO, deadline);
         let threads: Vec<_> = self.running.into_iter().map(|worker| worker.thread).collect();
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {

@@ -32,6 +32,7 @@ impl Loaded {
             capacity: Default::default(),
         };
         let capture = Capture::new(Kernel::load(&options)?, 1)?;
+        capture.unfence()?;
         Ok(Self { capture, options })
     }
 

@@ -54,6 +54,42 @@ struct Process {
     ended: Arc<AtomicBool>,
 }
 
+/// A process that was a node's agent, or was to be; it ends with this.
+pub struct Former(Option<Process>);
+
+impl Former {
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        let process = self.0.as_ref()?;
+        (!process.ended.load(Ordering::Acquire)).then_some(process.pid)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid().context("it does not run any more")?;
+        let pid = Pid::from_raw(i32::try_from(pid)?).context("no such process")?;
+        kill_process(pid, signal).context("it cannot be signalled")
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// When it has not within `limit`.
+    pub fn ends_within(&self, limit: Duration) -> Result<()> {
+        eventually("the former agent to end", limit, || Ok(self.pid().is_none()))
+    }
+}
+
+impl Drop for Former {
+    fn drop(&mut self) {
+        // It has ended where it cannot be signalled.
+        drop(self.signal(Signal::KILL));
+    }
+}
+
 /// The agent of one node.
 pub struct Agent {
     node: String,
@@ -160,6 +196,55 @@ impl Agent {
     /// When it runs already or cannot be started.
     pub fn launch(&self, heddle: &Path, settings: &Settings) -> Result<()> {
         ensure!(!self.is_running(), "the agent of {} runs already", self.node);
+        let process = self.spawn(heddle, settings)?;
+        *self.lock() = Some(process);
+        Ok(())
+    }
+
+    /// Starts another beside the one that runs, and gives that one back: from here on the new one is the node's agent, ready
+    /// or not.
+    ///
+    /// # Errors
+    /// When none runs, or it cannot be started.
+    pub fn launch_successor(&self, heddle: &Path, settings: &Settings) -> Result<Former> {
+        ensure!(self.is_running(), "no agent of {} runs", self.node);
+        let process = self.spawn(heddle, settings)?;
+        let former = self.lock().replace(process).context("no agent runs")?;
+        Ok(Former(Some(former)))
+    }
+
+    /// As [`Self::launch_successor`], and waits until the new one answers at the door and is ready.
+    ///
+    /// # Errors
+    /// When it ends or is not ready in time; its log is in the error.
+    pub fn succeed(&self, heddle: &Path, settings: &Settings) -> Result<Former> {
+        let former = self.launch_successor(heddle, settings)?;
+        self.wait_until_answering()?;
+        Ok(former)
+    }
+
+    /// Waits until this very process answers at the door and is ready.
+    ///
+    /// # Errors
+    /// When it ends or is not ready in time; its log is in the error.
+    pub fn wait_until_answering(&self) -> Result<()> {
+        eventually(&format!("the agent of {} to take over", self.node), READY * 2, || {
+            ensure!(self.is_running(), "the agent of {} ended", self.node);
+            Ok(self
+                .status()
+                .is_ok_and(|it| it.get("pid").and_then(Value::as_u64) == self.pid().map(u64::from)))
+        })
+        .with_context(|| format!("its log ends:\n{}", self.log_tail(30)))?;
+        self.wait_until_ready()
+    }
+
+    /// The one that ran before is the node's agent again: what was to succeed it is given back.
+    pub fn go_back_to(&self, mut former: Former) -> Option<Former> {
+        let process = former.0.take()?;
+        self.lock().replace(process).map(|process| Former(Some(process)))
+    }
+
+    fn spawn(&self, heddle: &Path, settings: &Settings) -> Result<Process> {
         self.write_config(settings)?;
         fs::create_dir_all(&self.ca)?;
         fs::set_permissions(&self.ca, fs::Permissions::from_mode(0o700))?;
@@ -175,12 +260,12 @@ impl Agent {
             .spawn()
             .with_context(|| format!("cannot start {}", heddle.display()))?;
         let ended = Arc::new(AtomicBool::new(false));
-        *self.lock() = Some(Process { pid: child.id(), ended: Arc::clone(&ended) });
+        let process = Process { pid: child.id(), ended: Arc::clone(&ended) };
         std::thread::Builder::new().name(format!("agent of {}", self.node)).spawn(move || {
             drop(child.wait());
             ended.store(true, Ordering::Release);
         })?;
-        Ok(())
+        Ok(process)
     }
 
     /// Starts it and waits until its status says that it is ready.

@@ -29,7 +29,7 @@ mod sweep;
 mod tools;
 mod wire;
 
-pub use agent::{Agent, Events, Settings};
+pub use agent::{Agent, Events, Former, Settings};
 pub use door::Answer;
 pub use manifests::{Manifests, Service, ServiceSpec};
 pub use node::Node;

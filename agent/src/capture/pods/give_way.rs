@@ -17,6 +17,9 @@ impl Capture {
     /// When no port is free.
     pub fn move_listeners(&self, cookie: u64, wanted: u16) -> Result<Option<Attachment>, CaptureError> {
         let inner = &mut *self.lock();
+        if !self.writes() {
+            return Ok(None);
+        }
         let Some(pod) = inner.pods.get(&cookie).cloned() else {
             return Ok(None);
         };
@@ -30,6 +33,9 @@ impl Capture {
     /// The old listeners are closed: lets the application that waits in `bind()` go on.
     pub fn gave_way(&self, cookie: u64, kept: &HashSet<u16>) {
         let inner = &mut *self.lock();
+        if !self.writes() {
+            return;
+        }
         for port in occupied(&inner.maps, cookie) {
             if !kept.contains(&port) {
                 let _ = inner.maps.listener_ports.remove(&ListeningKey {

@@ -49,6 +49,9 @@ impl Capture {
     /// long as it fails, what is left of the guard drops whatever the pod sends and is sent.
     pub fn repair(&self) -> Vec<Repair> {
         let inner = &mut *self.lock();
+        if !self.writes() {
+            return Vec::new();
+        }
         let look = |inner: &Inner| -> Vec<(CapturedPod, Vec<String>)> {
             let pods = inner.pods.values().map(|pod| (pod.clone(), self.missing(inner, pod)));
             pods.filter(|(_, missing)| !missing.is_empty()).collect()
@@ -178,7 +181,11 @@ impl Capture {
     /// # Errors
     /// When the grace period cannot be waited for.
     pub fn forget_closed_ports(&self) -> Result<usize, CaptureError> {
+        let _whole = self.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut guard = self.lock();
+        if !self.writes() {
+            return Ok(0);
+        }
         let inner = &mut *guard;
         let closed: HashSet<ListeningKey> = inner
             .maps

@@ -2,11 +2,13 @@
 //!
 //! The order matters. The lock is taken first, so that two agents never work on one node's pins. The rules are in force
 //! in kernel and proxy before the pods that an earlier agent left are taken over, and the door opens last: whoever is
-//! answered there is answered by an agent that is whole. At the end the door closes first; pins stay.
+//! answered there is answered by an agent that is whole. At the end the door closes first; pins stay. An agent that
+//! succeeds another ([`succession`]) takes the lock, and writes, only when everything else is ready.
 
 mod open_door;
 mod release;
 mod signals;
+mod succession;
 #[cfg(test)]
 mod tests;
 mod wiring;
@@ -16,7 +18,7 @@ pub use release::release;
 use super::{
     Failure, cni,
     config::{Config, ConfigError, Flags, Resources},
-    door::{Bounds, RunDirectory, SOCKET, Server},
+    door::{Bounds, RunDirectory, RunDirectoryError, SOCKET, SUCCESSION, Server, caller::Own},
     logging, mountinfo, process, render,
 };
 use crate::capture::keep_little_memory;
@@ -33,10 +35,14 @@ use std::{
     future::Future,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
-use tokio::sync::{broadcast, watch};
+use succession::{Claim, Phase, Predecessor};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// How often a kernel that is behind is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -45,24 +51,61 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// A node's kernel side, opened: programs loaded or an earlier agent's pins adopted, nothing judged by this agent yet.
 pub(crate) trait Opened: Sized {
-    /// What it becomes once rules are in force.
-    type Node: Node;
-
-    /// The generation that was found in the kernel's tables; 0: none.
-    fn last_generation(&self) -> u64;
+    /// What it becomes beside the rules.
+    type Ready: Ready;
 
     /// Who puts rules in force in the kernel.
     fn enforcer(&self) -> Arc<dyn Enforcer<Compiled>>;
 
-    /// Starts the data plane, takes over the pods that were captured before, and begins the heartbeat.
+    /// What keeps this agent from writing what the kernel programs read.
+    fn fence(&self) -> Arc<dyn Fence>;
+
+    /// Makes the data plane ready. Nothing is written, nothing carried.
     ///
     /// # Errors
     /// What failed, with its remedy.
-    fn start(
+    fn prepare(
         self,
         rules: SnapshotReader<Compiled>,
-    ) -> impl Future<Output = Result<Self::Node, Failure>> + Send;
+    ) -> impl Future<Output = Result<Self::Ready, Failure>> + Send;
 }
+
+/// What keeps an agent from writing what the kernel programs read, until it alone may.
+pub(crate) trait Fence: Send + Sync {
+    /// From here on this agent writes. Gives the generation that is in the kernel's tables; 0: none.
+    ///
+    /// # Errors
+    /// What the kernel refuses, with its remedy.
+    fn lift(&self) -> Result<u64, Failure>;
+}
+
+/// A node's data plane that carries nothing yet.
+pub(crate) trait Ready: Send {
+    /// What it becomes.
+    type Node: Node;
+
+    /// Obtains a certificate for each pod that is captured here.
+    ///
+    /// # Errors
+    /// Which is missing, and why.
+    fn certificates(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Opens the listeners in each pod that is captured here. Nothing leads there yet.
+    ///
+    /// # Errors
+    /// If a pod has no room for them.
+    fn listeners(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Takes over the pods that were captured before, from a living agent where it `succeeds` one, and begins the
+    /// heartbeat.
+    ///
+    /// # Errors
+    /// What failed, with its remedy.
+    fn start(self, succeeds: bool) -> impl Future<Output = Result<Self::Node, Failure>> + Send;
+}
+
+/// Asks the agent before this one to close its listeners in a pod, whose number this is, and is told when it has.
+pub(crate) type Before = mpsc::UnboundedSender<(u64, oneshot::Sender<()>)>;
 
 /// A node's data plane: capture, proxy and observe, wired.
 pub(crate) trait Node: Send + Sync + 'static {
@@ -92,6 +135,22 @@ pub(crate) trait Node: Send + Sync + 'static {
     fn renew_identities(&self) -> usize;
     /// Takes no new connection and waits until the others have ended, at most so long. Pins stay.
     fn drain(&self, at_most: Duration) -> impl Future<Output = ()> + Send;
+    /// Writes nothing more: another agent is about to. What is carried goes on, and so does the heartbeat.
+    fn suspend(&self) -> impl Future<Output = ()> + Send;
+    /// Writes again; gives the generation that is in the kernel's tables.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    fn resume(&self) -> impl Future<Output = Result<u64, Failure>> + Send;
+    /// Another agent has taken over: gives no sign of life more, carries what it has for `at_most`, and closes the listeners
+    /// when nothing can come there any more, which it returns after.
+    fn settle(&self, at_most: Duration) -> impl Future<Output = ()> + Send;
+    /// Closes the listeners in a pod at once: an application wants their port.
+    fn close_listeners(&self, pod: u64) -> impl Future<Output = ()> + Send;
+    /// Waits until nothing is carried any more.
+    fn drained(&self) -> impl Future<Output = ()> + Send;
+    /// This agent succeeds another, which is asked here to close listeners; none: its listeners are closed.
+    fn succeeds(&self, before: Option<Before>);
 }
 
 fn refused(error: &ConfigError) -> Failure {
@@ -122,7 +181,11 @@ pub(super) fn print_config(flags: &Flags) -> Result<ExitCode, Failure> {
 }
 
 fn take(path: &Path) -> Result<RunDirectory, Failure> {
-    RunDirectory::take(path).map_err(|error| miette!(help = error.remedy(), "{error}"))
+    RunDirectory::take(path).map_err(|error| at_the_door(&error))
+}
+
+fn at_the_door(error: &RunDirectoryError) -> Failure {
+    miette!(help = error.remedy(), "{error}")
 }
 
 /// With the root of the cgroup v2 hierarchy where no cgroup is named: a socket belongs to the cgroup that it was made
@@ -146,8 +209,6 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     let config = with_cgroup(configuration(flags)?)?;
     logging::start(&config.log);
     process::keep_secrets()?;
-    let directory = take(&config.run_directory)?;
-    let source = Source::open(&config.resources)?;
     // The data plane has threads of its own; here are the door, renewals and the kernel's events.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -155,8 +216,11 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| miette!("cannot start: {error}"))?;
-    runtime.block_on(serve(&config, &directory, source, wiring::open))?;
-    directory.close();
+    runtime.block_on(async {
+        let claim = succession::claim(&config).await?;
+        let source = Source::open(&config.resources)?;
+        serve(&config, claim, source, wiring::open).await
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -210,9 +274,39 @@ impl Source {
     }
 }
 
+/// Everything up to where the node is taken.
+struct Prepared<R> {
+    ready: R,
+    fence: Arc<dyn Fence>,
+    publisher: SharedPublisher,
+    rules: SnapshotReader<Compiled>,
+    resources: Arc<FollowedResources>,
+}
+
+async fn prepare<O: Opened>(
+    config: &Config,
+    settings: &ClusterSettings,
+    alone: bool,
+    source: Source,
+    open: impl FnOnce(&Config) -> Result<O, Failure>,
+) -> Result<Prepared<O::Ready>, Failure> {
+    let opened = open(config)?;
+    let (enforcer, fence) = (opened.enforcer(), opened.fence());
+    let publisher =
+        if alone { Publisher::new(enforcer, fence.lift()?) } else { Publisher::waiting(enforcer) };
+    let rules = publisher.reader();
+    let publisher: SharedPublisher = Arc::new(Mutex::new(publisher));
+    let resources = Arc::new(source.follow(config, settings, Arc::clone(&publisher)).await?);
+    let mut ready = opened.prepare(rules.clone()).await?;
+    if !alone {
+        ready.certificates().await?;
+    }
+    Ok(Prepared { ready, fence, publisher, rules, resources })
+}
+
 async fn serve<O: Opened>(
     config: &Config,
-    directory: &RunDirectory,
+    claim: Claim,
     source: Source,
     open: impl FnOnce(&Config) -> Result<O, Failure>,
 ) -> Result<(), Failure> {
@@ -220,25 +314,42 @@ async fn serve<O: Opened>(
     let mut signals = signals::Signals::new().map_err(|error| miette!("cannot wait for signals: {error}"))?;
     let settings =
         config.cluster_settings().map_err(|error| miette!("identities cannot be named: {error}"))?;
-    let opened = open(config)?;
-    let publisher = Publisher::new(opened.enforcer(), opened.last_generation());
-    let rules = publisher.reader();
-    let publisher: SharedPublisher = Arc::new(Mutex::new(publisher));
+    let alone = matches!(claim, Claim::Alone(_));
+    let prepared = tokio::select! {
+        prepared = prepare(config, &settings, alone, source, open) => prepared?,
+        signal = signals.next() => {
+            tracing::info!(signal, "the agent ends before it served");
+            return Ok(());
+        }
+    };
+    let Prepared { ready, fence, publisher, rules, resources } = prepared;
+    let (directory, taking) = match claim {
+        Claim::Alone(directory) => (Arc::new(directory), None),
+        Claim::Successor(successor) => {
+            let taking = successor.switch().await?;
+            ready.listeners().await?;
+            let last = fence.lift()?;
+            // An error is in the publication and in the log already.
+            drop(publisher.lock().unwrap_or_else(PoisonError::into_inner).begin(last));
+            (Arc::clone(&taking.directory), Some(taking))
+        }
+    };
+    let node = Arc::new(ready.start(taking.is_some()).await?);
     let retrying = tokio::spawn(retry(Arc::clone(&publisher)));
-    let resources = Arc::new(source.follow(config, &settings, publisher).await?);
-    let telling = tokio::spawn(cni::keep_told(Arc::clone(&resources), directory.path().to_owned()));
-    let node = Arc::new(opened.start(rules.clone()).await?);
 
-    let door = open_door::OpenDoor::new(config, &settings, Arc::clone(&node), rules, resources);
-    let server = Server::new(door, Bounds::default()).map_err(|error| {
+    let door = open_door::OpenDoor::new(config, &settings, Arc::clone(&node), rules, Arc::clone(&resources));
+    let unreadable = |error: std::io::Error| {
         miette!(help = "mount /proc", "the agent's own namespaces cannot be read: {error}")
-    })?;
-    let listener = directory.listen().map_err(|error| miette!(help = error.remedy(), "{error}"))?;
-    let listener = tokio::net::UnixListener::from_std(listener)
-        .map_err(|error| miette!("cannot listen at the door: {error}"))?;
+    };
+    let server = Server::new(door, Bounds::default()).map_err(unreadable)?;
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(server.run(listener, stopped));
+    let serving = tokio::spawn(server.run(listen(&directory, SOCKET)?, stopped));
+    if let Some(taking) = taking {
+        taking.taken(Arc::clone(&node)).await;
+    }
+    let telling = tokio::spawn(cni::keep_told(resources, directory.path().to_owned()));
     // Not before the door is open: from here on pods wait for its word.
+    let others = Arc::new(AtomicBool::new(false));
     if let Some(places) = &config.cni {
         let places = cni::Places {
             plugins: places.plugins.clone(),
@@ -246,12 +357,61 @@ async fn serve<O: Opened>(
             socket: directory.path().join(SOCKET),
             exempt: places.exempt.clone(),
         };
-        places.keep().map_err(|error| miette!("the plugin cannot be kept installed: {error}"))?;
+        let kept = places.keep(Arc::clone(&others));
+        kept.map_err(|error| miette!("the plugin cannot be kept installed: {error}"))?;
     }
+    let drain = config.hand_over.map_or(DRAIN, |settings| settings.drain());
+    let (it, name) = (Arc::clone(&node), config.node.clone());
+    let predecessor = Predecessor::new(it, Arc::clone(&publisher), Arc::clone(&directory), name, drain);
+    let (phase, ceasing) = (predecessor.phase(), Arc::clone(&others));
+    let tasks = [telling.abort_handle(), retrying.abort_handle()];
+    tokio::spawn(async move {
+        // Nothing of what another agent keeps is touched from then on.
+        reached(phase, Phase::Succeeded).await;
+        ceasing.store(true, Ordering::Release);
+        tasks.iter().for_each(tokio::task::AbortHandle::abort);
+    });
+    let listener = config.hand_over.is_some().then(|| listen(&directory, SUCCESSION)).transpose()?;
+    let own = Own::read().map_err(unreadable)?;
+    let mut offering = Box::pin(async {
+        match listener {
+            Some(listener) => Arc::clone(&predecessor).offer(listener, own).await,
+            None => std::future::pending().await,
+        }
+    });
     tracing::info!(node = config.node, run = %directory.path().display(), "the agent is ready");
 
-    let signal = signals.next().await;
-    tracing::info!(signal, "the agent ends; what is in force stays in force");
+    let mut told = false;
+    let succeeded = loop {
+        tokio::select! {
+            () = &mut offering => break true,
+            // While another takes over it is waited for; where it does not, this agent ends as it was told.
+            () = reached(predecessor.phase(), Phase::Serving), if told => break false,
+            signal = signals.next() => {
+                tracing::info!(signal, "the agent ends; what is in force stays in force");
+                if std::mem::replace(&mut told, true) {
+                    break *predecessor.phase().borrow() == Phase::Succeeded;
+                }
+            }
+        }
+    };
+    others.store(true, Ordering::Release);
+    retrying.abort();
+    telling.abort();
+    while succeeded {
+        // The first signal comes as soon as the successor is ready: the connections may go on.
+        tokio::select! {
+            () = node.drained() => {
+                tracing::info!("nothing is left to carry: the agent that was succeeded ends");
+                return Ok(());
+            }
+            signal = signals.next() => if std::mem::replace(&mut told, true) {
+                tracing::warn!(signal, "told again: not waiting for connections to end");
+                return Ok(());
+            },
+        }
+    }
+    drop(offering);
     stop.send_replace(true);
     if let Err(error) = serving.await {
         tracing::error!(%error, "the door had failed");
@@ -260,9 +420,22 @@ async fn serve<O: Opened>(
         () = node.drain(DRAIN) => {}
         signal = signals.next() => tracing::warn!(signal, "told again: not waiting for connections to end"),
     }
-    retrying.abort();
-    telling.abort();
+    directory.close();
     Ok(())
+}
+
+/// Waits until an agent is so far.
+async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
+    if phase.wait_for(|phase| *phase == wanted).await.is_err() {
+        // Whoever could come so far is gone.
+        std::future::pending().await
+    }
+}
+
+fn listen(directory: &RunDirectory, socket: &str) -> Result<tokio::net::UnixListener, Failure> {
+    let listener = directory.listen(socket).map_err(|error| at_the_door(&error))?;
+    tokio::net::UnixListener::from_std(listener)
+        .map_err(|error| miette!("cannot listen at {socket}: {error}"))
 }
 
 /// Tries again what the kernel could not take.

@@ -18,12 +18,27 @@ use std::{
 };
 
 /// A node without a kernel: holds what it is given, and can be made to fail.
-struct Bench {
+pub(super) struct Bench {
     published: AtomicU64,
     full: AtomicBool,
     drained: AtomicBool,
+    /// Whether it writes.
+    pub(super) writes: AtomicBool,
     rules: std::sync::OnceLock<SnapshotReader<Compiled>>,
     events: broadcast::Sender<Arc<str>>,
+}
+
+impl Bench {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            published: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
+            writes: AtomicBool::new(true),
+            rules: std::sync::OnceLock::new(),
+            events: broadcast::channel(4).0,
+        })
+    }
 }
 
 impl Enforcer<Compiled> for Bench {
@@ -38,22 +53,43 @@ impl Enforcer<Compiled> for Bench {
 
 struct OpenBench(Arc<Bench>);
 
+impl Fence for OpenBench {
+    fn lift(&self) -> Result<u64, Failure> {
+        Ok(100)
+    }
+}
+
 impl Opened for OpenBench {
-    type Node = BenchNode;
-    fn last_generation(&self) -> u64 {
-        100
+    type Ready = ReadyBench;
+    fn fence(&self) -> Arc<dyn Fence> {
+        Arc::new(Self(Arc::clone(&self.0)))
     }
     fn enforcer(&self) -> Arc<dyn Enforcer<Compiled>> {
         Arc::clone(&self.0) as Arc<dyn Enforcer<Compiled>>
     }
-    async fn start(self, rules: SnapshotReader<Compiled>) -> Result<BenchNode, Failure> {
+    async fn prepare(self, rules: SnapshotReader<Compiled>) -> Result<ReadyBench, Failure> {
         assert!(rules.load().is_some(), "rules come before the data plane");
         assert!(self.0.rules.set(rules).is_ok());
+        Ok(ReadyBench(self.0))
+    }
+}
+
+struct ReadyBench(Arc<Bench>);
+
+impl Ready for ReadyBench {
+    type Node = BenchNode;
+    async fn certificates(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+    async fn listeners(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+    async fn start(self, _succeeds: bool) -> Result<BenchNode, Failure> {
         Ok(BenchNode(self.0))
     }
 }
 
-struct BenchNode(Arc<Bench>);
+pub(super) struct BenchNode(pub(super) Arc<Bench>);
 
 impl Node for BenchNode {
     async fn attach(&self, request: AttachRequest) -> Result<Attached, AttachError> {
@@ -90,6 +126,17 @@ impl Node for BenchNode {
     async fn drain(&self, _at_most: Duration) {
         self.0.drained.store(true, Ordering::SeqCst);
     }
+    async fn suspend(&self) {
+        self.0.writes.store(false, Ordering::SeqCst);
+    }
+    async fn resume(&self) -> Result<u64, Failure> {
+        self.0.writes.store(true, Ordering::SeqCst);
+        Ok(100)
+    }
+    async fn settle(&self, _at_most: Duration) {}
+    async fn close_listeners(&self, _pod: u64) {}
+    async fn drained(&self) {}
+    fn succeeds(&self, _before: Option<Before>) {}
 }
 
 fn pod(name: &str, node: &str, address: &str, mesh: &str) -> String {
@@ -154,17 +201,12 @@ async fn an_agent_lives_from_its_configuration_to_the_signal() {
     };
     let config = configuration(&flags).unwrap();
     let directory = take(&config.run_directory).unwrap();
-    let bench = Arc::new(Bench {
-        published: AtomicU64::new(0),
-        full: AtomicBool::new(false),
-        drained: AtomicBool::new(false),
-        rules: std::sync::OnceLock::new(),
-        events: broadcast::channel(4).0,
-    });
+    let bench = Bench::new();
     let manifests = Source::open(&config.resources).unwrap();
     let opened = OpenBench(Arc::clone(&bench));
     let run = directory.path().to_owned();
-    let agent = tokio::spawn(async move { serve(&config, &directory, manifests, |_| Ok(opened)).await });
+    let claim = Claim::Alone(directory);
+    let agent = tokio::spawn(async move { serve(&config, claim, manifests, |_| Ok(opened)).await });
     let client = Client::new(&run.join(SOCKET));
     let started = Instant::now();
     while !run.join(SOCKET).exists() {
@@ -230,7 +272,7 @@ async fn an_agent_lives_from_its_configuration_to_the_signal() {
     agent.await.unwrap().unwrap();
     assert!(bench.drained.load(Ordering::SeqCst));
     let gone = client.ask(Method::GET, "/v1/status", vec![]).await.unwrap_err();
-    assert!(gone.to_string().contains("the agent is gone"), "{gone}");
+    assert!(gone.to_string().contains("no agent runs here"), "{gone}");
 }
 
 #[tokio::test]

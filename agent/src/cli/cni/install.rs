@@ -11,7 +11,11 @@ use std::{
     fs, io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, channel},
+    },
     time::Duration,
 };
 
@@ -101,11 +105,12 @@ impl Places {
         }
     }
 
-    /// Keeps everything in its place on a thread of its own, which ends with the program.
+    /// Keeps everything in its place on a thread of its own, until `others` says that another agent does, or the program
+    /// ends.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn keep(self) -> io::Result<()> {
+    pub fn keep(self, others: Arc<AtomicBool>) -> io::Result<()> {
         std::thread::Builder::new().name("heddle-cni".into()).spawn(move || {
             let (signs, received) = channel();
             let watching = notify::recommended_watcher(move |_| {
@@ -114,7 +119,7 @@ impl Places {
             });
             let mut watching = watching.ok();
             let mut told = None;
-            loop {
+            while !others.load(Ordering::Acquire) {
                 if let Some(watcher) = &mut watching {
                     for folder in [&self.networks, &self.plugins] {
                         // Folders that are missing or replaced are looked at without a sign.

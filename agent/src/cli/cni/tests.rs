@@ -200,7 +200,8 @@ fn what_somebody_takes_away_comes_back() {
     let places = places(dir.path());
     let own = places.networks.join("00-heddle.conflist");
     fs::write(places.networks.join("10-pods.conflist"), r#"{"cniVersion": "1.0.0", "plugins": []}"#).unwrap();
-    places.clone().keep().unwrap();
+    let others = std::sync::Arc::default();
+    places.clone().keep(std::sync::Arc::clone(&others)).unwrap();
     let back = || {
         let began = std::time::Instant::now();
         while !own.exists() {
@@ -211,4 +212,10 @@ fn what_somebody_takes_away_comes_back() {
     back();
     fs::remove_file(&own).unwrap();
     back();
+
+    // Not where another agent keeps them: a change wakes the thread, which leaves it alone.
+    others.store(true, std::sync::atomic::Ordering::Release);
+    fs::remove_file(&own).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(!own.exists());
 }

@@ -35,6 +35,7 @@ pub(super) struct File {
     pub(super) poll_microseconds: Option<Spanned<u64>>,
     pub(super) capacity: BTreeMap<String, Spanned<u64>>,
     pub(super) cni: Option<Cni>,
+    pub(super) hand_over: Option<HandOver>,
     pub(super) flow_log: Option<FlowLog>,
     pub(super) log: Log,
 }
@@ -51,6 +52,12 @@ pub(super) struct Cni {
     pub(super) plugins: Option<Spanned<String>>,
     pub(super) networks: Option<Spanned<String>>,
     pub(super) exempt: Option<Vec<Spanned<String>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct HandOver {
+    pub(super) drain_seconds: Option<Spanned<u64>>,
 }
 
 #[derive(Default, Deserialize)]

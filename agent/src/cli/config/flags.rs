@@ -102,6 +102,12 @@ pub struct Flags {
     /// A namespace whose pods start without the agent; repeat for several [default: kube-system, heddle-system]
     #[arg(long = "cni-exempt", value_name = "NAMESPACE", requires = "cni")]
     pub cni_exempt: Vec<String>,
+    /// Take the node over from an agent that runs and hands it over, and hand it over to the next
+    #[arg(long)]
+    pub hand_over: bool,
+    /// For how many seconds an agent that was succeeded goes on with the connections that it has, 1 to 86400 [default: 300]
+    #[arg(long, value_name = "N", requires = "hand_over")]
+    pub hand_over_drain_seconds: Option<u64>,
     /// Record who reaches whom in this file, for `heddle policy diff` and `suggest`
     #[arg(long, value_name = "FILE")]
     pub flow_log: Option<String>,

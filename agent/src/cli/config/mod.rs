@@ -22,6 +22,7 @@ use serde::Serialize;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 fn by_name<S: serde::Serializer>(policy: &DefaultPolicy, serializer: S) -> Result<S::Ok, S::Error> {
@@ -86,6 +87,9 @@ pub struct Config {
     /// Where the plugin for the container runtime is kept installed; absent: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cni: Option<Cni>,
+    /// Whether the node is handed over from one agent to the next while both live; absent: a second agent is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hand_over: Option<HandOver>,
     /// Where flows are recorded; absent: nowhere (`heddle flows` follows them all the same).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flow_log: Option<FlowLog>,
@@ -122,6 +126,21 @@ pub struct Cni {
     pub networks: PathBuf,
     /// Namespaces whose pods start without the agent.
     pub exempt: Vec<String>,
+}
+
+/// How the node is handed over from one agent to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HandOver {
+    /// For how many seconds the one before goes on with the connections that it has.
+    pub drain_seconds: u64,
+}
+
+impl HandOver {
+    /// For how long the one before goes on with the connections that it has.
+    pub const fn drain(self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
 }
 
 /// Where flows are recorded.

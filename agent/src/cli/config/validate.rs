@@ -1,8 +1,8 @@
 //! From what was given to what holds, with every problem named.
 
 use super::{
-    ApiServer, Ca, Cni, Config, Flags, FlowLog, Log, LogFormat, Place, PlaceFlags, RemoteCa, Resources,
-    file::File,
+    ApiServer, Ca, Cni, Config, Flags, FlowLog, HandOver, Log, LogFormat, Place, PlaceFlags, RemoteCa,
+    Resources, file::File,
 };
 use heddle_ebpf::{attach, flows, policy};
 use heddle_policy::{
@@ -20,6 +20,8 @@ const CLUSTER_NETWORKS: [&str; 5] =
     ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
 /// Shorter ones would refuse whenever the host is busy, longer ones leave clients hanging.
 const HEARTBEAT: std::ops::RangeInclusive<u64> = 100..=60_000;
+/// A day is the longest that a certificate lives.
+const DRAIN: std::ops::RangeInclusive<u64> = 1..=86_400;
 const POLL: std::ops::RangeInclusive<u64> = 0..=1_000;
 const WORKERS: std::ops::RangeInclusive<u64> = 1..=attach::WORKERS as u64;
 /// Less holds no busy minute, more is nothing that a person reads.
@@ -271,6 +273,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let poll_microseconds = check.within("pollMicroseconds", &poll, &POLL);
     let capacity = capacity(&mut check, file.capacity);
     let cni = cni(&mut check, file.cni, flags);
+    let hand_over = hand_over(&mut check, file.hand_over, flags);
     let flow_log = flow_log(&mut check, file.flow_log, flags);
     let log = log(&mut check, file.log, flags);
 
@@ -301,11 +304,21 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             poll_microseconds,
             capacity,
             cni,
+            hand_over,
             flow_log,
             log: log?,
         })
     };
     complete().ok_or_else(Vec::new)
+}
+
+fn hand_over(check: &mut Check<'_>, file: Option<super::file::HandOver>, flags: &Flags) -> Option<HandOver> {
+    if file.is_none() && !flags.hand_over {
+        return None;
+    }
+    let drain = file.unwrap_or_default().drain_seconds;
+    let drain = given(flags.hand_over_drain_seconds.as_ref(), drain, 300);
+    Some(HandOver { drain_seconds: check.within("handOver.drainSeconds", &drain, &DRAIN) })
 }
 
 /// What must start before any agent is of use: the cluster's own pods and the authority.

@@ -87,6 +87,14 @@ impl Own {
     /// # Errors
     /// Why it may not.
     pub fn admit(&self, stream: &impl AsFd) -> Result<Caller, Refusal> {
+        self.admit_pinned(stream).map(|(caller, _)| caller)
+    }
+
+    /// The same, with the process held by its pidfd. At the calling end the peer is whoever listens.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub fn admit_pinned(&self, stream: &impl AsFd) -> Result<(Caller, OwnedFd), Refusal> {
         let peer = socket_peercred(stream).map_err(|_| Refusal::Gone)?;
         let uid = peer.uid.as_raw();
         if uid != 0 && uid != self.uid {
@@ -99,7 +107,7 @@ impl Own {
         if !alive(&pidfd) {
             return Err(Refusal::Gone);
         }
-        found.map(|()| Caller { pid, uid })
+        found.map(|()| (Caller { pid, uid }, pidfd))
     }
 
     fn judge(&self, pid: u32) -> Result<(), Refusal> {

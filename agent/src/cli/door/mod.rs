@@ -37,7 +37,7 @@ pub use api::{
 };
 pub use bounds::{Bounds, Counts};
 pub use serve::Server;
-pub use socket::{RunDirectory, RunDirectoryError, SOCKET};
+pub use socket::{Approach, Candidate, RunDirectory, RunDirectoryError, SOCKET, SUCCESSION};
 
 use std::{future::Future, sync::Arc};
 use tokio::sync::broadcast;

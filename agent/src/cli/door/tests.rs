@@ -116,7 +116,7 @@ struct Open {
 fn open(bounds: Bounds) -> Open {
     let dir = tempfile::tempdir().unwrap();
     let run = RunDirectory::take(&dir.path().join("run")).unwrap();
-    let listener = tokio::net::UnixListener::from_std(run.listen().unwrap()).unwrap();
+    let listener = tokio::net::UnixListener::from_std(run.listen(SOCKET).unwrap()).unwrap();
     let fake = Fake { events: broadcast::channel(16).0, slow_done: Arc::default() };
     let server = Server::new(fake.clone(), bounds).unwrap();
     let (stop, stopped) = watch::channel(false);
@@ -355,11 +355,11 @@ async fn the_socket_is_reachable_by_its_owner_alone_and_one_agent_holds_it() {
     // The dead agent's socket is still there, and is replaced.
     let next = RunDirectory::take(&path).unwrap();
     assert!(path.join(SOCKET).exists());
-    drop(next.listen().unwrap());
+    drop(next.listen(SOCKET).unwrap());
     next.close();
     assert!(!path.join(SOCKET).exists());
     std::fs::write(path.join(SOCKET), "precious").unwrap();
-    assert!(matches!(next.listen(), Err(RunDirectoryError::NoSocket { .. })));
+    assert!(matches!(next.listen(SOCKET), Err(RunDirectoryError::NoSocket { .. })));
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn a_run_folder_that_others_reach_is_refused() {
     assert!(RunDirectory::take(&link).is_err());
     let long = dir.path().join("x".repeat(120));
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    let error = RunDirectory::take(&long).unwrap().listen().err().unwrap();
+    let error = RunDirectory::take(&long).unwrap().listen(SOCKET).err().unwrap();
     assert!(error.remedy().contains("107 bytes"), "{error}");
 }
 
@@ -432,7 +432,7 @@ async fn callers_of_another_user_or_in_a_container_are_refused_whatever_their_ui
 async fn a_connection_whose_process_is_gone_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let run = RunDirectory::take(&dir.path().join("run")).unwrap();
-    let listener = run.listen().unwrap();
+    let listener = run.listen(SOCKET).unwrap();
     let own = caller::Own::read().unwrap();
     // The inner process connects and leaves the socket to the outer one, which holds it open.
     let script = "use Socket; socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die; my $p = fork // die;\

@@ -28,7 +28,7 @@ pub struct Snapshot<C> {
     /// When it was made.
     pub made: OffsetDateTime,
     /// What may talk to whom, in numbers.
-    pub compiled: C,
+    pub compiled: Arc<C>,
     /// What is wrong with the resources, those that could not be read included.
     pub problems: Vec<Problem>,
 }

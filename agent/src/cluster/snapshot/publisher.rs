@@ -80,19 +80,50 @@ pub struct Publisher<C> {
     kernel: Arc<dyn Enforcer<C>>,
     next: u64,
     behind: bool,
+    /// Whether this agent writes the kernel's tables; before, the proxy alone is told.
+    begun: bool,
 }
 
 impl<C: Compare> Publisher<C> {
     /// Starts after `last`, the generation that was found in the kernel's tables (0: none).
     pub fn new(kernel: Arc<dyn Enforcer<C>>, last: u64) -> Self {
+        Self { next: last + 1, begun: true, ..Self::waiting(kernel) }
+    }
+
+    /// Leaves the kernel's tables alone until [`Self::begin`]: another agent writes them.
+    pub fn waiting(kernel: Arc<dyn Enforcer<C>>) -> Self {
         let publication = watch::Sender::new(Publication::default());
         let state = State { current: ArcSwapOption::empty(), recent: Mutex::default(), publication };
-        Self { state: Arc::new(state), kernel, next: last + 1, behind: true }
+        Self { state: Arc::new(state), kernel, next: 1, behind: true, begun: false }
     }
 
     /// A reader of what is published.
     pub fn reader(&self) -> SnapshotReader<C> {
         SnapshotReader(Arc::clone(&self.state))
+    }
+
+    /// Puts what the proxy judges by in force in the kernel too, as a generation after `last`, the one that was found in
+    /// its tables: no number means two things.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn begin(&mut self, last: u64) -> Result<(), PublishError> {
+        self.begun = true;
+        self.next = self.next.max(last + 1);
+        let Some(before) = self.state.current.load_full() else { return Ok(()) };
+        let Snapshot { made, compiled, problems, .. } = &*before;
+        let snapshot = self.number(*made, Arc::clone(compiled), problems.clone());
+        let outcome = self.kernel.publish(&snapshot);
+        self.state.current.store(Some(Arc::clone(&snapshot)));
+        self.tell(&snapshot, &outcome, true);
+        outcome
+    }
+
+    fn number(&mut self, made: OffsetDateTime, compiled: Arc<C>, problems: Vec<Problem>) -> Shared<C> {
+        let snapshot = Arc::new(Snapshot { generation: self.next, made, compiled, problems });
+        self.next += 1;
+        self.remember(Arc::clone(&snapshot));
+        snapshot
     }
 
     /// Puts `compiled` in force; `problems` are told beside it.
@@ -101,16 +132,20 @@ impl<C: Compare> Publisher<C> {
     /// If the kernel's tables do not hold it. The proxy judges by it all the same: whatever passes the proxy must be
     /// allowed by both, so that narrowing is never held up by a table that is full. [`Self::retry`] tries again.
     pub fn publish(&mut self, compiled: C, problems: Vec<Problem>) -> Result<Shared<C>, PublishError> {
-        let made = OffsetDateTime::now_utc();
+        let (made, compiled) = (OffsetDateTime::now_utc(), Arc::new(compiled));
+        if !self.begun {
+            // The number is not remembered: the agent that writes the tables uses it too.
+            let snapshot = Arc::new(Snapshot { generation: self.next, made, compiled, problems });
+            self.state.current.store(Some(Arc::clone(&snapshot)));
+            return Ok(snapshot);
+        }
         let before = self.state.current.load_full();
         // With the kernel behind, or holding what another agent left there, it is not known what the change is.
         let change = match &before {
             Some(before) if !self.behind => compiled.change_since(&before.compiled),
             _ => Change::Narrowed,
         };
-        let snapshot = Arc::new(Snapshot { generation: self.next, made, compiled, problems });
-        self.next += 1;
-        self.remember(Arc::clone(&snapshot));
+        let snapshot = self.number(made, compiled, problems);
         let outcome = if change == Change::Widened {
             self.state.current.store(Some(Arc::clone(&snapshot)));
             self.kernel.publish(&snapshot)
@@ -125,7 +160,7 @@ impl<C: Compare> Publisher<C> {
 
     /// Whether the kernel's tables are behind the proxy: call [`Self::retry`] in a while.
     pub fn behind(&self) -> bool {
-        self.behind && self.state.current.load().is_some()
+        self.begun && self.behind && self.state.current.load().is_some()
     }
 
     /// Puts the snapshot in force into the kernel's tables again, after it failed or after the tables were lost.

@@ -85,7 +85,7 @@ fn a_kernel_that_fails_holds_up_no_narrowing_and_is_tried_again() {
     *kernel.fail.lock().unwrap() = Some(full());
     assert_eq!(publish(&mut publisher, &[1]).unwrap_err(), full());
     assert!(publisher.behind());
-    assert_eq!(reader.load().unwrap().compiled, rules(&[1]));
+    assert_eq!(reader.load().unwrap().compiled.0, rules(&[1]).0);
     let told = reader.publication();
     assert_eq!((told.proxy_generation, told.kernel_generation), (2, 1));
     assert_eq!(
@@ -115,8 +115,8 @@ fn snapshots_of_late_can_be_asked_for_and_older_ones_go() {
     for round in 1..=20 {
         publish(&mut publisher, &[round]).unwrap();
     }
-    assert_eq!(reader.generation(20).unwrap().compiled, rules(&[20]));
-    assert_eq!(reader.generation(13).unwrap().compiled, rules(&[13]));
+    assert_eq!(reader.generation(20).unwrap().compiled.0, rules(&[20]).0);
+    assert_eq!(reader.generation(13).unwrap().compiled.0, rules(&[13]).0);
     assert!(reader.generation(12).is_none() && reader.generation(21).is_none());
 }
 
@@ -132,11 +132,40 @@ fn a_reader_sees_whole_generations_only() {
             assert!(snapshot.generation >= last, "went back from {last}");
             last = snapshot.generation;
             let generation = u32::try_from(last).unwrap();
-            assert!(snapshot.compiled == rules(&[generation, generation * 2]) || last == 1);
+            assert!(*snapshot.compiled == rules(&[generation, generation * 2]) || last == 1);
         }
     });
     for generation in 2..=2000 {
         publish(&mut publisher, &[generation, generation * 2]).unwrap();
     }
     watching.join().unwrap();
+}
+
+#[test]
+fn a_successor_leaves_the_kernel_alone_until_it_begins_and_uses_no_number_twice() {
+    let kernel = Arc::new(Kernel::default());
+    let mut publisher = Publisher::waiting(Arc::clone(&kernel) as Arc<dyn Enforcer<Rules>>);
+    let reader = publisher.reader();
+    assert!(kernel.reader.set(reader.clone()).is_ok());
+    for allowed in [1, 2] {
+        publish(&mut publisher, &[allowed]).unwrap();
+        assert_eq!(reader.load().unwrap().compiled.0, rules(&[allowed]).0, "the proxy is told");
+    }
+    assert!(kernel.seen.lock().unwrap().is_empty());
+    assert!(!publisher.behind(), "nobody may try again what another agent writes");
+    assert_eq!(reader.publication().kernel_generation, 0);
+    let waiting = reader.load().unwrap().generation;
+    assert!(reader.generation(waiting).is_none(), "the number is the other agent's");
+
+    publisher.begin(57).unwrap();
+    assert_eq!(kernel.seen.lock().unwrap()[..], [(58, Some(waiting))]);
+    assert_eq!((reader.load().unwrap().generation, reader.publication().kernel_generation), (58, 58));
+    assert_eq!(reader.load().unwrap().compiled.0, rules(&[2]).0);
+    assert_eq!(publish(&mut publisher, &[3]).unwrap().generation, 59);
+
+    // An agent whose successor died in the middle goes on after what that one wrote.
+    publisher.begin(70).unwrap();
+    assert_eq!(reader.load().unwrap().generation, 71);
+    publisher.begin(3).unwrap();
+    assert_eq!(reader.load().unwrap().generation, 72, "never backwards");
 }

@@ -126,8 +126,18 @@ pub fn rolled(scene: &Scene, step: &mut Step) -> Result<()> {
     let url = format!("http://{}:8080/?{MARKER}", scene.address("shop", "web")?);
     step.does("kubectl rollout restart daemonset/heddle while shop/client asks without a pause");
     let capture = Capture::start(&scene.state.router, &format!("to-{NODE_A}"), &scene.state.folder)?;
+    let before = scene.agent_process(NODE_A)?;
+    let mut line = inside.line(scene.address("shop", "web")?)?;
     let done = AtomicBool::new(false);
-    let (answered, refused, longest) = std::thread::scope(|scope| {
+    let ((answered, refused, longest), kept) = std::thread::scope(|scope| {
+        let holding = scope.spawn(|| {
+            let mut kept = line.asks();
+            while kept && !done.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(200));
+                kept = line.asks();
+            }
+            kept
+        });
         let asking = scope.spawn(|| -> Result<(usize, usize, Duration)> {
             let (mut answered, mut refused, mut longest) = (0, 0, Duration::ZERO);
             let mut last = Instant::now();
@@ -152,20 +162,23 @@ pub fn rolled(scene: &Scene, step: &mut Step) -> Result<()> {
                 })
             });
         done.store(true, Ordering::Release);
+        let kept = holding.join().unwrap_or(false);
         rolled?;
         match asking.join() {
-            Ok(told) => told,
+            Ok(told) => told.map(|told| (told, kept)),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })?;
     let hits = capture.stop()?.hits(MARKER.as_bytes());
-    // There is no hand-over between two agents yet: what is promised is that nothing opens and that it ends.
     step.check("nothing in the clear meanwhile", hits == 0, format!("{hits} times the marker"));
     step.check(
-        "requests are answered before and after",
-        answered > 0,
-        format!("{answered} answered, {refused} refused, the longest gap {:.1} s", longest.as_secs_f64()),
+        "each request is answered",
+        answered > 0 && refused == 0,
+        format!("{answered} answered, {refused} not, the longest gap {:.1} s", longest.as_secs_f64()),
     );
+    let now = scene.agent_process(NODE_A)?;
+    step.check("by another agent in the end", now != before, format!("process {before}, then {now}"));
+    step.check("a connection from before went on all the time", kept, "by the agent that was succeeded");
     step.check("and now", inside.reaches(&url)?, "served");
     step.fact(
         "rollout",

@@ -2,13 +2,13 @@
 
 use crate::cluster::programs::Programs;
 use crate::cluster::state::State;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
-use xtask::lab::{Output, Place, eventually, stretched};
+use xtask::lab::{Output, Place, Running, eventually, stretched};
 
 pub const SHOP: &str = include_str!("shop.yaml");
 /// Unlike anything that a protocol says by itself.
@@ -100,12 +100,14 @@ impl<'a> Scene<'a> {
         )
     }
 
-    /// The name of a node's agent's pod.
+    /// The name of a node's agent's pod: of the younger, where one takes over from another.
     pub fn agent(&self, node: &str) -> Result<String> {
         let path = format!("jsonpath={{.items[?(@.spec.nodeName=='{node}')].metadata.name}}");
-        let name = self.kubectl(&["get", "pods", "-n", "heddle-system", "-l", "app=heddle", "-o", &path])?;
-        ensure!(!name.trim().is_empty(), "there is no agent on {node}");
-        Ok(name.trim().to_owned())
+        let by_age = "--sort-by=.metadata.creationTimestamp";
+        let words = ["get", "pods", "-n", "heddle-system", "-l", "app=heddle", by_age, "-o", &path];
+        let names = self.kubectl(&words)?;
+        let name = names.split_whitespace().last().with_context(|| format!("there is no agent on {node}"))?;
+        Ok(name.to_owned())
     }
 
     /// What a node's agent says of itself.
@@ -146,5 +148,30 @@ impl Inside<'_> {
         let limit = stretched(Duration::from_secs(2)).as_secs().to_string();
         let output = self.place.run(&["nsenter", &netns, "curl", "-sS", "--max-time", &limit, url])?;
         Ok(output.succeeded() && output.stdout.contains("served"))
+    }
+
+    /// One connection, for one request after the other.
+    pub fn line(&self, server: IpAddr) -> Result<Line> {
+        let netns = format!("--net={}", self.netns);
+        let program = self.place.spawn(&["nsenter", &netns, "ncat", &server.to_string(), "8080"])?;
+        Ok(Line { program, answered: 0 })
+    }
+}
+
+/// A connection that is kept open.
+pub struct Line {
+    program: Running,
+    answered: usize,
+}
+
+impl Line {
+    /// Whether a request is answered over it.
+    pub fn asks(&mut self) -> bool {
+        if self.program.write("GET / HTTP/1.1\r\nHost: web\r\n\r\n").is_err() {
+            return false;
+        }
+        self.answered += 1;
+        let all = |program: &Running| program.stdout().matches("served").count() >= self.answered;
+        eventually("the answer", Duration::from_secs(5), || Ok(all(&self.program))).is_ok()
     }
 }

@@ -2,15 +2,15 @@
 
 use std::{
     collections::HashSet,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use heddle_identity::Store;
 use heddle_policy::Compiled;
-use tokio::sync::{RwLock, broadcast, watch};
+use tokio::sync::{RwLock, broadcast, oneshot, watch};
 
-use super::{listening::by_worker, pods::Pods, recorder::Told};
+use super::{super::Before, listening::by_worker, pods::Pods, recorder::Told};
 use crate::{
     capture::{Capture, PodListener},
     cluster::snapshot::SnapshotReader,
@@ -28,11 +28,19 @@ const SWEEP: Duration = Duration::from_millis(250);
 const MEMORY: Duration = Duration::from_secs(5);
 /// How long renewals are gathered before connections look at their certificates.
 const SETTLED: Duration = Duration::from_millis(200);
+/// How long an agent before this one may take to close its listeners in a pod: the application waits for a second.
+const CLOSES: Duration = Duration::from_millis(500);
 /// After how long without progress a worker hangs.
 const HANGS: Duration = Duration::from_secs(1);
 
 /// Puts the pod's listeners on other ports, then lets the application that waits go on.
-pub(super) async fn give_way(capture: &Capture, workers: &RwLock<Option<Workers>>, cookie: u64, port: u16) {
+pub(super) async fn give_way(
+    capture: &Capture,
+    workers: &RwLock<Option<Workers>>,
+    before: &Mutex<Option<Before>>,
+    cookie: u64,
+    port: u16,
+) {
     let moved = match capture.move_listeners(cookie, port) {
         Ok(Some(moved)) => moved,
         Ok(None) => return,
@@ -42,6 +50,14 @@ pub(super) async fn give_way(capture: &Capture, workers: &RwLock<Option<Workers>
         }
     };
     let name = moved.pod.name();
+    // An agent before this one may still have listeners in the pod.
+    let asked = before.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(before) = asked {
+        let (done, closed) = oneshot::channel();
+        if before.send((cookie, done)).is_ok() && tokio::time::timeout(CLOSES, closed).await.is_err() {
+            tracing::warn!(pod = name, "the agent before this one does not close its listeners");
+        }
+    }
     replace(capture, workers, cookie, moved.listeners).await;
     tracing::info!(pod = name, port, "gave way to an application");
 }

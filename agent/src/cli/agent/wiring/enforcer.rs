@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use heddle_policy::Compiled;
+use miette::miette;
 
+use super::super::{Failure, Fence};
 use crate::{
     capture::Capture,
     cluster::snapshot::{Enforcer, PublishError, Snapshot},
@@ -26,5 +28,18 @@ impl Enforcer<Compiled> for KernelTables {
             },
             Err(error) => Err(PublishError::Kernel { table: "tables".into(), message: error.to_string() }),
         }
+    }
+}
+
+impl Fence for KernelTables {
+    fn lift(&self) -> Result<u64, Failure> {
+        let failed = |error: &dyn std::fmt::Display| {
+            miette!(
+                help = "`heddle check` says what this host lacks",
+                "the kernel side cannot be put in force: {error}"
+            )
+        };
+        self.0.unfence().map_err(|error| failed(&error))?;
+        self.0.generation().map_err(|error| failed(&error))
     }
 }

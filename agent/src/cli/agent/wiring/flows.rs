@@ -35,24 +35,25 @@ struct Output {
 pub(super) struct FlowKeeper {
     book: Arc<FlowBook>,
     told: Arc<Told>,
-    counts: Mutex<DirectCounts>,
+    /// None: another agent tells what the kernel counts.
+    counts: Mutex<Option<DirectCounts>>,
     output: Option<Mutex<Output>>,
     lines: broadcast::Sender<Arc<str>>,
     failing: AtomicBool,
 }
 
 impl FlowKeeper {
-    pub fn new(
-        told: Arc<Told>,
-        counts: DirectCounts,
-        file: Option<(PathBuf, u64)>,
-        lines: broadcast::Sender<Arc<str>>,
-    ) -> Self {
+    pub fn new(told: Arc<Told>, file: Option<(PathBuf, u64)>, lines: broadcast::Sender<Arc<str>>) -> Self {
         let output = file.map(|(path, most_bytes)| {
             Mutex::new(Output { path, most_bytes, file: None, tried: None, unwritten: 0 })
         });
         let book = Arc::clone(told.flows());
-        Self { book, told, counts: Mutex::new(counts), output, lines, failing: AtomicBool::new(false) }
+        Self { book, told, counts: Mutex::default(), output, lines, failing: AtomicBool::new(false) }
+    }
+
+    /// Tells what the kernel counts from now on, or leaves that to another agent.
+    pub fn count(&self, counts: Option<DirectCounts>) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
     }
 
     /// Each record from now on, as a line.
@@ -73,7 +74,9 @@ impl FlowKeeper {
 
     /// Takes what was seen and writes it. Blocks for as long as the disk does.
     pub fn write(&self) {
-        let (seen, lost) = self.counts.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, lost) = counts.as_mut().map(|counts| counts.take(Instant::now())).unwrap_or_default();
+        drop(counts);
         for one in &seen {
             self.told.direct(one);
         }

@@ -18,6 +18,7 @@ mod recorder;
 mod refusal;
 mod shadow;
 mod sockets;
+mod starting;
 mod upkeep;
 
 pub(super) use self::open::{open, release};

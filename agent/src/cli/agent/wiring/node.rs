@@ -1,182 +1,75 @@
 //! A node's data plane: capture, proxy and observe at work together.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use heddle_ebpf::flows::Event;
-use heddle_identity::{Standings, Store, keep_renewed};
+use heddle_identity::Store;
 use heddle_policy::{Compiled, WorkloadInfo, problems::Problem};
 use miette::miette;
 use tokio::{
-    sync::{RwLock, broadcast, watch},
+    sync::{RwLock, broadcast},
     task::JoinSet,
 };
 
 use super::{
-    super::{Failure, Node, Opened},
-    chores::{believe_again, give_memory_back, give_way, judge_again, liveness, sweep, tell},
-    credentials::PodCredentials,
-    enforcer::KernelTables,
+    super::{Before, Failure, Node},
+    chores::give_way,
     flows::FlowKeeper,
     identities::KnownIdentities,
     listening::by_worker,
-    names::KnownNames,
-    open::{Issuing, Wired, kept_size},
+    open::kept_size,
     pods::{Entry, Pods},
-    policy::SnapshotPolicy,
-    readings::NodeReadings,
-    recorder::Told,
     refusal::attach_error,
-    shadow::Shadow,
-    sockets::CapturedSockets,
-    upkeep::{Repairs, look_after},
+    upkeep::Repairs,
 };
 use crate::{
-    capture::{Attachment, Capture, Heartbeat},
+    capture::{Attachment, Capture, CaptureError, FollowedEvents, Heartbeat},
     cli::door::{
         AttachError, AttachErrorCode, AttachRequest, Attached, DetachRequest, Identities, PodName, PodStatus,
     },
-    cluster::snapshot::{Enforcer, SnapshotReader},
+    cluster::snapshot::SnapshotReader,
     observe::{
         events::{Events, monotonic_epoch},
-        flows::FlowBook,
         metrics::Metrics,
     },
-    proxy::{
-        Settings, Workers,
-        environment::{Environment, PodId},
-    },
+    proxy::{Workers, environment::PodId},
 };
 
 /// How far behind a listener at the door may be.
-const EVENTS: usize = 4096;
+pub(super) const EVENTS: usize = 4096;
 /// How long attaching waits for the pod's first certificate; without one its connections are refused, and told.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(2);
+/// How long, after another agent took over, the listeners go on accepting: a connection that was being opened then is in
+/// their hands, and its last segment may have been lost and sent again, after one second and after three.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the last connection has ended.
+const LOOK: Duration = Duration::from_millis(50);
+
 pub(in super::super) struct Running {
-    pods: Arc<Pods>,
-    capture: Arc<Capture>,
-    store: Arc<Store>,
-    rules: SnapshotReader<Compiled>,
-    metrics: Arc<Metrics>,
-    lines: broadcast::Sender<Arc<str>>,
-    flows: Arc<FlowKeeper>,
-    workers: Arc<RwLock<Option<Workers>>>,
-    heartbeat: Mutex<Option<Heartbeat>>,
-    repairs: Arc<Repairs>,
-    identities: KnownIdentities,
-    _tasks: JoinSet<()>,
+    pub(super) pods: Arc<Pods>,
+    pub(super) capture: Arc<Capture>,
+    pub(super) store: Arc<Store>,
+    pub(super) rules: SnapshotReader<Compiled>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) events: Arc<Events>,
+    pub(super) lines: broadcast::Sender<Arc<str>>,
+    pub(super) flows: Arc<FlowKeeper>,
+    pub(super) workers: Arc<RwLock<Option<Workers>>>,
+    /// The agent that this one succeeded, as long as its listeners are open.
+    pub(super) before: Arc<Mutex<Option<Before>>>,
+    pub(super) following: Mutex<Option<FollowedEvents>>,
+    pub(super) heartbeat: Mutex<Option<Heartbeat>>,
+    pub(super) repairs: Arc<Repairs>,
+    pub(super) identities: KnownIdentities,
+    pub(super) _tasks: JoinSet<()>,
 }
 
 impl Running {
-    pub async fn start(wired: Wired, rules: SnapshotReader<Compiled>) -> Result<Self, Failure> {
-        let Wired { capture, issuing, naming, node, heartbeat, flow_log, poll, .. } = wired;
-        let Issuing { issuer, store, anchors } = issuing;
-        let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
-        let pods = Arc::new(Pods::default());
-        let names = Arc::new(KnownNames { pods: Arc::clone(&pods), rules: rules.clone() });
-        let events = Arc::new(Events::new(&node, Arc::clone(&names) as _, EVENTS));
-        let readings = NodeReadings {
-            pods: Arc::clone(&pods),
-            capture: Arc::clone(&capture),
-            counters: capture.counters().map_err(|error| failed(&error))?,
-            store: Arc::clone(&store),
-            rules: rules.clone(),
-            anchors: anchors.as_ref().map(|(file, _)| file.clone()),
-        };
-        let bundle = readings.anchors.clone();
-        let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
-        let flows = Arc::new(FlowBook::new(&node, Arc::clone(&names) as _));
-        let told = Arc::new(Told::new(
-            Arc::clone(&pods),
-            Arc::clone(&metrics),
-            Arc::clone(&events),
-            names,
-            Arc::clone(&flows),
-            Shadow::new(rules.clone(), naming.clone()),
-        ));
-        let keeper = Arc::new(FlowKeeper::new(
-            Arc::clone(&told),
-            capture.direct_counts().map_err(|error| failed(&error))?,
-            flow_log,
-            broadcast::Sender::new(EVENTS),
-        ));
-        let (changed, changes) = watch::channel(0_u64);
-        let changed = Arc::new(changed);
-        let environment = Environment {
-            sockets: Arc::new(CapturedSockets {
-                pods: Arc::clone(&pods),
-                sockets: capture.sockets().map_err(|error| failed(&error))?,
-            }),
-            policy: Arc::new(SnapshotPolicy {
-                pods: Arc::clone(&pods),
-                rules: rules.clone(),
-                naming: naming.clone(),
-                turn: AtomicU32::new(0),
-                changes,
-            }),
-            credentials: Arc::new(PodCredentials {
-                pods: Arc::clone(&pods),
-                naming,
-                standings: Standings::new(Arc::clone(store.trust())),
-            }),
-            recorder: Arc::clone(&told) as _,
-        };
-        let settings =
-            Settings { poll, ..Settings::default() }.within(descriptors(), capture.workers() as usize);
-        let workers = Workers::start(capture.workers() as usize, &environment, &settings)
-            .map_err(|error| failed(&error))?;
-        let workers = Arc::new(RwLock::new(Some(workers)));
-
-        let mut tasks = JoinSet::new();
-        tasks.spawn(keep_renewed(Arc::clone(&store), issuer, SystemTime::now));
-        if let Some((file, known)) = anchors {
-            tasks.spawn(file.follow(Arc::clone(&store), known));
-        }
-        let lines = broadcast::Sender::new(EVENTS);
-        tasks.spawn(tell(Arc::clone(&events), lines.clone(), flows));
-        tasks.spawn(Arc::clone(&keeper).run());
-
-        let running = Self {
-            pods: Arc::clone(&pods),
-            capture: Arc::clone(&capture),
-            identities: KnownIdentities {
-                pods: Arc::clone(&pods),
-                store: Arc::clone(&store),
-                anchors: bundle,
-            },
-            store,
-            rules,
-            metrics: Arc::clone(&metrics),
-            lines,
-            flows: keeper,
-            workers: Arc::clone(&workers),
-            heartbeat: Mutex::default(),
-            repairs: Arc::default(),
-            _tasks: JoinSet::new(),
-        };
-        running.follow_events(events).map_err(|error| failed(&error))?;
-        running.adopt().await?;
-        // Not before: the flows of a pod that is not known yet would be taken for those of one that is gone.
-        tasks.spawn(believe_again(Arc::clone(&running.store), Arc::clone(&changed)));
-        tasks.spawn(judge_again(Arc::clone(&capture), running.rules.clone(), changed, told));
-        tasks.spawn(look_after(
-            Arc::clone(&capture),
-            Arc::clone(&running.repairs),
-            Arc::clone(&workers),
-            running.lines.clone(),
-        ));
-        tasks.spawn(running.identities.clone().warn());
-        tasks.spawn(sweep(Arc::clone(&capture), pods, metrics, Arc::clone(&workers)));
-        tasks.spawn(give_memory_back());
-        let beating = Heartbeat::start(capture.kernel(), heartbeat / 5, liveness(workers))
-            .map_err(|error| failed(&error))?;
-        Ok(Self { heartbeat: Mutex::new(Some(beating)), _tasks: tasks, ..running })
-    }
-
     /// The pods that an earlier agent captured: taken over if they are still who they were, let go if not.
-    async fn adopt(&self) -> Result<(), Failure> {
+    pub(super) async fn adopt(&self) -> Result<(), Failure> {
         let capture = Arc::clone(&self.capture);
         let adopted = tokio::task::spawn_blocking(move || capture.adopt())
             .await
@@ -203,7 +96,7 @@ impl Running {
         Ok(())
     }
 
-    fn known(&self, namespace: &str, name: &str) -> Option<WorkloadInfo> {
+    pub(super) fn known(&self, namespace: &str, name: &str) -> Option<WorkloadInfo> {
         let snapshot = self.rules.load()?;
         snapshot.compiled.pod(namespace, name).filter(|info| info.local && info.meshed()).cloned()
     }
@@ -235,17 +128,16 @@ impl Running {
     }
 
     /// Tells what the kernel tells, and moves listeners out of applications' way.
-    fn follow_events(&self, events: Arc<Events>) -> Result<(), crate::capture::CaptureError> {
-        let capture = Arc::clone(&self.capture);
-        let workers = Arc::clone(&self.workers);
+    pub(super) fn follow_events(&self) -> Result<(), CaptureError> {
+        let (capture, workers) = (Arc::clone(&self.capture), Arc::clone(&self.workers));
+        let (events, before) = (Arc::clone(&self.events), Arc::clone(&self.before));
         let runtime = tokio::runtime::Handle::current();
         let mut epoch = (Instant::now(), monotonic_epoch());
-        self.capture.follow_events(move |bytes| {
-            let Some(bytes) = bytes else { return true };
+        let following = self.capture.follow_events(move |bytes| {
             if let Some((cookie, port)) = Event::wanted_port(bytes) {
                 // An application waits in `bind()`.
-                runtime.block_on(give_way(&capture, &workers, cookie, port));
-                return true;
+                runtime.block_on(give_way(&capture, &workers, &before, cookie, port));
+                return;
             }
             if let Some((cookie, tuple)) = Event::unregistered(bytes) {
                 // An application waits in `connect()`.
@@ -258,39 +150,9 @@ impl Running {
             if let Err(error) = events.kernel(bytes, epoch.1) {
                 tracing::warn!(%error, "the kernel told something that is no event");
             }
-            true
-        })
-    }
-}
-
-/// How many descriptors this process may have: as many as it can be given.
-fn descriptors() -> u64 {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    let before = limit.current;
-    limit.current = limit.maximum;
-    match setrlimit(Resource::Nofile, limit) {
-        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
-        Err(error) => {
-            tracing::warn!(%error, "cannot raise the limit of open files");
-            before.unwrap_or(u64::MAX)
-        }
-    }
-}
-
-impl Opened for Wired {
-    type Node = Running;
-
-    fn last_generation(&self) -> u64 {
-        self.generation
-    }
-
-    fn enforcer(&self) -> Arc<dyn Enforcer<Compiled>> {
-        Arc::new(KernelTables(Arc::clone(&self.capture)))
-    }
-
-    async fn start(self, rules: SnapshotReader<Compiled>) -> Result<Running, Failure> {
-        Running::start(self, rules).await
+        })?;
+        *self.following.lock().unwrap_or_else(PoisonError::into_inner) = Some(following);
+        Ok(())
     }
 }
 
@@ -374,7 +236,7 @@ impl Node for Running {
         let capture = Arc::clone(&self.capture);
         let gone = pod.clone();
         let detached = tokio::task::spawn_blocking(move || capture.detach(&gone.namespace, &gone.name)).await;
-        if let Some(entry) = &entry {
+        if let Some(entry) = entry.filter(|_| !matches!(detached, Ok(Err(_)))) {
             let id = PodId(entry.captured.namespace.cookie());
             self.pods.remove(id);
             self.metrics.forget_pod(&entry.name);
@@ -383,11 +245,12 @@ impl Node for Running {
             }
         }
         match detached {
-            Ok(true) => {
+            Ok(Ok(true)) => {
                 tracing::info!(%pod, "no longer captured");
                 Ok(())
             }
-            Ok(false) => {
+            Ok(Err(refusal)) => Err(attach_error(&refusal)),
+            Ok(Ok(false)) => {
                 Err(AttachError::new(AttachErrorCode::UnknownPod, format!("pod {pod} is not captured")))
             }
             Err(error) => {
@@ -442,6 +305,62 @@ impl Node for Running {
 
     fn renew_identities(&self) -> usize {
         self.identities.renew()
+    }
+
+    async fn suspend(&self) {
+        let (capture, flows) = (Arc::clone(&self.capture), Arc::clone(&self.flows));
+        let following = self.following.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let suspended = tokio::task::spawn_blocking(move || {
+            drop(following);
+            capture.fence();
+            flows.write();
+            flows.count(None);
+        });
+        if let Err(error) = suspended.await {
+            tracing::error!(%error, "stepping back failed within the agent");
+        }
+    }
+
+    async fn resume(&self) -> Result<u64, Failure> {
+        let failed = |error: &dyn std::fmt::Display| miette!("the node cannot be taken up again: {error}");
+        self.capture.unfence().map_err(|error| failed(&error))?;
+        let counts = self.capture.direct_counts().map_err(|error| failed(&error))?;
+        self.flows.count(Some(counts.from_now_on(Instant::now())));
+        self.follow_events().map_err(|error| failed(&error))?;
+        self.capture.generation().map_err(|error| failed(&error))
+    }
+
+    async fn settle(&self, at_most: Duration) {
+        if let Some(beating) = self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            beating.leave();
+        }
+        if let Some(workers) = self.workers.read().await.as_ref() {
+            workers.begin_drain(SETTLE.min(at_most), at_most);
+        }
+        tokio::time::sleep(SETTLE.min(at_most)).await;
+    }
+
+    async fn close_listeners(&self, pod: u64) {
+        if let Some(workers) = self.workers.read().await.as_ref() {
+            workers.close(PodId(pod)).await;
+        }
+    }
+
+    async fn drained(&self) {
+        loop {
+            if self.workers.read().await.as_ref().is_none_or(Workers::ended) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn succeeds(&self, before: Option<Before>) {
+        let settled = before.is_none();
+        *self.before.lock().unwrap_or_else(PoisonError::into_inner) = before;
+        if settled {
+            self.capture.forget_others_ports();
+        }
     }
 
     async fn drain(&self, at_most: Duration) {

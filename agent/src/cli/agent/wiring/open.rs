@@ -37,7 +37,6 @@ pub(in super::super) struct Wired {
     pub(super) node: String,
     pub(super) heartbeat: Duration,
     pub(super) poll: Duration,
-    pub(super) generation: u64,
     /// The file that flows are recorded in, and how many bytes it may have.
     pub(super) flow_log: Option<(PathBuf, u64)>,
 }
@@ -77,7 +76,6 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
         tracing::warn!(field = problem.field, remedy = problem.remedy, "{}", problem.reason);
     }
     let capture = Capture::new(kernel, config.workers).map_err(|error| failed(&error))?;
-    let generation = capture.generation().map_err(|error| failed(&error))?;
     Ok(Wired {
         capture,
         issuing,
@@ -85,7 +83,6 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
         node: config.node.clone(),
         heartbeat,
         poll: Duration::from_micros(config.poll_microseconds),
-        generation,
         flow_log: config.flow_log.as_ref().map(|log| (log.file.clone(), log.megabytes << 20)),
     })
 }

@@ -33,6 +33,7 @@ pub(super) fn attach_error(refusal: &AttachRefusal) -> AttachError {
             "only pods whose every way out is a veth to this host can be guarded",
         ),
         AttachRefusal::Full => (AttachErrorCode::Full, "", "move pods to another node"),
+        AttachRefusal::Succeeded => (AttachErrorCode::NotReady, "", "ask again: the other agent answers"),
         AttachRefusal::Kernel(_) => (AttachErrorCode::Kernel, "", "`heddle check` says what this host lacks"),
     };
     AttachError::new(code, refusal.to_string()).field(field).remedy(remedy)

@@ -1,0 +1,259 @@
+//! How a node's data plane comes to be: first everything that needs nobody's leave, then what one agent alone may do.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
+    time::{Duration, Instant, SystemTime},
+};
+
+use heddle_identity::{Standings, Workload, keep_renewed};
+use heddle_policy::Compiled;
+use miette::miette;
+use tokio::{
+    sync::{RwLock, broadcast, watch},
+    task::JoinSet,
+};
+
+use super::{
+    super::{Failure, Fence, Opened, Ready},
+    chores::{believe_again, give_memory_back, judge_again, liveness, sweep, tell},
+    credentials::PodCredentials,
+    enforcer::KernelTables,
+    flows::FlowKeeper,
+    identities::KnownIdentities,
+    names::KnownNames,
+    node::{EVENTS, Running},
+    open::{Issuing, Wired},
+    pods::Pods,
+    policy::SnapshotPolicy,
+    readings::NodeReadings,
+    recorder::Told,
+    shadow::Shadow,
+    sockets::CapturedSockets,
+    upkeep::look_after,
+};
+use crate::{
+    capture::Heartbeat,
+    cluster::snapshot::{Enforcer, SnapshotReader},
+    observe::{events::Events, flows::FlowBook, metrics::Metrics},
+    proxy::{Settings, Workers, environment::Environment},
+};
+
+/// How long certificates are waited for before a node is taken over from an agent that has them.
+const CERTIFICATES: Duration = Duration::from_secs(60);
+
+/// A data plane that carries nothing yet.
+pub(in super::super) struct Prepared {
+    running: Running,
+    tasks: JoinSet<()>,
+    told: Arc<Told>,
+    changed: Arc<watch::Sender<u64>>,
+    heartbeat: Duration,
+    /// The identities of the pods that another agent captured: their certificates are kept until they are accepted.
+    held: Vec<Arc<Workload>>,
+}
+
+impl Running {
+    /// Makes everything ready that can be while another agent serves the node: workers, identities, followers.
+    ///
+    /// # Errors
+    /// What failed, with its remedy.
+    pub(super) fn prepare(wired: Wired, rules: SnapshotReader<Compiled>) -> Result<Prepared, Failure> {
+        let Wired { capture, issuing, naming, node, heartbeat, flow_log, poll, .. } = wired;
+        let Issuing { issuer, store, anchors } = issuing;
+        let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
+        let pods = Arc::new(Pods::default());
+        let names = Arc::new(KnownNames { pods: Arc::clone(&pods), rules: rules.clone() });
+        let events = Arc::new(Events::new(&node, Arc::clone(&names) as _, EVENTS));
+        let readings = NodeReadings {
+            pods: Arc::clone(&pods),
+            capture: Arc::clone(&capture),
+            counters: capture.counters().map_err(|error| failed(&error))?,
+            store: Arc::clone(&store),
+            rules: rules.clone(),
+            anchors: anchors.as_ref().map(|(file, _)| file.clone()),
+        };
+        let bundle = readings.anchors.clone();
+        let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
+        let flows = Arc::new(FlowBook::new(&node, Arc::clone(&names) as _));
+        let told = Arc::new(Told::new(
+            Arc::clone(&pods),
+            Arc::clone(&metrics),
+            Arc::clone(&events),
+            names,
+            Arc::clone(&flows),
+            Shadow::new(rules.clone(), naming.clone()),
+        ));
+        let keeper = Arc::new(FlowKeeper::new(Arc::clone(&told), flow_log, broadcast::Sender::new(EVENTS)));
+        let (changed, changes) = watch::channel(0_u64);
+        let changed = Arc::new(changed);
+        let environment = Environment {
+            sockets: Arc::new(CapturedSockets {
+                pods: Arc::clone(&pods),
+                sockets: capture.sockets().map_err(|error| failed(&error))?,
+            }),
+            policy: Arc::new(SnapshotPolicy {
+                pods: Arc::clone(&pods),
+                rules: rules.clone(),
+                naming: naming.clone(),
+                turn: AtomicU32::new(0),
+                changes,
+            }),
+            credentials: Arc::new(PodCredentials {
+                pods: Arc::clone(&pods),
+                naming,
+                standings: Standings::new(Arc::clone(store.trust())),
+            }),
+            recorder: Arc::clone(&told) as _,
+        };
+        let settings =
+            Settings { poll, ..Settings::default() }.within(descriptors(), capture.workers() as usize);
+        let workers = Workers::start(capture.workers() as usize, &environment, &settings)
+            .map_err(|error| failed(&error))?;
+        let workers = Arc::new(RwLock::new(Some(workers)));
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keep_renewed(Arc::clone(&store), issuer, SystemTime::now));
+        if let Some((file, known)) = anchors {
+            tasks.spawn(file.follow(Arc::clone(&store), known));
+        }
+        let lines = broadcast::Sender::new(EVENTS);
+        tasks.spawn(tell(Arc::clone(&events), lines.clone(), flows));
+        tasks.spawn(Arc::clone(&keeper).run());
+
+        let running = Self {
+            pods: Arc::clone(&pods),
+            capture: Arc::clone(&capture),
+            identities: KnownIdentities {
+                pods: Arc::clone(&pods),
+                store: Arc::clone(&store),
+                anchors: bundle,
+            },
+            store,
+            rules,
+            metrics,
+            events,
+            lines,
+            flows: keeper,
+            workers,
+            before: Arc::default(),
+            following: Mutex::default(),
+            heartbeat: Mutex::default(),
+            repairs: Arc::default(),
+            _tasks: JoinSet::new(),
+        };
+        Ok(Prepared { running, tasks, told, changed, heartbeat, held: Vec::new() })
+    }
+}
+
+impl Opened for Wired {
+    type Ready = Prepared;
+
+    fn enforcer(&self) -> Arc<dyn Enforcer<Compiled>> {
+        Arc::new(KernelTables(Arc::clone(&self.capture)))
+    }
+
+    fn fence(&self) -> Arc<dyn Fence> {
+        Arc::new(KernelTables(Arc::clone(&self.capture)))
+    }
+
+    async fn prepare(self, rules: SnapshotReader<Compiled>) -> Result<Prepared, Failure> {
+        Running::prepare(self, rules)
+    }
+}
+
+impl Ready for Prepared {
+    type Node = Running;
+
+    async fn certificates(&mut self) -> Result<(), Failure> {
+        let failed = |error: &dyn std::fmt::Display| miette!("captured pods cannot be listed: {error}");
+        let running = &self.running;
+        for pod in running.capture.known().map_err(|error| failed(&error))? {
+            let (namespace, name) = pod.name.split_once('/').unwrap_or(("", &pod.name));
+            let known = running.known(namespace, name).filter(|info| info.digest == pod.uid);
+            if let Some(identity) = known.and_then(|info| info.identity) {
+                self.held.push(running.store.hold(&identity, SystemTime::now()));
+            }
+        }
+        let all = async {
+            for workload in &self.held {
+                workload.ready().await;
+            }
+        };
+        tokio::time::timeout(CERTIFICATES, all).await.map_err(|_| {
+            let missing: Vec<String> = running
+                .store
+                .status()
+                .into_iter()
+                .filter(|status| status.chain.is_empty())
+                .map(|status| format!("{}: {}", status.identity, status.error))
+                .collect();
+            miette!(
+                help = "the agent that runs keeps the node; look at the authority and start this one again",
+                "there is no certificate within {CERTIFICATES:?} for {}",
+                missing.join("; ")
+            )
+        })
+    }
+
+    async fn listeners(&self) -> Result<(), Failure> {
+        let capture = Arc::clone(&self.running.capture);
+        let failed = |error: &dyn std::fmt::Display| {
+            miette!(
+                help = "the agent that runs keeps the node",
+                "this agent's listeners cannot be opened in the pods: {error}"
+            )
+        };
+        let opened = tokio::task::spawn_blocking(move || capture.listen_beforehand()).await;
+        opened.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    }
+
+    async fn start(self, succeeds: bool) -> Result<Running, Failure> {
+        let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
+        let Self { running, mut tasks, told, changed, heartbeat, held } = self;
+        let (capture, workers) = (Arc::clone(&running.capture), Arc::clone(&running.workers));
+        let mut counts = capture.direct_counts().map_err(|error| failed(&error))?;
+        if succeeds {
+            counts = counts.from_now_on(Instant::now());
+        }
+        running.flows.count(Some(counts));
+        running.follow_events().map_err(|error| failed(&error))?;
+        running.adopt().await?;
+        drop(held);
+        // Not before: the flows of a pod that is not known yet would be taken for those of one that is gone.
+        tasks.spawn(believe_again(Arc::clone(&running.store), Arc::clone(&changed)));
+        tasks.spawn(judge_again(Arc::clone(&capture), running.rules.clone(), changed, told));
+        tasks.spawn(look_after(
+            Arc::clone(&capture),
+            Arc::clone(&running.repairs),
+            Arc::clone(&workers),
+            running.lines.clone(),
+        ));
+        tasks.spawn(running.identities.clone().warn());
+        tasks.spawn(sweep(
+            Arc::clone(&capture),
+            Arc::clone(&running.pods),
+            Arc::clone(&running.metrics),
+            Arc::clone(&workers),
+        ));
+        tasks.spawn(give_memory_back());
+        let beating = Heartbeat::start(capture.kernel(), heartbeat / 5, liveness(workers))
+            .map_err(|error| failed(&error))?;
+        *running.heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = Some(beating);
+        Ok(Running { _tasks: tasks, ..running })
+    }
+}
+
+/// How many descriptors this process may have: as many as it can be given.
+fn descriptors() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
+    limit.current = limit.maximum;
+    match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+            before.unwrap_or(u64::MAX)
+        }
+    }
+}
