@@ -3,6 +3,7 @@
 use crate::command;
 use anyhow::{Context, Result, bail};
 use std::env;
+use std::fs;
 use std::path::PathBuf;
 
 /// A processor architecture, by Debian's name.
@@ -97,6 +98,13 @@ impl Emulator {
 
     /// What may run its machines: KVM only where their processor is this machine's own.
     pub fn may_use_kvm(&self) -> bool {
-        Architecture::own().is_ok_and(|own| own == self.architecture) && super::boot::kvm_offered()
+        Architecture::own().is_ok_and(|own| own == self.architecture) && kvm_offered()
     }
+}
+
+/// Whether this machine has KVM. Some have the device without the processor's feature, and machines hang there.
+pub fn kvm_offered() -> bool {
+    fs::File::options().read(true).write(true).open("/dev/kvm").is_ok()
+        && fs::read_to_string("/proc/cpuinfo")
+            .is_ok_and(|text| text.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
 }

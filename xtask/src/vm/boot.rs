@@ -168,13 +168,6 @@ impl Machine<'_> {
     }
 }
 
-/// Whether this machine has KVM. Some have the device without the processor's feature, and machines hang there.
-pub fn kvm_offered() -> bool {
-    File::options().read(true).write(true).open("/dev/kvm").is_ok()
-        && std::fs::read_to_string("/proc/cpuinfo")
-            .is_ok_and(|text| text.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
-}
-
 /// Reads the console for the result and for the kernel's last words.
 struct Watch<'a> {
     marker: &'a str,

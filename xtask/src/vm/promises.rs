@@ -1,6 +1,6 @@
 //! `cargo xtask vm test`: the promises' own tests, the very binaries that run on the host, on Debian's kernels.
 
-use super::architecture::Architecture;
+use super::architecture::{Architecture, kvm_offered};
 use super::guest::Guest;
 use super::kernel::{self, Kernel, Version};
 use super::table::{Outcome, Table};
@@ -34,7 +34,7 @@ pub struct Arguments {
     #[arg(long, value_name = "COUNT")]
     machines: Option<usize>,
     /// How many times slower than a real one a machine is: every limit in the tests is stretched by it.
-    #[arg(long, value_name = "FACTOR", default_value_t = if boot::kvm_offered() { 2 } else { 10 })]
+    #[arg(long, value_name = "FACTOR", default_value_t = if kvm_offered() { 2 } else { 10 })]
     slowness: u32,
     /// How many seconds one test may take on a real machine.
     #[arg(long, value_name = "SECONDS", default_value = "180")]

@@ -398,18 +398,9 @@ async fn serve<O: Opened>(
     others.store(true, Ordering::Release);
     retrying.abort();
     telling.abort();
-    while succeeded {
-        // The first signal comes as soon as the successor is ready: the connections may go on.
-        tokio::select! {
-            () = node.drained() => {
-                tracing::info!("nothing is left to carry: the agent that was succeeded ends");
-                return Ok(());
-            }
-            signal = signals.next() => if std::mem::replace(&mut told, true) {
-                tracing::warn!(signal, "told again: not waiting for connections to end");
-                return Ok(());
-            },
-        }
+    if succeeded {
+        outlive(&*node, &mut signals, told).await;
+        return Ok(());
     }
     drop(offering);
     stop.send_replace(true);
@@ -422,6 +413,21 @@ async fn serve<O: Opened>(
     }
     directory.close();
     Ok(())
+}
+
+/// Waits until nothing is left to carry, or until the agent is told a second time to end: the first signal comes as soon
+/// as the successor is ready, and the connections may go on.
+async fn outlive(node: &impl Node, signals: &mut signals::Signals, mut told: bool) {
+    loop {
+        tokio::select! {
+            () = node.drained() => {
+                return tracing::info!("nothing is left to carry: the agent that was succeeded ends");
+            }
+            signal = signals.next() => if std::mem::replace(&mut told, true) {
+                return tracing::warn!(signal, "told again: not waiting for connections to end");
+            },
+        }
+    }
 }
 
 /// Waits until an agent is so far.
