@@ -33,7 +33,7 @@ use heddle_ebpf::{
         WORKLOAD_MESHED, Workload,
     },
 };
-use heddle_policy::TableSet;
+use heddle_policy::{TableSet, verdict::TCP};
 use serde_json::{Value, json};
 use xtask::lab::{
     Lab, Pod, ServiceSpec,
@@ -78,7 +78,7 @@ fn tables(generation: u64) -> TableSet {
             pad: 0,
         },
         workloads: [(at(CLIENT), row(1, number)), (at(SERVER), row(2, 7 * number))].into_iter().collect(),
-        ports: BTreeMap::from([(PortKey { policy, port, pad: 0 }, open)]),
+        ports: BTreeMap::from([(PortKey { policy, port, protocol: TCP, pad: 0 }, open)]),
         allows: BTreeMap::from([(AllowKey { rules, client: number }, Allow { rule: number })]),
         networks: BTreeMap::from([(everything, Network { rule: 30 + number, allow: 1 })]),
         services: BTreeMap::from([(

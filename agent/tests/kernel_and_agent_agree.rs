@@ -30,6 +30,7 @@ use kernel::Loaded;
 
 const CLUSTERS: u64 = 100;
 const FLOWS: u64 = 1000;
+const ICMP: u8 = 1;
 
 /// What the agent says over the tables that it holds in memory.
 fn agents_answer(
@@ -52,7 +53,9 @@ fn agents_answer(
         let found = verdict::outbound(&view, &connect);
         (found.verdict, found.destination, found.port)
     } else {
-        (verdict::inbound(&view, &asked.source, &asked.destination, port), asked.destination, port)
+        let protocol = u8::try_from(asked.protocol).expect("a protocol");
+        let found = verdict::inbound(&view, &asked.source, &asked.destination, port, protocol);
+        (found, asked.destination, port)
     };
     Answer {
         generation,
@@ -76,6 +79,7 @@ fn a_hundred_thousand_random_flows_meet_one_verdict() -> Result<()> {
     let loaded = Loaded::on(&lab, "node-a")?;
     let mut dice = Dice(0x0dd5_eed5);
     let (mut outcomes, mut reasons) = (BTreeMap::<u32, u64>::new(), BTreeMap::<u32, u64>::new());
+    let mut datagrams = BTreeMap::<(u32, u32), u64>::new();
     let mut by_rule = 0;
 
     // Before anything is published both refuse everything that leaves the pod's own address.
@@ -115,7 +119,7 @@ fn a_hundred_thousand_random_flows_meet_one_verdict() -> Result<()> {
                 0 => dice.roll(65536) as u16,
                 _ => clusters::PORTS[dice.roll(8) as usize],
             };
-            let protocol = if dice.roll(5) == 0 { UDP } else { TCP };
+            let protocol = [TCP, TCP, TCP, UDP, UDP, ICMP][dice.roll(6) as usize];
             let (here, there) = (some(&mut dice, &own), some(&mut dice, &known));
             let outbound = dice.roll(2) == 0;
             let asked = Question {
@@ -132,6 +136,9 @@ fn a_hundred_thousand_random_flows_meet_one_verdict() -> Result<()> {
             *outcomes.entry(kernels.outcome).or_default() += 1;
             *reasons.entry(kernels.reason).or_default() += 1;
             by_rule += u64::from(kernels.rule != 0);
+            if protocol == UDP {
+                *datagrams.entry((asked.direction, kernels.reason)).or_default() += 1;
+            }
         }
     }
 
@@ -169,6 +176,15 @@ fn a_hundred_thousand_random_flows_meet_one_verdict() -> Result<()> {
         assert!(reasons.contains_key(&(reason as u32)), "{reason:?} was never met: {seen:?}");
     }
     assert!(by_rule > 1000, "{by_rule}");
+    for (direction, reasons) in [
+        (OUTBOUND, [Authorized, Unauthorized, Denied, PlainToMeshed, PlainCluster]),
+        (INBOUND, [Authorized, Unauthorized, Denied, PlainToMeshed, Unauthenticated]),
+    ] {
+        for reason in reasons {
+            let met = datagrams.get(&(direction, reason as u32)).copied().unwrap_or_default();
+            assert!(met >= 10, "{reason:?} of datagrams ({direction}): {met} times, {datagrams:?}");
+        }
+    }
     drop(loaded);
     lab.close()
 }

@@ -1,5 +1,6 @@
 //! What is not TCP passes by L4 policy or not at all: UDP, echoes, ICMP errors, fragments, other protocols. Nothing
-//! would encrypt a datagram between meshed pods, so none passes.
+//! would encrypt a datagram between meshed pods: none passes unless a rule names it and it stays on its node, which
+//! `udp_rules.rs` shows.
 
 mod common {
     pub mod nodes;
@@ -12,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use common::{
     nodes::{lab, of_pod, office, shop},
-    policy_yaml::{Clients, server},
+    policy_yaml::{Clients, datagrams, server},
     told::{SOON, field, told},
 };
 use xtask::lab::{
@@ -70,18 +71,20 @@ fn udp_between_meshed_pods_is_refused_and_told() -> Result<()> {
     }
     lab.start_agents()?;
     let events = lab.agent("node-a")?.events()?;
-    let refused = ["hook=\"guard_from_pod\"", "outcome=\"refuse\"", "reason=\"plain_to_meshed\""];
-    for pod in [&near, &far] {
+    let refused = ["hook=\"guard_from_pod\"", "outcome=\"refuse\""];
+    for (pod, reason) in [(&near, "unauthorized"), (&far, "plain_to_meshed")] {
+        let label = format!("reason=\"{reason}\"");
+        let refused = [refused[0], refused[1], &label];
         for to in of_pod(pod, 5000) {
             let counted = lab.agent("node-a")?.metric("heddle_kernel_decisions_total", &refused)?;
             ensure!(!echoed(client.place(), to, "marker")?, "a connected socket to {to}");
-            let event = told(&events, "plain_to_meshed")?;
+            let event = told(&events, reason)?;
             ensure!(
                 field(&event, "hook") == "guard_from_pod" && field(&event, "pod") == "shop/client",
                 "{event}"
             );
             ensure!(!sent_unconnected(client.place(), to, "marker")?, "an unconnected socket to {to}");
-            told(&events, "plain_to_meshed")?;
+            told(&events, reason)?;
             eventually("the drops to be counted", SOON, || {
                 Ok(lab.agent("node-a")?.metric("heddle_kernel_decisions_total", &refused)? >= counted + 2.0)
             })?;
@@ -202,7 +205,14 @@ fn datagrams_leave_by_default_outbound_and_enter_only_as_answers_or_by_a_rule() 
     ensure!(server_in_pod.stdout().matches("from ").count() == 1, "{}", server_in_pod.stdout());
     let office = office();
     let office = office.each_ref().map(String::as_str);
+    // A Server says nothing of datagrams: with it in force they are refused as before.
     lab.apply("rules.yaml", &server("client", 6000, "opaque", &[Clients::Networks(&office)]))?;
+    let _echo = client.app(&["echo", "[::]:6000"])?;
+    eventually("the Server to be in force", SOON, || {
+        Ok(apps::connect(lab.outside(), &Attempt::new((client.v4, 6000), "x"))?.answered())
+    })?;
+    ensure!(!echoed(lab.outside(), (client.v4, 6000), "asked")?, "a Server opened UDP");
+    lab.apply("datagrams.yaml", &datagrams("client", 6000, Clients::Networks(&office)))?;
     eventually("the rule to let outside in", SOON, || echoed(lab.outside(), (client.v4, 6000), "asked"))?;
     ensure!(echoed(lab.outside(), (client.v6, 6000), "asked")?);
     ensure!(!echoed(open.place(), (client.v4, 6000), "unasked")?, "the rule names outside alone");
@@ -220,7 +230,7 @@ fn icmp_errors_pass_and_echoes_between_meshed_pods_do_not() -> Result<()> {
     lab.apply("far.yaml", &server("far", 7000, "opaque", &[Clients::Identities(&[&client.identity()])]))?;
     let office = office();
     let office = office.each_ref().map(String::as_str);
-    lab.apply("client.yaml", &server("client", 5999, "opaque", &[Clients::Networks(&office)]))?;
+    lab.apply("client.yaml", &datagrams("client", 5999, Clients::Networks(&office)))?;
     let _echo = far.app(&["echo", "[::]:7000"])?;
     let targets: [IpAddr; 4] = [near.v4.into(), near.v6.into(), far.v4.into(), far.v6.into()];
     for address in targets {

@@ -24,7 +24,7 @@ pub mod maps {
     pub const ASKED: &str = "asked";
     /// [`super::PendingKey`] → [`super::Pending`]: connects of MPTCP sockets, whose first subflow is another socket. Least recently used goes first.
     pub const PENDING: &str = "pending";
-    /// [`super::UdpFlow`] → time: UDP that left a pod, so that answers pass. Least recently used goes first.
+    /// [`super::UdpFlow`] → [`super::UdpSeen`]: UDP that left or reached a pod, so that answers pass. Least recently used goes first.
     pub const UDP_FLOWS: &str = "udp_flows";
     /// Host-side interface index → [`super::BareSegments`]. Written by the guard, removed by the agent with the pod.
     pub const BARE_SEGMENTS: &str = "bare_segments";
@@ -253,6 +253,22 @@ pub struct UdpFlow {
     pub protocol: u32,
 }
 
+/// A conversation in UDP, or an echo and its reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct UdpSeen {
+    /// `bpf_ktime_get_ns()` of its last packet.
+    pub seen_ns: u64,
+    /// The generation under which it was last judged.
+    pub generation: u64,
+    /// The pod's network-namespace cookie: who takes over its address does not take over its conversations.
+    pub netns: u64,
+    /// `ROLE_*`: whether the pod opened it or somebody else.
+    pub role: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
 /// How many payload-free segments of unmarked sockets a pod sent in the current second.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
@@ -374,6 +390,7 @@ crate::plain!(
     PendingKey,
     Pending,
     UdpFlow,
+    UdpSeen,
     CounterKey,
     Count,
     Event,

@@ -16,7 +16,7 @@ pub mod policy;
 pub use address::Address;
 
 /// Version of everything in this crate. Pins live under `<bpffs>/heddle/v<SCHEMA>/`.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// Text in a map value. `i8` is turned into BTF's `char` when the programs are built, so that bpftool prints a string.
 pub type Text<const N: usize> = [i8; N];

@@ -98,7 +98,7 @@ pub struct Workload {
     pub flags: u32,
 }
 
-/// One port of a pod's policy. Port 0 stands for every port that has no row of its own.
+/// One port of a pod's policy. Port 0 stands for every port of the protocol that has no row of its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(C)]
 pub struct PortKey {
@@ -106,8 +106,10 @@ pub struct PortKey {
     pub policy: u32,
     /// In host byte order.
     pub port: u16,
+    /// 6: TCP, 17: UDP.
+    pub protocol: u8,
     /// Zero.
-    pub pad: u16,
+    pub pad: u8,
 }
 
 /// The rules can be decided only by reading requests.
@@ -228,6 +230,8 @@ pub struct Service {
 
 /// The cluster's DNS Service.
 pub const SERVICE_DNS: u32 = 1;
+/// Of a port for UDP: an endpoint is meshed. Which one a datagram reaches is decided behind the guard.
+pub const SERVICE_MESHED: u32 = 2;
 
 /// One endpoint of a Service's port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

@@ -26,6 +26,7 @@ fn layouts_have_no_padding() {
     assert_eq!(size_of::<Asked>(), 56);
     assert_eq!(size_of::<PendingKey>(), 32);
     assert_eq!(size_of::<UdpFlow>(), 40);
+    assert_eq!(size_of::<UdpSeen>(), 32);
     assert_eq!(size_of::<CounterKey>(), 24);
     assert_eq!(size_of::<Event>(), 24 + 36 + 28 + 16 + 8);
 }

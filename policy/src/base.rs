@@ -11,8 +11,8 @@ use foldhash::fast::RandomState;
 use heddle_ebpf::{
     Address,
     policy::{
-        Backend, BackendKey, NETWORKS_CLUSTER, NETWORKS_PODS, Network, NetworkKey, Service as ServiceRow,
-        ServiceKey, WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
+        Backend, BackendKey, NETWORKS_CLUSTER, NETWORKS_PODS, Network, NetworkKey, SERVICE_MESHED,
+        Service as ServiceRow, ServiceKey, WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
     },
 };
 use ipnet::IpNet;
@@ -27,6 +27,7 @@ use crate::{
     resources::{ExternalWorkload, Kind, Meta, NetworkMatch, ObjectName, Pod, Resource, Service},
     services::Services,
     settings::{ClusterSettings, canonical},
+    verdict::UDP,
     workloads::{Claims, Standing, WorkloadInfo, workload},
 };
 
@@ -167,7 +168,29 @@ impl Base {
         it.pods.extend(last.map(|(namespace, pods)| (namespace, Arc::new(pods))));
         it.claimed = Arc::new(claimed);
         it.clients.sort();
+        let udp: Vec<ServiceKey> = it.services.keys().filter(|key| key.protocol == UDP).copied().collect();
+        for key in udp {
+            it.tell_meshed(&key);
+        }
         it
+    }
+
+    /// Writes down whether an endpoint of a Service's port for UDP is meshed.
+    pub(crate) fn tell_meshed(&mut self, key: &ServiceKey) {
+        let Some(row) = self.services.get(key).copied().filter(|_| key.protocol == UDP) else { return };
+        let meshed = |backend: &Backend| match self.by_address.get(&backend.address) {
+            Some(info) => info.meshed(),
+            None => self.externals.contains_key(&backend.address),
+        };
+        let mut backends = (0..row.backends)
+            .filter_map(|index| self.backends.get(&BackendKey { service: row.service, index }));
+        let flag = if backends.any(meshed) { SERVICE_MESHED } else { 0 };
+        let flags = row.flags & !SERVICE_MESHED | flag;
+        if flags != row.flags
+            && let Some(row) = Arc::make_mut(&mut self.services).get_mut(key)
+        {
+            row.flags = flags;
+        }
     }
 
     /// A pod by its name.

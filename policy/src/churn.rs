@@ -96,6 +96,7 @@ impl Base {
             if let Some(row) = Arc::make_mut(&mut self.services).get_mut(&key) {
                 row.backends = count;
             }
+            self.tell_meshed(&key);
         }
         Some(())
     }

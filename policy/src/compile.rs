@@ -29,6 +29,7 @@ use crate::{
     rule_ids::RuleIds,
     settings::{ClusterSettings, SameNode},
     tables::{TableSet, Workloads},
+    verdict::{TCP, UDP},
 };
 
 /// Everything that a node needs: the tables, and the same by name.
@@ -111,6 +112,8 @@ fn numbered<T: Ord>(items: BTreeSet<T>, first: u32) -> BTreeMap<T, u32> {
 type NetworkSet = Vec<(IpNet, u32, u32)>;
 /// What the rows of a pod's ports hold: rules, networks, what governs, flags.
 type PortRow = (u32, u32, u32, u8);
+/// A port and its protocol.
+type Place = (u8, u16);
 
 /// What the tables of rules are filled from.
 struct Filling<'a> {
@@ -155,7 +158,7 @@ impl<'a> Filling<'a> {
                 }
             }
             for egress in part.egress.iter().flatten() {
-                for rules in egress.ports.values().chain([&egress.rest]) {
+                for rules in egress.rules() {
                     for (_, way) in &rules.ways {
                         match way {
                             Way::Default => {}
@@ -194,8 +197,7 @@ impl<'a> Filling<'a> {
             .filter_map(|(address, rules)| Some((address, &**rules.egress.as_ref()?)))
             .collect();
         for policy in egress.values() {
-            let all = policy.ports.values().chain([&policy.rest]);
-            contents.extend(all.map(|rules| self.ways(rules)).filter(|set| !set.is_empty()));
+            contents.extend(policy.rules().map(|rules| self.ways(rules)).filter(|set| !set.is_empty()));
         }
         let sets = numbered(contents, NETWORKS_FIRST_FREE);
         for (set, id) in &sets {
@@ -263,18 +265,22 @@ impl<'a> Filling<'a> {
             let networks = open.get(&list).copied().unwrap_or(0);
             (list, networks, self.text(&rules.governs), rules.flags | mesh)
         };
-        let mut rows = |policy: &PodPolicy| -> Vec<(u16, PortRow)> {
-            let rest = row(&policy.rest);
-            let own =
-                policy.ports.iter().map(|(port, rules)| (*port, row(rules))).filter(|(_, it)| *it != rest);
-            [(0, rest)].into_iter().chain(own.collect::<Vec<_>>()).collect()
+        let mut rows = |policy: &PodPolicy| -> Vec<(Place, PortRow)> {
+            let mut all = Vec::new();
+            for (protocol, ports) in [(TCP, &policy.tcp), (UDP, &policy.udp)] {
+                let rest = row(&ports.rest);
+                let own = ports.own.iter().map(|(port, rules)| ((protocol, *port), row(rules)));
+                all.push(((protocol, 0), rest));
+                all.extend(own.filter(|(_, it)| *it != rest));
+            }
+            all
         };
-        let by_address: BTreeMap<&Address, Vec<(u16, PortRow)>> =
+        let by_address: BTreeMap<&Address, Vec<(Place, PortRow)>> =
             policies.iter().map(|(address, rules)| (address, rows(&rules.inbound))).collect();
         let ids = numbered(by_address.values().cloned().collect(), 1);
         for (rows, policy) in &ids {
-            for (port, (rules, networks, governs, flags)) in rows {
-                let key = PortKey { policy: *policy, port: *port, pad: 0 };
+            for ((protocol, port), (rules, networks, governs, flags)) in rows {
+                let key = PortKey { policy: *policy, port: *port, protocol: *protocol, pad: 0 };
                 let (rules, networks, governs, flags) = (*rules, *networks, *governs, *flags);
                 tables.ports.insert(key, PortPolicy { rules, networks, governs, flags, pad: [0; 3] });
             }
@@ -295,19 +301,24 @@ impl<'a> Filling<'a> {
         sets: &BTreeMap<NetworkSet, u32>,
     ) {
         let row = |rules: &EgressRules| sets.get(&self.ways(rules)).copied().unwrap_or(0);
-        let rows = |policy: &EgressPolicy| -> Vec<(u16, u32)> {
-            let rest = row(&policy.rest);
-            let own =
-                policy.ports.iter().map(|(port, rules)| (*port, row(rules))).filter(|(_, it)| *it != rest);
-            [(0, rest)].into_iter().chain(own).collect()
+        let rows = |policy: &EgressPolicy| -> Vec<(Place, u32)> {
+            let mut all = Vec::new();
+            for (protocol, ports) in [(TCP, &policy.tcp), (UDP, &policy.udp)] {
+                let rest = row(&ports.rest);
+                let own = ports.own.iter().map(|(port, rules)| ((protocol, *port), row(rules)));
+                all.push(((protocol, 0), rest));
+                all.extend(own.filter(|(_, it)| *it != rest));
+            }
+            all
         };
-        let by_address: BTreeMap<&Address, Vec<(u16, u32)>> =
+        let by_address: BTreeMap<&Address, Vec<(Place, u32)>> =
             egress.iter().map(|(address, policy)| (*address, rows(policy))).collect();
         // Sixteen bits hold the number: a node has fewer pods than that.
         let ids = numbered(by_address.values().cloned().collect(), 1);
         for (rows, id) in &ids {
-            for (port, networks) in rows {
-                let key = PortKey { policy: EGRESS_POLICY | *id, port: *port, pad: 0 };
+            for ((protocol, port), networks) in rows {
+                let policy = EGRESS_POLICY | *id;
+                let key = PortKey { policy, port: *port, protocol: *protocol, pad: 0 };
                 tables.ports.insert(key, PortPolicy { networks: *networks, ..PortPolicy::default() });
             }
         }

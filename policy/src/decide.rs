@@ -100,7 +100,7 @@ impl Compiled {
         let Some(policy) = self.policies.get(&connection.server) else {
             return self.refuse(Reason::NotCaptured);
         };
-        let rules = policy.inbound.port(connection.port);
+        let rules = policy.inbound.tcp.port(connection.port);
         if rules.flags & PORT_NEEDS_REQUEST != 0 {
             return self.refuse_by(Reason::NeedsRequest, &rules.governs);
         }
@@ -125,7 +125,7 @@ impl Compiled {
         let Some(policy) = self.policies.get(&connection.server) else {
             return alone(self.refuse(Reason::NotCaptured));
         };
-        let rules = policy.inbound.port(connection.port);
+        let rules = policy.inbound.tcp.port(connection.port);
         if matches!(rules.protocol, ProxyProtocol::Opaque | ProxyProtocol::Tls) {
             return alone(self.judge(connection, rules, &rules.grants));
         }
@@ -155,7 +155,7 @@ impl Compiled {
     /// fails.
     pub fn admits_anonymous(&self, server: &Address, port: u16) -> bool {
         self.policies.get(server).is_some_and(|policy| {
-            let rules = policy.inbound.port(port);
+            let rules = policy.inbound.tcp.port(port);
             let routes = rules.requests.routes.iter().flat_map(|routes| routes.entries());
             rules.grants.anonymous() || routes.into_iter().any(|entry| entry.grants.anonymous())
         })
@@ -190,7 +190,18 @@ impl Compiled {
                 }
             }
         };
-        let (allowed, mut decision) = match grants.find(&who, &client_address) {
+        self.found(&who, &client_address, rules, grants)
+    }
+
+    /// What a set of grants says of somebody at an address.
+    pub(crate) fn found(
+        &self,
+        who: &Who<'_>,
+        address: &IpAddr,
+        rules: &PortRules,
+        grants: &GrantSet,
+    ) -> Decision {
+        let (allowed, mut decision) = match grants.find(who, address) {
             Found::Denied(grant) => (false, self.refuse_by(Reason::Denied, &grant.rule)),
             Found::Allowed(grant) => {
                 let known = matches!(who, Who::Known(_));
@@ -205,7 +216,7 @@ impl Compiled {
             }
             Found::Nothing => (false, self.refuse_by(Reason::NoIdentity, &rules.governs)),
         };
-        decision.tried = grants.tried(&who, &client_address, allowed).map(|grant| Arc::clone(&grant.rule));
+        decision.tried = grants.tried(who, address, allowed).map(|grant| Arc::clone(&grant.rule));
         decision
     }
 

@@ -54,12 +54,19 @@ pub(crate) struct EgressRules {
     pub(crate) names: Vec<NameRule>,
 }
 
-/// What holds for what a pod connects to.
+/// What holds for what a pod sends to the ports of one protocol.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct EgressPolicy {
-    pub(crate) ports: BTreeMap<u16, Arc<EgressRules>>,
+pub(crate) struct EgressPorts {
+    pub(crate) own: BTreeMap<u16, Arc<EgressRules>>,
     /// For every other port.
     pub(crate) rest: Arc<EgressRules>,
+}
+
+/// What holds for what a pod connects to, and sends datagrams to.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct EgressPolicy {
+    pub(crate) tcp: EgressPorts,
+    pub(crate) udp: EgressPorts,
 }
 
 /// A rule about what leaves, cut into its destinations.
@@ -76,10 +83,21 @@ struct Part {
 impl EgressPolicy {
     /// Works it out for a pod. `None`: `defaultOutbound` alone decides.
     pub(crate) fn of(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod) -> Option<Self> {
-        let parts = parts(rules, found, local);
-        if parts.is_empty() && found.egress.is_empty() {
+        let [tcp, udp] = [Transport::Tcp, Transport::Udp].map(|it| parts(rules, found, local, it));
+        if tcp.is_empty() && udp.is_empty() && found.egress.is_empty() {
             return None;
         }
+        // EgressNetworks, which Linkerd knows for connections only, hold for datagrams too.
+        Some(Self { tcp: EgressPorts::of(rules, found, &tcp), udp: EgressPorts::of(rules, found, &udp) })
+    }
+
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &Arc<EgressRules>> {
+        [&self.tcp, &self.udp].into_iter().flat_map(|ports| ports.own.values().chain([&ports.rest]))
+    }
+}
+
+impl EgressPorts {
+    fn of(rules: &Rules<'_>, found: &InNamespace<'_>, parts: &[Part]) -> Self {
         let listed: BTreeSet<u16> =
             parts.iter().filter_map(|it| it.ports.as_ref()).flatten().copied().collect();
         let of = |port: Option<u16>| {
@@ -95,7 +113,7 @@ impl EgressPolicy {
         };
         let rest = of(None);
         let mut made: BTreeMap<Vec<bool>, Arc<EgressRules>> = BTreeMap::new();
-        let ports = listed
+        let own = listed
             .into_iter()
             .map(|port| {
                 let which = parts
@@ -105,16 +123,16 @@ impl EgressPolicy {
                 (port, Arc::clone(made.entry(which).or_insert_with(|| of(Some(port)))))
             })
             .collect();
-        Some(Self { ports, rest })
+        Self { own, rest }
     }
 
     /// What holds for a port.
     pub(crate) fn port(&self, port: u16) -> &EgressRules {
-        self.ports.get(&port).unwrap_or(&self.rest)
+        self.own.get(&port).unwrap_or(&self.rest)
     }
 }
 
-fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod) -> Vec<Part> {
+fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod, transport: Transport) -> Vec<Part> {
     let mut parts = Vec::new();
     for rule in &found.access {
         let Some(spec) = &rule.spec else {
@@ -136,7 +154,7 @@ fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod) -> Vec<Pa
             continue;
         };
         let Direction::Outbound(destinations) = &spec.direction else { continue };
-        if !spec.pods.matches(&local.pod.meta.labels) || spec.transport != Transport::Tcp {
+        if !spec.pods.matches(&local.pod.meta.labels) || !spec.is_about(transport) {
             continue;
         }
         for (number, destination) in destinations.iter().enumerate() {
@@ -156,7 +174,7 @@ fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod) -> Vec<Pa
                 tried: spec.audit,
                 rule: rule_name(rule),
                 order: (rule.meta.created.unwrap_or(i64::MAX), number),
-                ports: ports_of(rule, &local.pod),
+                ports: ports_of(rule, &local.pod, transport),
                 networks,
                 hosts: destination.hosts.clone(),
             });

@@ -70,15 +70,9 @@ impl Compiled {
             Some(request) => self.decide_request(connection, request).decision,
             None => self.decide(connection),
         };
-        let mut it = Explanation {
-            decision,
-            governs: String::new(),
-            protocol: String::new(),
-            needs_request: false,
-            chain: Vec::new(),
-        };
+        let mut it = Explanation::of(decision);
         let Some(policy) = self.policies.get(&connection.server) else { return it };
-        let rules = policy.inbound.port(connection.port);
+        let rules = policy.inbound.tcp.port(connection.port);
         it.governs = rules.governs.to_string();
         it.protocol = rules.protocol.as_str().to_owned();
         it.needs_request = rules.flags & PORT_NEEDS_REQUEST != 0;
@@ -96,25 +90,7 @@ impl Compiled {
             }
         };
         let address = Address::from(connection.address).to_ip();
-        let lists: [(&[Grant], Effect, About); 4] = [
-            (&grants.denies, Effect::Denies, Clients::denies),
-            (&grants.allows, Effect::Allows, Clients::allows),
-            (&grants.tried_denies, Effect::WouldDeny, Clients::denies),
-            (&grants.tried_allows, Effect::WouldAllow, Clients::allows),
-        ];
-        for (list, effect, about) in lists {
-            for grant in list {
-                it.chain.push(step(grant, effect, &who, &address, about));
-            }
-        }
-        // The first that says what was decided.
-        let rule = Arc::clone(&it.decision.rule);
-        let wanted = if it.decision.allowed() { Effect::Allows } else { Effect::Denies };
-        let decided =
-            it.chain.iter_mut().find(|step| step.matched && step.effect == wanted && *step.rule == *rule);
-        if let Some(step) = decided {
-            step.decided = true;
-        }
+        consider(&mut it, grants, &who, &address);
         it
     }
 
@@ -151,6 +127,42 @@ impl Compiled {
     }
 }
 
+impl Explanation {
+    /// A decision of which nothing else is known.
+    pub(crate) fn of(decision: Decision) -> Self {
+        Self {
+            decision,
+            governs: String::new(),
+            protocol: String::new(),
+            needs_request: false,
+            chain: Vec::new(),
+        }
+    }
+}
+
+/// Adds every rule of a set, in the order in which they are considered.
+pub(crate) fn consider(it: &mut Explanation, grants: &GrantSet, who: &Who<'_>, address: &IpAddr) {
+    let lists: [(&[Grant], Effect, About); 4] = [
+        (&grants.denies, Effect::Denies, Clients::denies),
+        (&grants.allows, Effect::Allows, Clients::allows),
+        (&grants.tried_denies, Effect::WouldDeny, Clients::denies),
+        (&grants.tried_allows, Effect::WouldAllow, Clients::allows),
+    ];
+    for (list, effect, about) in lists {
+        for grant in list {
+            it.chain.push(step(grant, effect, who, address, about));
+        }
+    }
+    // The first that says what was decided.
+    let rule = Arc::clone(&it.decision.rule);
+    let wanted = if it.decision.allowed() { Effect::Allows } else { Effect::Denies };
+    let decided =
+        it.chain.iter_mut().find(|step| step.matched && step.effect == wanted && *step.rule == *rule);
+    if let Some(step) = decided {
+        step.decided = true;
+    }
+}
+
 type About = fn(&Clients, &Who<'_>) -> bool;
 
 fn step(grant: &Grant, effect: Effect, who: &Who<'_>, address: &IpAddr, about: About) -> Step {
@@ -182,6 +194,7 @@ fn by_name(clients: &Clients, who: &Who<'_>, holds: bool) -> String {
     match clients {
         Clients::Everybody => "is about everybody".to_owned(),
         Clients::MeshTls => "is about everybody who speaks mesh TLS".to_owned(),
+        Clients::Unidentified => "is about everybody without an identity".to_owned(),
         Clients::Any(matches) => format!("{client}: {relation} {}", shown(matches)),
         Clients::Except(None, except) => format!("{client}: everybody but {}", shown(except)),
         Clients::Except(Some(matches), except) => {

@@ -146,7 +146,7 @@ impl Lookup {
                     it.everybody.get_or_insert(index);
                 }
                 Clients::Everybody => open.push((index, grant)),
-                Clients::MeshTls | Clients::Except(None, _) => it.any.push(index),
+                Clients::MeshTls | Clients::Unidentified | Clients::Except(None, _) => it.any.push(index),
                 Clients::Any(matches) | Clients::Except(Some(matches), _) => {
                     for entry in matches.iter() {
                         it.add(entry, index);

@@ -31,6 +31,8 @@ pub(crate) enum Clients {
     Everybody,
     /// Who speaks mesh TLS, with a certificate or without.
     MeshTls,
+    /// Who shows no identity and speaks no mesh TLS.
+    Unidentified,
     /// Whoever has one of these identities.
     Any(Arc<[Match]>),
     /// Whoever has one of the first identities (`None`: any), and none of the others.
@@ -68,7 +70,9 @@ impl Clients {
     pub(crate) fn allows(&self, who: &Who<'_>) -> bool {
         let known = |matches: &[Match], client: &Presented<'_>| matches.iter().any(|it| it.holds(client));
         match (self, who) {
-            (Self::Everybody, _) | (Self::MeshTls, Who::Anonymous | Who::Known(_)) => true,
+            (Self::Everybody, _)
+            | (Self::MeshTls, Who::Anonymous | Who::Known(_))
+            | (Self::Unidentified, Who::Nobody) => true,
             (Self::Any(matches), Who::Known(client)) => known(matches, client),
             (Self::Except(matches, except), Who::Known(client)) => {
                 matches.as_ref().is_none_or(|matches| known(matches, client)) && !known(except, client)

@@ -11,7 +11,7 @@
 //!    for the whole cluster. Only what a change touches is worked out anew. [`Index`] is the resources alone, for a
 //!    folder that is looked at once: `Index::of(parsed).compile_cluster(&settings, now)`.
 //! 3. [`Compiled`] answers:
-//!    - [`Compiled::decide`] judges a [`Connection`] that reached a pod;
+//!    - [`Compiled::decide`] judges a [`Connection`] that reached a pod, [`Compiled::decide_datagram`] a [`Datagram`];
 //!    - [`Compiled::decide_request`] judges a [`Request`] of it, and names the route that takes it and the limits on its rate;
 //!    - [`Compiled::explain`] gives the same with the chain of rules that were considered, and why each did or did not match;
 //!    - [`Compiled::outbound`] tells where a connection out of a pod leads, and [`Compiled::by_name`] judges the name
@@ -39,6 +39,8 @@ mod clients;
 mod compile;
 #[cfg(feature = "std")]
 mod compiler;
+#[cfg(feature = "std")]
+mod datagrams;
 #[cfg(feature = "std")]
 mod decide;
 #[cfg(feature = "std")]
@@ -99,6 +101,7 @@ pub use self::{
     clients::ClientIdentity,
     compile::Compiled,
     compiler::Compiler,
+    datagrams::{Datagram, Sender},
     decide::{Connection, Decision, MatchedRoute, RequestDecision},
     defaults::{DEFAULT_INBOUND_POLICY, DEFAULT_OPAQUE_PORTS, MESH, OPAQUE_PORTS, REQUIRE_IDENTITY_PORTS},
     explain::{Effect, Explanation, Step},

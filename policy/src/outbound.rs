@@ -170,7 +170,7 @@ impl Compiled {
     /// Judges the name (SNI, or a request's host) that a pod asks for at a plain destination, where the tables leave it
     /// to the name.
     pub fn by_name(&self, source: &Address, destination: &Address, port: u16, host: &str) -> Decision {
-        let rules = self.policies.get(source).and_then(|it| it.egress.as_ref()).map(|it| it.port(port));
+        let rules = self.policies.get(source).and_then(|it| it.egress.as_ref()).map(|it| it.tcp.port(port));
         let Some(rules) = rules else { return self.refuse(Reason::OutboundDenied) };
         let Ok(host) = Host::read(host) else { return self.refuse(Reason::BadRequest) };
         let found = rules.by_name(host.as_str(), &destination.to_ip());

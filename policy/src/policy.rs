@@ -12,7 +12,7 @@ use crate::{
     base::LocalPod,
     defaults::PodDefaults,
     grant_set::GrantSet,
-    grants::Grant,
+    grants::{Clients, Grant},
     limits::RateLimits,
     problems::{Problem, Severity},
     request::RouteTable,
@@ -47,22 +47,40 @@ pub(crate) struct PortRules {
     pub(crate) flags: u8,
 }
 
-/// What holds for a pod's ports.
+/// What holds for the ports of one protocol.
 #[derive(Clone, Debug)]
-pub(crate) struct PodPolicy {
-    pub(crate) ports: BTreeMap<u16, PortRules>,
+pub(crate) struct Ports {
+    pub(crate) own: BTreeMap<u16, PortRules>,
     /// For every other port.
     pub(crate) rest: PortRules,
 }
 
-impl PodPolicy {
+impl Ports {
     /// What holds for a port.
     pub(crate) fn port(&self, port: u16) -> &PortRules {
-        self.ports.get(&port).unwrap_or(&self.rest)
+        self.own.get(&port).unwrap_or(&self.rest)
     }
 
     pub(crate) fn rules(&self) -> impl Iterator<Item = &PortRules> {
-        self.ports.values().chain([&self.rest])
+        self.own.values().chain([&self.rest])
+    }
+}
+
+/// What holds for a pod's ports.
+#[derive(Clone, Debug)]
+pub(crate) struct PodPolicy {
+    pub(crate) tcp: Ports,
+    pub(crate) udp: Ports,
+}
+
+impl PodPolicy {
+    /// What holds for the ports of a protocol.
+    pub(crate) fn of(&self, transport: Transport) -> &Ports {
+        if transport == Transport::Udp { &self.udp } else { &self.tcp }
+    }
+
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &PortRules> {
+        self.tcp.rules().chain(self.udp.rules())
     }
 }
 
@@ -90,7 +108,14 @@ pub(crate) struct AboutPod<'a> {
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Governor<'a> {
     Server(&'a str),
-    Default { text: String, opaque: bool },
+    Default {
+        text: String,
+        opaque: bool,
+    },
+    /// No Server is about datagrams.
+    Datagrams {
+        text: String,
+    },
 }
 
 impl<'a> AboutPod<'a> {
@@ -106,7 +131,8 @@ impl<'a> AboutPod<'a> {
         let governors = governors(pod, &self.found.servers, |winner, loser, port| {
             problems.push(conflict(winner, loser, pod, port));
         });
-        let access = self.about(pod);
+        let udp = self.datagrams(pod, &defaults, problems);
+        let access = self.about(pod, Transport::Tcp);
 
         let mut listed: BTreeSet<u16> = governors.ports.keys().copied().collect();
         if governors.rest.is_none() {
@@ -114,17 +140,7 @@ impl<'a> AboutPod<'a> {
             let sets = [&defaults.opaque, &defaults.require_identity].into_iter().filter(|set| !set.is_all());
             listed.extend(sets.flat_map(PortSet::iter));
         }
-        for (_, ports) in &access {
-            listed.extend(ports.iter().flatten().copied());
-            if listed.len() > MAX_PORTS {
-                let reason = format!(
-                    "has rules for more than {MAX_PORTS} ports: those beyond are refused whatever rule allows them"
-                );
-                problems.push(pod.meta.problem(Kind::Pod, Severity::Error, "spec", reason));
-                break;
-            }
-        }
-        let overfull = listed.len() > MAX_PORTS;
+        let overfull = add_listed(&mut listed, &access, pod, problems);
         let governor = |port: Option<u16>| {
             let server = port.and_then(|port| governors.ports.get(&port).copied()).or(governors.rest);
             match (server, port) {
@@ -135,34 +151,69 @@ impl<'a> AboutPod<'a> {
                 (None, None) => Err((defaults.opaque.is_all(), defaults.require_identity.is_all())),
             }
         };
-        let mut rules_of = |port: Option<u16>| {
-            let applying = access
-                .iter()
-                .filter(|(_, ports)| match (ports, port) {
-                    (None, _) => true,
-                    (Some(ports), Some(port)) => ports.contains(&port),
-                    (Some(_), None) => false,
-                })
-                .map(|(index, _)| *index)
-                .collect();
-            self.rules_of(governor(port), applying, &defaults)
-        };
+        let mut rules_of =
+            |port: Option<u16>| self.rules_of(governor(port), applying(&access, port), &defaults);
         let mut rest = rules_of(None);
-        let ports = listed.into_iter().take(MAX_PORTS).map(|port| (port, rules_of(Some(port)))).collect();
+        let own = listed.into_iter().take(MAX_PORTS).map(|port| (port, rules_of(Some(port)))).collect();
         if overfull {
             rest.grants = crate::grant_set::empty();
         }
-        PodPolicy { ports, rest }
+        PodPolicy { tcp: Ports { own, rest }, udp }
     }
 
-    /// Which of Heddle's rules are about a pod's ports, and which ports (`None`: every one).
-    fn about(&self, pod: &Pod) -> Vec<(usize, Option<Vec<u16>>)> {
+    /// What holds for datagrams: the default policy, as far as it lets clients without identity in, and Heddle's rules. A
+    /// meshed client needs a rule that says UDP: by a default it would depend on which node each of the two runs on.
+    fn datagrams(&mut self, pod: &Pod, defaults: &PodDefaults, problems: &mut Vec<Problem>) -> Ports {
+        let access = self.about(pod, Transport::Udp);
+        let identity = &defaults.require_identity;
+        let mut listed = BTreeSet::new();
+        if !identity.is_all() {
+            listed.extend(identity.iter());
+        }
+        let overfull = add_listed(&mut listed, &access, pod, problems);
+        let mut rules_of = |port: Option<u16>| {
+            let demanded = port.map_or(identity.is_all(), |port| identity.contains(port));
+            let text = default_text(defaults, demanded);
+            let applying = applying(&access, port);
+            let key = (Governor::Datagrams { text: text.clone() }, applying);
+            if let Some(made) = self.made.get(&key) {
+                return made.clone();
+            }
+            let policy = if demanded { defaults.policy.authenticated() } else { defaults.policy };
+            let text: Arc<str> = text.into();
+            let mut allows: Vec<Grant> =
+                Grant::by_default(policy, &text, &self.rules.base.cluster_networks).into_iter().collect();
+            allows.retain_mut(|grant| {
+                let open = grant.clients == Clients::Everybody;
+                grant.clients = Clients::Unidentified;
+                open
+            });
+            let made = PortRules {
+                grants: self.grants(allows, &key.1, true),
+                requests: Arc::default(),
+                protocol: ProxyProtocol::Opaque,
+                governs: text,
+                flags: PORT_L4_ONLY,
+            };
+            self.made.insert(key, made.clone());
+            made
+        };
+        let mut rest = rules_of(None);
+        let own = listed.into_iter().take(MAX_PORTS).map(|port| (port, rules_of(Some(port)))).collect();
+        if overfull {
+            rest.grants = crate::grant_set::empty();
+        }
+        Ports { own, rest }
+    }
+
+    /// Which of Heddle's rules are about a pod's ports of a protocol, and which ports (`None`: every one).
+    fn about(&self, pod: &Pod, transport: Transport) -> Vec<About> {
         let mut about = Vec::new();
         for (index, rule) in self.found.access.iter().enumerate() {
             let selected = match (&rule.spec, &rule.closes) {
                 (Some(spec), _) => {
                     spec.pods.matches(&pod.meta.labels)
-                        && spec.transport == Transport::Tcp
+                        && spec.is_about(transport)
                         && matches!(spec.direction, Direction::Inbound(_))
                 }
                 (None, Some(closes)) => {
@@ -171,7 +222,7 @@ impl<'a> AboutPod<'a> {
                 (None, None) => false,
             };
             if selected {
-                about.push((index, ports_of(rule, pod)));
+                about.push((index, ports_of(rule, pod, transport)));
             }
         }
         about
@@ -284,8 +335,36 @@ fn default_text(defaults: &PodDefaults, identity: bool) -> String {
     format!("default policy {} ({}{why})", policy.as_str(), defaults.source)
 }
 
+/// A rule of Heddle's by its number in the namespace, and the ports that it is about (`None`: every one).
+type About = (usize, Option<Vec<u16>>);
+
+/// The rules that are about a port (`None`: about every port without rules of its own).
+fn applying(access: &[About], port: Option<u16>) -> Vec<usize> {
+    let about = |ports: &Option<Vec<u16>>| match (ports, port) {
+        (None, _) => true,
+        (Some(ports), Some(port)) => ports.contains(&port),
+        (Some(_), None) => false,
+    };
+    access.iter().filter(|(_, ports)| about(ports)).map(|(index, _)| *index).collect()
+}
+
+/// Adds the ports that rules list. `true`: they are too many.
+fn add_listed(listed: &mut BTreeSet<u16>, access: &[About], pod: &Pod, problems: &mut Vec<Problem>) -> bool {
+    for (_, ports) in access {
+        listed.extend(ports.iter().flatten().copied());
+        if listed.len() > MAX_PORTS {
+            let reason = format!(
+                "has rules for more than {MAX_PORTS} ports: those beyond are refused whatever rule allows them"
+            );
+            problems.push(pod.meta.problem(Kind::Pod, Severity::Error, "spec", reason));
+            return true;
+        }
+    }
+    listed.len() > MAX_PORTS
+}
+
 /// The ports of a pod that a rule of Heddle's is about; `None`: every one.
-pub(crate) fn ports_of(rule: &AccessRule, pod: &Pod) -> Option<Vec<u16>> {
+pub(crate) fn ports_of(rule: &AccessRule, pod: &Pod, transport: Transport) -> Option<Vec<u16>> {
     let spec = rule.spec.as_ref()?;
     if spec.ports.is_empty() {
         return None;
@@ -297,7 +376,7 @@ pub(crate) fn ports_of(rule: &AccessRule, pod: &Pod) -> Option<Vec<u16>> {
             PortMatch::Name(name) => ports.extend(
                 pod.ports
                     .iter()
-                    .filter(|port| port.transport == spec.transport && port.name == *name)
+                    .filter(|port| port.transport == transport && port.name == *name)
                     .map(|port| port.number),
             ),
         }

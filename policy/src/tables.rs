@@ -215,8 +215,8 @@ impl<F: Fn(&Address) -> Option<u64>> Tables for View<'_, F> {
     fn workload(&self, address: &Address) -> Option<&Workload> {
         self.tables.workloads.get(address)
     }
-    fn port(&self, policy: u32, port: u16) -> Option<&PortPolicy> {
-        self.tables.ports.get(&PortKey { policy, port, pad: 0 })
+    fn port(&self, policy: u32, port: u16, protocol: u8) -> Option<&PortPolicy> {
+        self.tables.ports.get(&PortKey { policy, port, protocol, pad: 0 })
     }
     fn allow(&self, rules: u32, client: u32) -> Option<&Allow> {
         self.tables.allows.get(&AllowKey { rules, client })

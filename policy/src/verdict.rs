@@ -9,8 +9,8 @@ use heddle_ebpf::{
     policy::{
         ALLOW_DENIES, Allow, Backend, EGRESS_POLICY, EGRESS_SHIFT, NETWORK_ALLOW, NETWORK_BY_NAME,
         NETWORK_DENY, NETWORKS_CLUSTER, NETWORKS_PODS, Network, OUTBOUND_ALLOW, OUTBOUND_CLUSTER,
-        PORT_L4_ONLY, PORT_MESH_CLIENTS, PORT_NEEDS_REQUEST, PortPolicy, SERVICE_DNS, Service, Settings,
-        WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
+        PORT_L4_ONLY, PORT_MESH_CLIENTS, PORT_NEEDS_REQUEST, PortPolicy, SERVICE_DNS, SERVICE_MESHED,
+        Service, Settings, WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
     },
 };
 
@@ -27,8 +27,8 @@ pub trait Tables {
     fn settings(&self) -> Option<&Settings>;
     /// The pod at `address`.
     fn workload(&self, address: &Address) -> Option<&Workload>;
-    /// A port of a pod's policy; port 0 is every port without a row of its own.
-    fn port(&self, policy: u32, port: u16) -> Option<&PortPolicy>;
+    /// A port of a pod's policy for a protocol; port 0 is every port without a row of its own.
+    fn port(&self, policy: u32, port: u16, protocol: u8) -> Option<&PortPolicy>;
     /// Whether a class of clients is allowed.
     fn allow(&self, rules: u32, client: u32) -> Option<&Allow>;
     /// The longest prefix of `set` that holds `address`.
@@ -50,7 +50,7 @@ pub struct Connect {
     pub destination: Address,
     /// The port asked for.
     pub port: u16,
-    /// [`TCP`] or [`UDP`].
+    /// [`TCP`], [`UDP`], or that of an echo.
     pub protocol: u8,
     /// Chooses among a Service's endpoints.
     pub random: u32,
@@ -97,6 +97,10 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
             }
             if service.backends == 0 {
                 return asked(Verdict::refuse(Reason::NoEndpoints, 0));
+            }
+            if connect.protocol == UDP && service.flags & SERVICE_MESHED != 0 {
+                // Nobody turns a datagram to an endpoint here: which one it reaches would be found out too late.
+                return asked(Verdict::refuse(Reason::PlainToMeshed, 0));
             }
             match tables.backend(service.service, connect.random % service.backends) {
                 Some(backend) => (&backend.address, backend.port),
@@ -148,7 +152,7 @@ fn endpoint<T: Tables>(
     if *destination == *source_address {
         return Verdict::direct(Reason::Loopback, 0);
     }
-    let (way, rule) = egress(tables, source.flags >> EGRESS_SHIFT, destination, port);
+    let (way, rule) = egress(tables, source.flags >> EGRESS_SHIFT, destination, port, protocol);
     if way == NETWORK_DENY {
         return Verdict::refuse(Reason::Denied, rule);
     }
@@ -189,7 +193,13 @@ fn endpoint<T: Tables>(
         if workload.flags & WORKLOAD_DNS != 0 && port == 53 && protocol == UDP {
             return Verdict::direct(Reason::PlainCluster, 0);
         }
-        return Verdict::refuse(Reason::PlainToMeshed, 0);
+        // What would encrypt it between nodes is not there, and an address from another node proves nobody.
+        if protocol != UDP || workload.flags & WORKLOAD_LOCAL == 0 || settings.same_node_encrypt != 0 {
+            return Verdict::refuse(Reason::PlainToMeshed, 0);
+        }
+        if port == 0 {
+            return Verdict::refuse(Reason::Fragment, 0);
+        }
     }
     if workload.flags & WORKLOAD_LOCAL == 0 {
         return Verdict::proxy(Reason::Meshed, 0);
@@ -197,7 +207,7 @@ fn endpoint<T: Tables>(
     if tables.captured(destination) != Some(workload.uid) {
         return Verdict::refuse(Reason::NotCaptured, 0);
     }
-    let Some(policy) = port_policy(tables, workload.policy, port) else {
+    let Some(policy) = port_policy(tables, workload.policy, port, protocol) else {
         return Verdict::refuse(Reason::Unauthorized, 0);
     };
     if policy.flags & PORT_NEEDS_REQUEST != 0 {
@@ -217,11 +227,11 @@ fn endpoint<T: Tables>(
 
 /// What the rules about what leaves a pod say of a destination, and which rule.
 #[inline(always)]
-fn egress<T: Tables>(tables: &T, policy: u32, destination: &Address, port: u16) -> (u32, u32) {
+fn egress<T: Tables>(tables: &T, policy: u32, destination: &Address, port: u16, protocol: u8) -> (u32, u32) {
     if policy == 0 {
         return (0, 0);
     }
-    let Some(row) = port_policy(tables, EGRESS_POLICY | policy, port) else {
+    let Some(row) = port_policy(tables, EGRESS_POLICY | policy, port, protocol) else {
         return (NETWORK_DENY, 0);
     };
     match tables.network(row.networks, destination) {
@@ -230,12 +240,20 @@ fn egress<T: Tables>(tables: &T, policy: u32, destination: &Address, port: u16) 
     }
 }
 
-/// Judges a connection that reached a captured pod of this node and was not registered as `direct` by its client.
+/// Judges a connection that reached a captured pod of this node and was not registered as `direct` by its client, or a
+/// datagram that answers none of the pod's.
 ///
 /// An address never yields an identity: a client at a meshed address is handed to the agent, which demands its
-/// certificate; any other passes to the agent only where a rule is written in addresses.
+/// certificate; any other passes to the agent only where a rule is written in addresses. A datagram cannot be handed
+/// over: it passes from a captured pod of this same node, whose veth proves it, where a rule names its identity.
 #[inline(always)]
-pub fn inbound<T: Tables>(tables: &T, client: &Address, server: &Address, port: u16) -> Verdict {
+pub fn inbound<T: Tables>(
+    tables: &T,
+    client: &Address,
+    server: &Address,
+    port: u16,
+    protocol: u8,
+) -> Verdict {
     let Some(settings) = tables.settings() else {
         return Verdict::refuse(Reason::TablesClosed, 0);
     };
@@ -245,7 +263,10 @@ pub fn inbound<T: Tables>(tables: &T, client: &Address, server: &Address, port: 
     let Some(pod) = local_pod(tables, server) else {
         return Verdict::refuse(Reason::NotCaptured, 0);
     };
-    let Some(policy) = port_policy(tables, pod.policy, port) else {
+    if protocol == UDP && port == 53 && pod.flags & WORKLOAD_DNS != 0 {
+        return Verdict::direct(Reason::PlainCluster, 0);
+    }
+    let Some(policy) = port_policy(tables, pod.policy, port, protocol) else {
         return Verdict::refuse(Reason::Unauthorized, 0);
     };
     if policy.flags & PORT_NEEDS_REQUEST != 0 {
@@ -253,6 +274,21 @@ pub fn inbound<T: Tables>(tables: &T, client: &Address, server: &Address, port: 
     }
     match tables.workload(client) {
         Some(workload) if workload.flags & WORKLOAD_MESHED != 0 => {
+            if protocol == UDP {
+                if workload.flags & WORKLOAD_LOCAL == 0 || settings.same_node_encrypt != 0 {
+                    return Verdict::refuse(Reason::PlainToMeshed, 0);
+                }
+                if tables.captured(client) != Some(workload.uid) {
+                    return Verdict::refuse(Reason::NotCaptured, 0);
+                }
+                return match tables.allow(policy.rules, workload.client) {
+                    None => Verdict::refuse(Reason::Unauthorized, policy.governs),
+                    Some(allow) if allow.rule & ALLOW_DENIES != 0 => {
+                        Verdict::refuse(Reason::Denied, allow.rule & !ALLOW_DENIES)
+                    }
+                    Some(allow) => Verdict::direct(Reason::Authorized, allow.rule),
+                };
+            }
             if policy.flags & PORT_MESH_CLIENTS == 0 {
                 return Verdict::refuse(Reason::Unauthorized, policy.governs);
             }
@@ -268,6 +304,9 @@ pub fn inbound<T: Tables>(tables: &T, client: &Address, server: &Address, port: 
         return Verdict::refuse(Reason::NoIdentity, policy.governs);
     }
     match tables.network(policy.networks, client) {
+        Some(network) if network.allow == NETWORK_ALLOW && protocol == UDP => {
+            Verdict::direct(Reason::Unauthenticated, network.rule)
+        }
         Some(network) if network.allow == NETWORK_ALLOW => {
             Verdict::proxy(Reason::Unauthenticated, network.rule)
         }
@@ -276,15 +315,16 @@ pub fn inbound<T: Tables>(tables: &T, client: &Address, server: &Address, port: 
     }
 }
 
-/// The policy of a pod's port: its own row, else the one for every other port.
+/// The policy of a pod's port: its own row, else the one for every other port. Echoes are judged as TCP is.
 #[inline(always)]
-pub fn port_policy<T: Tables>(tables: &T, policy: u32, port: u16) -> Option<&PortPolicy> {
+pub fn port_policy<T: Tables>(tables: &T, policy: u32, port: u16, protocol: u8) -> Option<&PortPolicy> {
     if policy == 0 {
         return None;
     }
-    match tables.port(policy, port) {
+    let protocol = if protocol == UDP { UDP } else { TCP };
+    match tables.port(policy, port, protocol) {
         Some(found) => Some(found),
-        None => tables.port(policy, 0),
+        None => tables.port(policy, 0, protocol),
     }
 }
 

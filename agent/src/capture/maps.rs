@@ -155,7 +155,7 @@ pub(super) fn layout(name: &str) -> Option<(u32, u32)> {
         "hops" => of::<FlowKey, Asked>(),
         "probes" => of::<Tuple, u64>(),
         "pending" => of::<PendingKey, Pending>(),
-        "udp_flows" => of::<UdpFlow, u64>(),
+        "udp_flows" => of::<UdpFlow, UdpSeen>(),
         "agent_marks" => of::<i32, AgentMark>(),
         "direct_marks" => of::<i32, DirectMark>(),
         "asked" => of::<i32, Asked>(),

@@ -124,20 +124,27 @@ pub fn cluster(dice: &mut Dice) -> String {
             ));
         }
     }
-    for number in 0..dice.roll(5) {
+    for number in 0..dice.roll(8) {
         let (namespace, app) = (dice.one_of(&NAMES), dice.one_of(&NAMES));
-        let action = dice.one_of(&["Allow", "Deny"]);
+        let action = dice.one_of(&["Allow", "Allow", "Deny"]);
+        let protocol = dice.one_of(&["", "protocol: UDP, ", "protocol: UDP, ", "protocol: TCP, "]);
         let about = dice.one_of(&[
             "from: [{networks: [{cidr: 10.0.0.0/25}]}]",
             "from: [{namespaces: [north]}]",
+            "from: [{identities: ['*']}]",
             "to: [{networks: [{cidr: 192.0.2.0/24}]}]",
-            "to: [{hosts: [x.example], networks: [{cidr: 10.0.1.0/26}]}]",
+            // No datagram says a host.
+            if protocol.contains("UDP") {
+                "to: [{networks: [{cidr: 10.0.1.0/26}]}]"
+            } else {
+                "to: [{hosts: [x.example], networks: [{cidr: 10.0.1.0/26}]}]"
+            },
             "to: [{namespaces: [north]}]",
         ]);
         let ports = dice.one_of(&["", "ports: ['80-90', 6379], "]);
         add(format!(
             "{{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {{name: h{number}, namespace: {namespace}}}, \
-             spec: {{action: {action}, podSelector: {{matchLabels: {{app: {app}}}}}, {ports}{about}}}}}\n"
+             spec: {{action: {action}, podSelector: {{matchLabels: {{app: {app}}}}}, {protocol}{ports}{about}}}}}\n"
         ));
     }
     if dice.roll(4) == 0 {

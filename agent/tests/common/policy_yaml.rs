@@ -56,3 +56,26 @@ spec:
     }
     yaml
 }
+
+/// A rule that lets datagrams reach a port of the pods of `app` in namespace `shop`.
+pub fn datagrams(app: &str, port: u16, clients: Clients<'_>) -> String {
+    let quoted = |items: &[&str], before: &str, after: &str| {
+        items.iter().map(|it| format!("{before}\"{it}\"{after}")).collect::<Vec<_>>().join(", ")
+    };
+    let from = match clients {
+        Clients::Identities(names) => format!("identities: [{}]", quoted(names, "", "")),
+        Clients::Networks(cidrs) => format!("networks: [{}]", quoted(cidrs, "{cidr: ", "}")),
+    };
+    format!(
+        "apiVersion: heddle.io/v1alpha1
+kind: AccessRule
+metadata: {{name: {app}-{port}-udp, namespace: shop}}
+spec:
+  action: Allow
+  protocol: UDP
+  podSelector: {{matchLabels: {{app: {app}}}}}
+  ports: [{port}]
+  from: [{{{from}}}]
+"
+    )
+}

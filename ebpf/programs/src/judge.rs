@@ -16,7 +16,7 @@ use heddle_policy::verdict::{Connect, Outbound};
 
 use crate::{
     maps,
-    tables::{KernelTables, judge_inbound, judge_outbound},
+    tables::{KernelTables, Place, judge_inbound, judge_outbound},
 };
 
 const OK: i32 = 0;
@@ -66,7 +66,7 @@ pub fn heddle_judge(ctx: TcContext) -> i32 {
                 &tables,
                 &question.source,
                 &question.destination,
-                question.port as u16,
+                Place::new(question.port as u16, question.protocol as u8),
                 &mut verdict,
             );
             (verdict, question.destination, question.port as u16)

@@ -14,8 +14,9 @@ use crate::{
     context::{IPPROTO_TCP, agent_alive, direct_opening},
     maps,
     report::{Subject, report},
-    tables::{KernelTables, judge_inbound},
+    tables::{KernelTables, Place, judge_inbound},
 };
+use heddle_policy::verdict::TCP;
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
@@ -67,7 +68,7 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
         &tables,
         &key.tuple.source,
         &key.tuple.destination,
-        key.tuple.destination_port,
+        Place::new(key.tuple.destination_port, TCP),
         &mut verdict,
     );
     if verdict.outcome != Outcome::Proxy {

@@ -11,7 +11,7 @@ use heddle_ebpf::{
     attach::{Limits, ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth},
     flows::{
         AgentMark, Asked, BareSegments, Count, CounterKey, DirectFlow, DirectMark, FlowKey, Origin, Packet,
-        Pending, PendingKey, SeenKey, Tuple, UdpFlow,
+        Pending, PendingKey, SeenKey, Tuple, UdpFlow, UdpSeen,
     },
     policy::{
         Allow, AllowKey, Backend, BackendKey, Name, Network, NetworkKey, PortKey, PortPolicy, Service,
@@ -66,7 +66,7 @@ maps! {
     "hops" HOPS: HashMap<FlowKey, Asked, 65536, LAZY>;
     "probes" PROBES: LruHashMap<Tuple, u64, 4096>;
     "pending" PENDING: LruHashMap<PendingKey, Pending, 4096>;
-    "udp_flows" UDP_FLOWS: LruHashMap<UdpFlow, u64, 65536>;
+    "udp_flows" UDP_FLOWS: LruHashMap<UdpFlow, UdpSeen, 65536>;
     "agent_marks" AGENT_MARKS: SkStorage<AgentMark, INHERITED>;
     "direct_marks" DIRECT_MARKS: SkStorage<DirectMark, OWN>;
     "asked" ASKED: SkStorage<Asked, OWN>;

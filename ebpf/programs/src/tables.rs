@@ -50,7 +50,9 @@ macro_rules! lookup {
     };
 }
 
-lookup!(port_entry(policy: u32, port: u16) -> PortPolicy { PortKey { policy, port, pad: 0 }, PORTS_0, PORTS_1 });
+lookup!(port_entry(policy: u32, port: u16, protocol: u8) -> PortPolicy {
+    PortKey { policy, port, protocol, pad: 0 }, PORTS_0, PORTS_1
+});
 lookup!(allow_entry(rules: u32, client: u32) -> Allow { AllowKey { rules, client }, ALLOWS_0, ALLOWS_1 });
 lookup!(service_entry(address: &Address, port: u16, protocol: u8) -> Service {
     ServiceKey { address: *address, port, protocol, pad: 0 }, SERVICES_0, SERVICES_1
@@ -85,9 +87,9 @@ impl Tables for KernelTables {
         }
     }
     #[inline(always)]
-    fn port(&self, policy: u32, port: u16) -> Option<&PortPolicy> {
+    fn port(&self, policy: u32, port: u16, protocol: u8) -> Option<&PortPolicy> {
         // SAFETY: here and below, null or a map value that lives as long as the program runs.
-        unsafe { port_entry(self.state.set(), policy, port).as_ref() }
+        unsafe { port_entry(self.state.set(), policy, port, protocol).as_ref() }
     }
     #[inline(always)]
     fn allow(&self, rules: u32, client: u32) -> Option<&Allow> {
@@ -124,14 +126,27 @@ pub fn judge_outbound(tables: &KernelTables, asked: &Connect, decided: &mut Outb
     *decided = verdict::outbound(tables, asked);
 }
 
-/// Judges a connection into a pod.
+/// A port and the protocol that it is one of, in the one register that is left.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Place(u32);
+
+impl Place {
+    /// A port of a protocol's.
+    #[inline(always)]
+    pub const fn new(port: u16, protocol: u8) -> Self {
+        Self(port as u32 | (protocol as u32) << 16)
+    }
+}
+
+/// Judges a connection or a datagram into a pod.
 #[inline(never)]
 pub fn judge_inbound(
     tables: &KernelTables,
     client: &Address,
     server: &Address,
-    port: u16,
+    place: Place,
     decided: &mut Verdict,
 ) {
-    *decided = verdict::inbound(tables, client, server, port);
+    *decided = verdict::inbound(tables, client, server, place.0 as u16, (place.0 >> 16) as u8);
 }

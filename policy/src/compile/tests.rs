@@ -32,7 +32,7 @@ pub(crate) fn address(text: &str) -> Address {
 fn port(it: &Compiled, pod: &str, port: u16) -> (u8, String) {
     let view = it.tables.with_captured(|_| None);
     let policy = it.tables.workloads.get(&address(pod)).unwrap().policy;
-    let row = verdict::port_policy(&view, policy, port).unwrap();
+    let row = verdict::port_policy(&view, policy, port, TCP).unwrap();
     (row.flags, it.tables.rules[&row.governs].clone())
 }
 
@@ -111,7 +111,7 @@ fn dns_is_marked_and_passes_by_udp() {
     assert_eq!(connect(&it, "10.1.0.1", "10.96.0.10", 53, UDP).0, Outcome::Direct);
     assert_ne!(it.tables.workloads.get(&address("10.1.0.53")).unwrap().flags & WORKLOAD_DNS, 0);
     assert_eq!(it.tables.workloads.get(&address("10.1.0.2")).unwrap().flags & WORKLOAD_DNS, 0);
-    assert_eq!(connect(&it, "10.1.0.1", "10.1.0.2", 53, UDP).1, Reason::PlainToMeshed);
+    assert_eq!(connect(&it, "10.1.0.1", "10.1.0.2", 53, UDP).1, Reason::Unauthorized);
 }
 
 #[test]

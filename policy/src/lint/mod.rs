@@ -2,6 +2,7 @@
 //!
 //! Only reads the index and what was compiled from it.
 
+mod datagrams;
 mod identities;
 mod overview;
 mod redundant;
@@ -26,6 +27,7 @@ pub fn lint(index: &Index, compiled: &Compiled) -> Vec<Problem> {
     identities::look(index, &known, &compiled.settings.naming, &mut problems);
     redundant::look(index, compiled, &mut problems);
     routes::look(index, &mut problems);
+    datagrams::look(index, compiled, &mut problems);
     problems.sort();
     problems.dedup();
     problems

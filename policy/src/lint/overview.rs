@@ -5,7 +5,13 @@ use std::{collections::BTreeSet, sync::Arc};
 use heddle_ebpf::Address;
 use ipnet::IpNet;
 
-use crate::{Compiled, grant_set::GrantSet, grants::Grant, policy::PortRules};
+use crate::{
+    Compiled,
+    grant_set::GrantSet,
+    grants::{Grant, Specificity},
+    policy::PortRules,
+    resources::Transport,
+};
 
 /// The sets of grants of a port, those of its routes included.
 pub(super) fn sets(rules: &PortRules) -> impl Iterator<Item = &Arc<GrantSet>> {
@@ -24,13 +30,22 @@ impl Compiled {
 
     /// What governs a port of the meshed pod at `server`: a Server, or a default policy and who says so. `None`: no such pod
     /// on the node.
-    pub fn governs(&self, server: &Address, port: u16) -> Option<&str> {
-        Some(&*self.policies.get(server)?.inbound.port(port).governs)
+    pub fn governs(&self, server: &Address, port: u16, transport: Transport) -> Option<&str> {
+        Some(&*self.policies.get(server)?.inbound.of(transport).port(port).governs)
     }
 
     /// The ports of the meshed pod at `server` for which rules of their own are known.
-    pub fn ruled_ports(&self, server: &Address) -> impl Iterator<Item = u16> {
-        self.policies.get(server).into_iter().flat_map(|policy| policy.inbound.ports.keys().copied())
+    pub fn ruled_ports(&self, server: &Address, transport: Transport) -> impl Iterator<Item = u16> {
+        let policy = self.policies.get(server).into_iter();
+        policy.flat_map(move |policy| policy.inbound.of(transport).own.keys().copied())
+    }
+
+    /// Whether a rule of Heddle's allows datagrams to reach the meshed pod at `server`.
+    pub fn rules_datagrams(&self, server: &Address) -> bool {
+        let own = |it: &Grant| matches!(it.specificity, Specificity::Rule | Specificity::ClusterRule);
+        self.policies
+            .get(server)
+            .is_some_and(|policy| policy.inbound.udp.rules().any(|rules| rules.grants.allows.iter().any(own)))
     }
 
     /// Every network that a rule of the node's pods names, with what is cut out of it: where answers to clients without an

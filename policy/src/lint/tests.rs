@@ -210,3 +210,42 @@ fn a_backend_that_answers_nobody_is_named() {
         "for another Service"
     );
 }
+
+#[test]
+fn what_rules_about_datagrams_cannot_do_is_told() {
+    let rule = |action: &str, from: &str| {
+        format!(
+            "apiVersion: heddle.io/v1alpha1\nkind: AccessRule\nmetadata: {{name: u, namespace: shop}}\n\
+             spec: {{action: {action}, protocol: UDP, podSelector: {{matchLabels: {{app: redis}}}}, from: [{from}]}}\n"
+        )
+    };
+    let web = "{serviceAccounts: [{name: web}]}";
+    only(
+        &with(&rule("Allow", web)),
+        &["note: x.yaml:", "AccessRule shop/u: spec.protocol: passes between pods of one node"],
+    );
+    assert_eq!(with(&rule("Deny", web)), [""; 0], "it denies wherever it can");
+    assert_eq!(with(&rule("Allow", "{networks: [{cidr: 192.0.2.0/24}]}")), [""; 0], "clients outside");
+    let apart = SHOP.replacen("nodeName: a", "nodeName: b", 1);
+    assert_ne!(apart, SHOP);
+    only(
+        &found(&format!("{apart}\n---\n{}", rule("Allow", web))),
+        &["warning: x.yaml:", "spec.protocol: lets nobody in"],
+    );
+    let index = Index::of([parse_file("x.yaml", &format!("{SHOP}\n---\n{}", rule("Allow", web)))]);
+    let encrypt = ClusterSettings { same_node: crate::SameNode::Encrypt, ..ClusterSettings::default() };
+    let told = lint(&index, &index.compile(&encrypt, "a"));
+    assert!(told.iter().any(|it| it.reason.contains("sameNode is encrypt")), "{told:?}");
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: t, namespace: shop}, spec: {clusterIP: 10.96.0.9, \
+                   selector: {app: redis}, ports: [{port: 8125, protocol: UDP}]}}\n";
+    only(
+        &with(service),
+        &["warning: x.yaml:", "Service shop/t: spec.ports: leads datagrams to meshed pods (port 8125)"],
+    );
+    assert_eq!(
+        with(&service.replace("clusterIP: 10.96.0.9", "clusterIP: None")),
+        [""; 0],
+        "a headless one is the way"
+    );
+    assert_eq!(with(&service.replace(", protocol: UDP", "")), [""; 0]);
+}

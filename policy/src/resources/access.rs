@@ -74,10 +74,17 @@ pub struct AccessSpec {
     pub pods: Selector,
     /// The ports; empty: every one.
     pub ports: Vec<PortMatch>,
-    /// The protocol.
-    pub transport: Transport,
+    /// The protocol; `None`: TCP and UDP alike.
+    pub transport: Option<Transport>,
     /// Who or whereto.
     pub direction: Direction,
+}
+
+impl AccessSpec {
+    /// Whether it is about a protocol.
+    pub fn is_about(&self, transport: Transport) -> bool {
+        self.transport.is_none_or(|own| own == transport)
+    }
 }
 
 /// An AccessRule or a ClusterAccessRule.

@@ -146,14 +146,23 @@ fn access_spec(checks: &mut Checks<'_>, spec: Option<&Value>) -> Option<AccessSp
         Some(raw) => selector(checks, "spec.podSelector", raw)?,
     };
     let ports = ports(checks, raw.ports);
-    match raw.protocol.as_deref() {
-        None | Some("TCP") => {}
-        Some("UDP") => checks.fail(
-            "spec.protocol",
-            "UDP is judged by the rules for TCP of the same port, not by rules of its own",
-            "remove the field: the rule then holds for both",
-        ),
-        Some(_) => checks.fail("spec.protocol", "is not a protocol", "write TCP"),
+    let transport = match raw.protocol.as_deref() {
+        // What is left out must not open: a rule that denies is then about all that there is.
+        None if action == Action::Deny => None,
+        None | Some("TCP") => Some(Transport::Tcp),
+        Some("UDP") => Some(Transport::Udp),
+        Some(_) => {
+            checks.fail("spec.protocol", "is not a protocol", "write TCP or UDP");
+            None
+        }
+    };
+    if transport == Some(Transport::Udp) {
+        for (i, to) in raw.to.iter().flatten().enumerate() {
+            if to.hosts.is_some() {
+                let reason = "names hosts, which no datagram says";
+                checks.fail(&format!("spec.to[{i}].hosts"), reason, "write networks, or a rule for TCP");
+            }
+        }
     }
     let direction = match (raw.from, raw.to) {
         (Some(from), None) => Direction::Inbound(peers(checks, from)),
@@ -163,7 +172,7 @@ fn access_spec(checks: &mut Checks<'_>, spec: Option<&Value>) -> Option<AccessSp
             return None;
         }
     };
-    Some(AccessSpec { action, audit, expires, namespaces, pods, ports, transport: Transport::Tcp, direction })
+    Some(AccessSpec { action, audit, expires, namespaces, pods, ports, transport, direction })
 }
 
 fn ports(checks: &mut Checks<'_>, raw: Option<Vec<Value>>) -> Vec<PortMatch> {

@@ -467,7 +467,7 @@ fn access_rule(random: &mut Random, number: usize) -> AccessRule {
         namespaces: namespaces(random),
         pods: selector(random),
         ports,
-        transport: Transport::Tcp,
+        transport: [Some(Transport::Tcp), Some(Transport::Udp), None, None][random.below(4)],
         direction,
     };
     AccessRule { kind, meta, spec: Some(spec), closes: None }

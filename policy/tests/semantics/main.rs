@@ -3,6 +3,7 @@
 
 mod access_rules;
 mod bad_input;
+mod datagrams;
 mod defects;
 mod golden;
 mod inbound;

@@ -4,7 +4,8 @@ use super::{
     Failure, Output,
     asked::{Asked, AskedFlags},
     parties::{self, From, To},
-    picture::{Client, Judged, Picture, address_for},
+    picture::{Client, Judged, Picture, address_for, datagram},
+    port::Port,
     source::Rules,
 };
 use crate::cli::render::print;
@@ -22,6 +23,7 @@ or did not match. Ends with 0 whatever the verdict is (`heddle policy test` hold
   heddle policy explain --from shop/web --to shop/redis:6379 ./manifests
   heddle policy explain --from 203.0.113.7 --to svc/shop/redis:6379 ./manifests
   heddle policy explain --from shop/web --to shop/api:8080 --method POST --path /orders --header 'x-tenant: a' ./manifests
+  heddle policy explain --from shop/web --to shop/stats:8125/udp ./manifests
   heddle policy explain --from shop/web --to shop/redis:6379 --socket /run/heddle/agent.sock --output json";
 
 /// The arguments.
@@ -30,7 +32,7 @@ pub(in crate::cli) struct Arguments {
     /// The client: namespace/service-account, namespace/pod, an identity or an IP address
     #[arg(long, value_name = "WHO")]
     from: String,
-    /// The destination: namespace/pod:port, namespace/service:port, namespace/workload:port or address:port
+    /// The destination: namespace/pod:port, namespace/service:port, namespace/workload:port or address:port; with /udp behind for UDP
     #[arg(long, value_name = "WHERE")]
     to: String,
     #[command(flatten)]
@@ -75,7 +77,12 @@ pub(super) fn judge_all(
     request: Option<&Request<'_>>,
 ) -> Vec<(String, Judged)> {
     let ends = to.ends.iter().map(|(pod, port)| {
-        (format!("{}/{}:{port}", pod.namespace, pod.name), picture.judge(client, pod, *port, request))
+        let judged = match to.service.filter(|_| port.is_udp() && leads_to_mesh(to)) {
+            // Nobody turns a datagram to an endpoint before it leaves.
+            Some(_) => Judged::refused(Reason::PlainToMeshed, ""),
+            None => picture.judge(client, pod, *port, request),
+        };
+        (format!("{}/{}:{port}", pod.namespace, pod.name), judged)
     });
     let outside = to.outside.iter().map(|(address, port)| {
         (format!("{address}:{port}"), judge_outside(picture, client, *address, *port))
@@ -83,15 +90,23 @@ pub(super) fn judge_all(
     ends.chain(outside).collect()
 }
 
+/// Whether a Service that was asked for has a meshed endpoint.
+fn leads_to_mesh(to: &To<'_>) -> bool {
+    to.ends.iter().any(|(pod, _)| pod.meshed())
+}
+
 /// A destination that is no pod's: the client's node judges alone.
-fn judge_outside(picture: &Picture, client: &Client, address: std::net::IpAddr, port: u16) -> Judged {
+fn judge_outside(picture: &Picture, client: &Client, address: std::net::IpAddr, port: Port) -> Judged {
     let plain = |allowed, reason, rule: &str| Judged { allowed, ..Judged::refused(reason, rule) };
     if client.identity.is_none() {
         return plain(true, Reason::PlainOutside, "");
     }
+    if port.is_udp() {
+        return picture.judge_leaving(client, &Address::from(address), port.number);
+    }
     let captured = |at: &Address| picture.compiled.workload(at).filter(|it| it.meshed()).map(|it| it.digest);
     let (from, to) = (Address::from(client.address), Address::from(address));
-    match picture.compiled.outbound(&from, &to, port, captured, 0) {
+    match picture.compiled.outbound(&from, &to, port.number, captured, 0) {
         Route::Refuse(decision) => plain(false, decision.verdict.reason, &decision.rule),
         Route::To { endpoints, .. } => match endpoints.into_iter().next().map(|it| it.hop) {
             Some(
@@ -137,16 +152,19 @@ fn rules_of(
     picture: &Picture,
     client: &Client,
     pod: &WorkloadInfo,
-    port: u16,
+    port: Port,
     request: Option<&Request<'_>>,
     one: &mut Explained,
 ) {
     let Some(server) = address_for(client, pod) else { return };
     let identity = client.identity.as_ref().map_or(ClientIdentity::None, ClientIdentity::from);
-    let connection = Connection { client: &identity, address: client.address, server, port };
+    let connection = Connection { client: &identity, address: client.address, server, port: port.number };
     let any = Request { method: "GET", target: "/", ..Request::default() };
     let request = request.or(one.sampled.then_some(&any));
-    let explained = picture.compiled.explain(&connection, request);
+    let explained = match port.is_udp() {
+        true => picture.compiled.explain_datagram(&datagram(client, pod, server, port)),
+        false => picture.compiled.explain(&connection, request),
+    };
     one.governs = if explained.governs.is_empty() {
         "nothing: the pod is not meshed".to_owned()
     } else {
@@ -237,6 +255,10 @@ pub(in crate::cli) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let from = parties::from(&picture, &arguments.from)?;
     let to = parties::to(&picture, &arguments.to)?;
     let asked = arguments.request.asked()?;
+    let udp = to.ends.iter().map(|(_, port)| port).chain(to.outside.iter().map(|(_, port)| port));
+    if asked.is_some() && udp.copied().any(Port::is_udp) {
+        return Err(miette::miette!(help = "leave --method and the like out", "a datagram has no request"));
+    }
     let explained = explain_asked(&picture, &from, &to, asked.as_ref());
     print(&match arguments.output {
         Output::Text => text(&from, &explained, &[&from.note, &to.note]),
@@ -257,7 +279,7 @@ pub(in crate::cli) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::policy::testing;
+    use crate::cli::policy::testing::{self, SHOP};
 
     fn explained(from: &str, to: &str) -> String {
         let picture = testing::shop();
@@ -304,7 +326,7 @@ spec:
 
     #[test]
     fn a_request_is_judged_by_the_route_that_takes_it() {
-        let picture = testing::picture(&format!("{}{API}", testing::SHOP));
+        let picture = testing::picture(&format!("{SHOP}{API}"));
         let to = parties::to(&picture, "shop/redis:8080").unwrap();
         let ask = |from: &str, method: &str, path: &str| {
             let from = parties::from(&picture, from).unwrap();
@@ -328,6 +350,52 @@ spec:
     #[test]
     fn a_destination_outside_is_judged_by_the_clients_node() {
         insta::assert_snapshot!(explained("shop/web", "198.51.100.1:443"));
+    }
+
+    const STATS: &str = "---
+apiVersion: heddle.io/v1alpha1
+kind: AccessRule
+metadata: {name: stats, namespace: shop}
+spec: {action: Allow, protocol: UDP, podSelector: {matchLabels: {app: redis}}, ports: [8125], from: [{serviceAccounts: [{name: web}]}]}
+---
+{apiVersion: v1, kind: Service, metadata: {name: stats, namespace: shop}, spec: {clusterIP: 10.96.0.77, selector: {app: redis}, ports: [{port: 8125, protocol: UDP}]}}
+";
+
+    #[test]
+    fn a_port_for_udp_is_judged_by_the_rules_that_name_udp() {
+        let rules = format!("{SHOP}{STATS}");
+        let (apart, rules) = (rules.clone(), rules.replace("nodeName: b", "nodeName: a"));
+        assert_ne!(rules, apart);
+        let ask = |rules: &str, from: &str, to: &str| {
+            let picture = testing::picture(rules);
+            let (from, to) = (parties::from(&picture, from).unwrap(), parties::to(&picture, to).unwrap());
+            text(&from, &explain(&picture, &from, &to, None), &[])
+        };
+        let allowed = ask(&rules, "sa/shop/web", "shop/redis:8125/udp");
+        assert!(
+            allowed.starts_with("ALLOWED") && allowed.contains(" 1. decides     AccessRule shop/stats"),
+            "{allowed}"
+        );
+        assert!(allowed.contains("shop/redis-0:8125/udp"), "{allowed}");
+        for (rules, from, to, reason) in [
+            (&rules, "sa/shop/stranger", "shop/redis:8125/udp", "(unauthorized)"),
+            (&rules, "sa/shop/web", "shop/redis:8126/udp", "(unauthorized)"),
+            (&rules, "sa/shop/web", "shop/redis:8125", "(unauthorized)"),
+            (&rules, "203.0.113.7", "shop/redis:8125/udp", "(no_identity)"),
+            (&rules, "sa/shop/web", "svc/shop/stats:8125/udp", "(plain_to_meshed)"),
+            // One particular pod runs on one particular node.
+            (&apart, "pod/shop/web-7d9f-x2x4z", "shop/redis:8125/udp", "(plain_to_meshed)"),
+        ] {
+            let refused = ask(rules, from, to);
+            assert!(refused.starts_with("REFUSED") && refused.contains(reason), "{from} {to}: {refused}");
+        }
+        assert!(
+            ask(&rules, "pod/shop/web-7d9f-x2x4z", "shop/redis:8125/udp").starts_with("ALLOWED"),
+            "the control"
+        );
+        let picture = testing::picture(&rules);
+        let error = parties::to(&picture, "shop/redis:8125/sctp").unwrap_err().to_string();
+        assert!(error.contains("of no protocol"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod matrix;
 mod observed;
 mod parties;
 mod picture;
+mod port;
 mod source;
 mod suggest;
 mod table;

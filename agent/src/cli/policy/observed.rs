@@ -3,6 +3,7 @@
 use super::{
     Failure, parties,
     picture::{Client, Picture},
+    port::Port,
 };
 use crate::{
     cluster::workload::workload_name,
@@ -32,7 +33,7 @@ pub(super) struct Observed {
 }
 
 /// What flows are alike by, whenever they were.
-type Key = (FlowEnd, FlowEnd, FlowOutcome, String, Option<String>, Option<String>);
+type Key = (String, FlowEnd, FlowEnd, FlowOutcome, String, Option<String>, Option<String>);
 
 /// Reads a file of flows.
 pub(super) fn read(path: &Path) -> Result<Observed, Failure> {
@@ -64,6 +65,7 @@ fn parse(mut lines: impl BufRead, name: &str) -> Result<Observed, Failure> {
             Ok(FlowLine::LeftOut(it)) => observed.left_out = observed.left_out.saturating_add(it.left_out),
             Ok(FlowLine::Flow(it)) => {
                 let key = (
+                    it.protocol.clone(),
                     it.source.clone(),
                     it.destination.clone(),
                     it.outcome,
@@ -121,23 +123,28 @@ pub(super) fn client(picture: &Picture, flow: &FlowRecord) -> Client {
     match flow.source.identity.as_deref().map(|text| (text, naming.parse(text))) {
         Some((_, Ok(identity))) => {
             let name = format!("{}/{}", identity.namespace(), identity.service_account());
-            Client { identity: Some(identity), address, name }
+            Client { identity: Some(identity), address, node: None, name }
         }
         // Of another trust domain: rules about it are not judged here.
-        Some((text, Err(_))) => Client { identity: None, address, name: text.to_owned() },
+        Some((text, Err(_))) => Client { identity: None, address, node: None, name: text.to_owned() },
         None => {
             let name = match &flow.source.workload {
                 Some(workload) => format!("{workload} (not meshed)"),
                 None => address.to_string(),
             };
-            Client { identity: None, address, name }
+            Client { identity: None, address, node: None, name }
         }
     }
 }
 
 /// Where a flow leads in a picture: the same pod, or one of the same workload, or whatever has the address.
-pub(super) fn server<'a>(picture: &'a Picture, flow: &FlowRecord) -> Option<(&'a WorkloadInfo, u16)> {
-    let port = flow.destination.port?;
+pub(super) fn server<'a>(picture: &'a Picture, flow: &FlowRecord) -> Option<(&'a WorkloadInfo, Port)> {
+    let number = flow.destination.port?;
+    let port = match flow.protocol.as_str() {
+        "tcp" => Port::tcp(number),
+        "udp" => Port::udp(number),
+        _ => return None,
+    };
     let object = |text: &str| text.split_once('/').map(|(namespace, name)| ObjectName::new(namespace, name));
     let pod = flow.destination.pod.as_deref().and_then(object);
     let workload = flow.destination.workload.as_deref().and_then(object);

@@ -3,17 +3,21 @@
 use super::{
     Failure,
     picture::{Client, Picture, UNKNOWN_ADDRESS},
+    port::{self, Port},
 };
 use crate::cluster::workload::workload_name;
-use heddle_policy::{WorkloadInfo, names::IdentityName, resources::ObjectName};
+use heddle_policy::{
+    WorkloadInfo,
+    names::IdentityName,
+    resources::{ObjectName, ServicePort, Transport},
+};
 use miette::miette;
 use std::net::IpAddr;
 
 /// How clients are named, for messages.
 pub(super) const FROM: &str = "namespace/service-account, namespace/pod, an identity (web.shop.serviceaccount.identity.…, spiffe://…) or an IP address";
 /// How destinations are named, for messages.
-pub(super) const TO: &str =
-    "namespace/pod:port, namespace/service:port, namespace/workload:port or address:port";
+pub(super) const TO: &str = "namespace/pod:port, namespace/service:port, namespace/workload:port or address:port, with /udp behind for UDP";
 
 /// A client as it was named, and what it turned out to be.
 #[derive(Clone, Debug)]
@@ -26,9 +30,11 @@ pub(super) struct From {
 /// A destination as it was named: every pod that it leads to.
 #[derive(Clone, Debug)]
 pub(super) struct To<'a> {
-    pub ends: Vec<(&'a WorkloadInfo, u16)>,
+    pub ends: Vec<(&'a WorkloadInfo, Port)>,
     /// A destination that is no pod's.
-    pub outside: Option<(IpAddr, u16)>,
+    pub outside: Option<(IpAddr, Port)>,
+    /// The address of a Service that was asked for.
+    pub service: Option<IpAddr>,
     pub note: String,
 }
 
@@ -46,11 +52,12 @@ pub(super) fn from(picture: &Picture, text: &str) -> Result<From, Failure> {
         return Ok(match at.and_then(|pod| Some((pod, picture.client_of(pod)?))) {
             Some((pod, client)) => {
                 let note = format!("{address} is pod {}/{}", pod.namespace, pod.name);
-                From { client: Client { address, ..client }, note }
+                let node = Some(pod.node.clone());
+                From { client: Client { address, node, ..client }, note }
             }
             None => {
                 let name = address.to_string();
-                From { client: Client { identity: None, address, name }, note: String::new() }
+                From { client: Client { identity: None, address, node: None, name }, note: String::new() }
             }
         });
     }
@@ -96,7 +103,8 @@ pub(super) fn from(picture: &Picture, text: &str) -> Result<From, Failure> {
         }
         None => format!("pod {}/{} is not meshed: it shows no identity", pod.namespace, pod.name),
     };
-    Ok(From { client, note })
+    let node = Some(pod.node.clone());
+    Ok(From { client: Client { node, ..client }, note })
 }
 
 fn of_identity(picture: &Picture, identity: IdentityName) -> From {
@@ -114,23 +122,28 @@ fn of_identity(picture: &Picture, identity: IdentityName) -> From {
             format!("of several pods with this identity, as if from {}/{}", pod.namespace, pod.name),
         ),
     };
-    From { client: Client { identity: Some(identity), address, name }, note }
+    From { client: Client { identity: Some(identity), address, node: None, name }, note }
 }
 
 /// Understands `--to`.
 pub(super) fn to<'a>(picture: &'a Picture, text: &str) -> Result<To<'a>, Failure> {
     let wrong = |what: String| miette!(help = format!("write {TO}"), "--to {text}: {what}");
     let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port".into()))?;
+    let (port, transport) =
+        port::split(port).ok_or_else(|| wrong(format!("{port:?} is of no protocol that rules are about")))?;
+    let on = |number| Port { number, transport };
     if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
         let address = address.to_canonical();
-        let number = port.parse().map_err(|_| wrong(format!("{port:?} is no port")))?;
+        let number = on(port.parse().map_err(|_| wrong(format!("{port:?} is no port")))?);
         let pod = picture.pods().find(|pod| pod.addresses.contains(&address));
         return Ok(match pod {
             Some(pod) => {
                 let note = format!("{address} is pod {}/{}", pod.namespace, pod.name);
-                To { ends: vec![(pod, number)], outside: None, note }
+                To { ends: vec![(pod, number)], outside: None, service: None, note }
             }
-            None => To { ends: Vec::new(), outside: Some((address, number)), note: String::new() },
+            None => {
+                To { ends: Vec::new(), outside: Some((address, number)), service: None, note: String::new() }
+            }
         });
     }
     let (only, rest) = match host.split('/').collect::<Vec<_>>().as_slice() {
@@ -147,13 +160,15 @@ pub(super) fn to<'a>(picture: &'a Picture, text: &str) -> Result<To<'a>, Failure
         let mut ends = Vec::new();
         for pod in pods {
             let declared = picture.declared_ports(pod);
-            let number = port
-                .parse()
-                .ok()
-                .or_else(|| declared.iter().find(|(_, name)| *name == port).map(|(number, _)| *number));
-            let number = number.filter(|it| *it != 0).ok_or_else(|| {
+            let named = || {
+                let mut own = declared.iter().filter(|(it, _)| it.transport == transport);
+                own.find(|(_, name)| *name == port).map(|(port, _)| *port)
+            };
+            let number = port.parse().ok().map(on).or_else(named);
+            let number = number.filter(|it| it.number != 0).ok_or_else(|| {
+                let protocol = if transport == Transport::Udp { "UDP" } else { "TCP" };
                 wrong(format!(
-                    "{port:?} is no port, and no TCP port that pod {}/{} declares",
+                    "{port:?} is no port, and no {protocol} port that pod {}/{} declares",
                     pod.namespace, pod.name
                 ))
             })?;
@@ -165,14 +180,16 @@ pub(super) fn to<'a>(picture: &'a Picture, text: &str) -> Result<To<'a>, Failure
         } else {
             String::new()
         };
-        return Ok(To { ends, outside: None, note });
+        return Ok(To { ends, outside: None, service: None, note });
     }
     let service = picture
         .service(&name)
         .filter(|_| only != Some("pod"))
         .ok_or_else(|| wrong(format!("no pod, workload or Service {name} is known")))?;
-    let asked = service.ports.iter().find(|it| port.parse() == Ok(it.port)).ok_or_else(|| {
-        let ports: Vec<_> = service.ports.iter().map(|it| it.port.to_string()).collect();
+    let own = |it: &&ServicePort| port.parse() == Ok(it.port) && it.transport == transport;
+    let asked = service.ports.iter().find(own).ok_or_else(|| {
+        let port_of = |it: &ServicePort| Port { number: it.port, transport: it.transport };
+        let ports: Vec<_> = service.ports.iter().map(|it| port_of(it).to_string()).collect();
         wrong(format!("Service {name} has no port {port}: its ports are {}", ports.join(", ")))
     })?;
     let ends = picture.endpoints(service, asked);
@@ -182,7 +199,7 @@ pub(super) fn to<'a>(picture: &'a Picture, text: &str) -> Result<To<'a>, Failure
     let names: Vec<_> =
         ends.iter().map(|(pod, port)| format!("{}/{}:{port}", pod.namespace, pod.name)).collect();
     let note = format!("Service {name} leads to {}", shortened(&names, 3));
-    Ok(To { ends, outside: None, note })
+    Ok(To { ends, outside: None, service: service.addresses.first().copied(), note })
 }
 
 /// The workload of a pod, as `namespace/name`.

@@ -1,16 +1,17 @@
 //! The whole cluster at once, and the one question that all commands ask of it.
 
-use super::{source::Source, templates};
+use super::{port::Port, source::Source, templates};
 use crate::cluster::workload::workload_name;
 use heddle_ebpf::{
     Address,
     codes::{Outcome, Reason},
 };
 use heddle_policy::{
-    ClientIdentity, ClusterSettings, Compiled, Connection, Hop, Index, Problem, Request, Route, Standing,
-    WorkloadInfo,
+    ClientIdentity, ClusterSettings, Compiled, Connection, Datagram, Decision, Hop, Index, Problem, Request,
+    Route, Sender, Standing, WorkloadInfo,
     names::IdentityName,
-    resources::{Document, ObjectName, Resource, Service, ServicePort, TargetPort, Transport},
+    resources::{Document, ObjectName, PodPort, Resource, Service, ServicePort, TargetPort, Transport},
+    verdict::{self, Connect, UDP},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,7 +47,7 @@ pub(super) struct Picture {
     pub documents: Vec<Document>,
     services: BTreeMap<ObjectName, Service>,
     workloads: BTreeMap<ObjectName, Vec<ObjectName>>,
-    ports: BTreeMap<ObjectName, BTreeMap<u16, String>>,
+    ports: BTreeMap<ObjectName, BTreeMap<Port, String>>,
 }
 
 /// Who asks.
@@ -56,6 +57,8 @@ pub(super) struct Client {
     pub identity: Option<IdentityName>,
     /// Its address.
     pub address: IpAddr,
+    /// The node that it runs on, where it is one particular pod.
+    pub node: Option<String>,
     /// What people call it.
     pub name: String,
 }
@@ -117,8 +120,9 @@ impl Picture {
                     let id = pod.meta.object_name();
                     let workload = workload_name(&id.name, &pod.meta.labels).to_owned();
                     it.1.entry(ObjectName::new(&*id.namespace, workload)).or_default().push(id.clone());
-                    let declared = pod.ports.iter().filter(|port| port.transport == Transport::Tcp);
-                    it.2.insert(id.clone(), declared.map(|port| (port.number, port.name.clone())).collect());
+                    let declared = pod.ports.iter().filter(|port| port.transport != Transport::Sctp);
+                    let port = |it: &PodPort| Port { number: it.number, transport: it.transport };
+                    it.2.insert(id.clone(), declared.map(|it| (port(it), it.name.clone())).collect());
                     if pod.addresses.is_empty() && !pod.host_network && !pod.finished {
                         if !pod.node.is_empty() {
                             // One that is still to be scheduled, as from a template, can have none.
@@ -205,13 +209,14 @@ impl Picture {
     }
 
     /// The ports that a pod declares, with their names.
-    pub fn declared_ports(&self, pod: &WorkloadInfo) -> BTreeMap<u16, String> {
+    pub fn declared_ports(&self, pod: &WorkloadInfo) -> BTreeMap<Port, String> {
         let id = ObjectName::new(&*pod.namespace, &*pod.name);
         self.ports.get(&id).cloned().unwrap_or_default()
     }
 
     /// The pods and ports that a Service's port leads to.
-    pub fn endpoints(&self, service: &Service, port: &ServicePort) -> Vec<(&WorkloadInfo, u16)> {
+    pub fn endpoints(&self, service: &Service, port: &ServicePort) -> Vec<(&WorkloadInfo, Port)> {
+        let transport = port.transport;
         let mut found = Vec::new();
         for pod in self.pods().filter(|pod| pod.namespace == service.meta.namespace) {
             let selected = !service.selector.is_empty()
@@ -220,12 +225,12 @@ impl Picture {
                 continue;
             }
             match &port.target {
-                TargetPort::Number(number) => found.push((pod, *number)),
+                TargetPort::Number(number) => found.push((pod, Port { number: *number, transport })),
                 TargetPort::Name(name) => {
                     let declared = self.declared_ports(pod);
-                    found.extend(
-                        declared.iter().find(|(_, it)| *it == name).map(|(number, _)| (pod, *number)),
-                    );
+                    let mut named =
+                        declared.iter().filter(|(port, it)| port.transport == transport && *it == name);
+                    found.extend(named.next().map(|(port, _)| (pod, *port)));
                 }
             }
         }
@@ -233,13 +238,21 @@ impl Picture {
     }
 
     /// The ports of a pod at which rules can differ: those that it declares, that a Service leads to, or that have rules of
-    /// their own. Any other port is like [`Self::OTHER_PORT`].
-    pub fn interesting_ports(&self, pod: &WorkloadInfo) -> BTreeSet<u16> {
-        let mut ports: BTreeSet<u16> = self.declared_ports(pod).into_keys().collect();
-        for address in &pod.addresses {
-            ports.extend(self.compiled.ruled_ports(&Address::from(*address)).take(MANY_PORTS));
+    /// their own.
+    pub fn interesting_ports(&self, pod: &WorkloadInfo) -> BTreeSet<Port> {
+        let mut ports: BTreeSet<Port> = self.declared_ports(pod).into_keys().collect();
+        for address in pod.addresses.iter().map(|it| Address::from(*it)) {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let ruled = self.compiled.ruled_ports(&address, transport).take(MANY_PORTS);
+                ports.extend(ruled.map(|number| Port { number, transport }));
+            }
         }
         ports
+    }
+
+    /// Whether a rule of Heddle's is about datagrams that reach a pod.
+    pub fn rules_datagrams(&self, pod: &WorkloadInfo) -> bool {
+        pod.addresses.iter().any(|it| self.compiled.rules_datagrams(&Address::from(*it)))
     }
 
     /// Everybody who may ask: every identity at one of its pods' addresses, and every pod without.
@@ -266,11 +279,12 @@ impl Picture {
                 |ip: &IpAddr| networks.iter().any(|it| it != net && net.contains(it) && it.contains(ip));
             let mut tried = net.hosts().take(TRIED).chain([net.addr(), net.broadcast()]);
             let address = tried.find(|ip| !smaller(ip) && !taken(ip))?;
-            Some(Client { identity: None, address, name: format!("{net} (no identity)") })
+            Some(Client { identity: None, address, node: None, name: format!("{net} (no identity)") })
         });
         let elsewhere = !networks.iter().any(|net| net.prefix_len() > 0 && net.contains(&UNKNOWN_ADDRESS));
         let name = "any other address (no identity)".to_owned();
-        inside.chain(elsewhere.then_some(Client { identity: None, address: UNKNOWN_ADDRESS, name })).collect()
+        let any = Client { identity: None, address: UNKNOWN_ADDRESS, node: None, name };
+        inside.chain(elsewhere.then_some(any)).collect()
     }
 
     /// A pod as a client.
@@ -280,16 +294,16 @@ impl Picture {
             Some(identity) => format!("{}/{}", identity.namespace(), identity.service_account()),
             None => format!("{}/{} (not meshed)", pod.namespace, workload_name(&pod.name, &pod.labels)),
         };
-        Some(Client { identity: pod.identity.clone(), address, name })
+        Some(Client { identity: pod.identity.clone(), address, node: None, name })
     }
 
-    /// What becomes of a connection to a port of a pod, or of a request over it. Where requests must be read and none is
+    /// What becomes of a connection to a port of a pod, of a request over it, or of a datagram. Where requests must be read and none is
     /// given, a `GET /` stands for all of them, and the answer says so.
     pub fn judge(
         &self,
         client: &Client,
         pod: &WorkloadInfo,
-        port: u16,
+        port: Port,
         request: Option<&Request<'_>>,
     ) -> Judged {
         let Some(to) = address_for(client, pod) else {
@@ -298,6 +312,11 @@ impl Picture {
         if !pod.meshed() {
             return self.judge_plain(client, &to, port);
         }
+        if port.is_udp() {
+            let asked = datagram(client, pod, to, port);
+            return Judged::by(self.compiled.decide_datagram(&asked), false);
+        }
+        let port = port.number;
         let identity = client.identity.as_ref().map_or(ClientIdentity::None, ClientIdentity::from);
         let connection = Connection { client: &identity, address: client.address, server: to, port };
         let any = Request { method: "GET", target: "/", ..Request::default() };
@@ -314,25 +333,33 @@ impl Picture {
                 }
             }
         };
-        Judged {
-            allowed: decision.allowed(),
-            reason: decision.verdict.reason,
-            audited: decision.audited,
-            rule: decision.rule.to_string(),
-            tried: decision.tried.map(|rule| rule.to_string()),
-            sampled,
-        }
+        Judged::by(decision, sampled)
+    }
+
+    /// What a client's own node says of a datagram to an address.
+    pub fn judge_leaving(&self, client: &Client, to: &Address, port: u16) -> Judged {
+        let view = self.compiled.tables.with_captured(|address| {
+            self.compiled.workload(address).filter(|it| it.meshed()).map(|it| it.digest)
+        });
+        let source = Address::from(client.address);
+        let asked = Connect { source, destination: *to, port, protocol: UDP, random: 0 };
+        let found = verdict::outbound(&view, &asked).verdict;
+        let allowed = found.outcome != Outcome::Refuse;
+        Judged { allowed, ..Judged::refused(found.reason, self.compiled.tables.rule(found.rule)) }
     }
 
     /// A destination that is not meshed judges nobody; the client's node does.
-    fn judge_plain(&self, client: &Client, to: &Address, port: u16) -> Judged {
+    fn judge_plain(&self, client: &Client, to: &Address, port: Port) -> Judged {
         if client.identity.is_none() {
             return Judged { allowed: true, ..Judged::refused(Reason::PlainCluster, "") };
+        }
+        if port.is_udp() {
+            return self.judge_leaving(client, to, port.number);
         }
         let captured =
             |address: &Address| self.compiled.workload(address).filter(|it| it.meshed()).map(|it| it.digest);
         let from = Address::from(client.address);
-        match self.compiled.outbound(&from, to, port, captured, 0) {
+        match self.compiled.outbound(&from, to, port.number, captured, 0) {
             Route::Refuse(decision) => Judged::refused(decision.verdict.reason, &decision.rule),
             Route::To { endpoints, .. } => match endpoints.into_iter().next().map(|it| it.hop) {
                 Some(Hop::Plain(decision) | Hop::Mesh { decision, .. } | Hop::External { decision, .. }) => {
@@ -348,6 +375,25 @@ impl Picture {
     }
 }
 
+/// A client's datagram to a pod. Of which node an identity's pods are is told only of one particular pod; else both ends
+/// count as being on one.
+pub(super) fn datagram<'a>(
+    client: &'a Client,
+    pod: &WorkloadInfo,
+    server: Address,
+    port: Port,
+) -> Datagram<'a> {
+    let elsewhere = client
+        .node
+        .as_ref()
+        .is_some_and(|node| !node.is_empty() && !pod.node.is_empty() && *node != pod.node);
+    let sender = match &client.identity {
+        Some(identity) if !elsewhere => Sender::Here(identity),
+        _ => Sender::Elsewhere,
+    };
+    Datagram { sender, address: client.address, server, port: port.number }
+}
+
 /// The address of a pod that a client asks for: one of its own family, if there is one.
 pub(super) fn address_for(client: &Client, pod: &WorkloadInfo) -> Option<Address> {
     let same_family = |ip: &&IpAddr| ip.is_ipv4() == client.address.is_ipv4();
@@ -355,6 +401,17 @@ pub(super) fn address_for(client: &Client, pod: &WorkloadInfo) -> Option<Address
 }
 
 impl Judged {
+    fn by(decision: Decision, sampled: bool) -> Self {
+        Self {
+            allowed: decision.allowed(),
+            reason: decision.verdict.reason,
+            audited: decision.audited,
+            rule: decision.rule.to_string(),
+            tried: decision.tried.map(|rule| rule.to_string()),
+            sampled,
+        }
+    }
+
     pub fn refused(reason: Reason, rule: &str) -> Self {
         let rule = rule.to_owned();
         Self { allowed: false, reason, rule, audited: false, tried: None, sampled: false }

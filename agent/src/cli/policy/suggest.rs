@@ -1,12 +1,12 @@
 //! `heddle policy suggest`: the least rules that allow what was recorded.
 
-use super::{Failure, observed, picture::Picture, source::Rules};
+use super::{Failure, observed, picture::Picture, port::Port, source::Rules};
 use crate::{cli::render::print, observe::flows::record::FlowRecord};
 use heddle_ebpf::{Address, policy::PORT_L4_ONLY};
 use heddle_policy::{
     WorkloadInfo,
-    resources::{DefaultPolicy, ObjectName, Resource},
-    verdict,
+    resources::{DefaultPolicy, Kind, ObjectName, Resource},
+    verdict::{self, TCP},
 };
 use serde_json::{Value, json};
 use std::{
@@ -16,7 +16,8 @@ use std::{
 };
 
 pub(super) const ABOUT: &str = "Writes the least rules, as YAML, that allow the flows that were recorded and nothing more: a Server for each port that has \
-none, and an AuthorizationPolicy that names exactly the service accounts (or, for clients without identity, the addresses) that were seen. \
+none, and an AuthorizationPolicy that names exactly the service accounts (or, for clients without identity, the addresses) that were seen; \
+for datagrams an AccessRule. \
 Flows that a rule of DIR allows already need none. What only `audit` or a default policy let pass does.
 
 Look at what it writes before it is put in force: what was recorded is what happened, not what should.
@@ -54,6 +55,8 @@ enum Place {
     Server(ObjectName),
     /// A port of a workload that no Server governs.
     Port { workload: ObjectName, port: u16 },
+    /// A port of a workload's for UDP, of which no Server says anything.
+    Datagrams { workload: ObjectName, port: u16 },
 }
 
 /// What to write, and what could not be said.
@@ -63,7 +66,7 @@ struct Suggestion {
 }
 
 fn suggest(picture: &Picture, observed: &observed::Observed) -> Suggestion {
-    let mut places: BTreeMap<Place, (Seen, &WorkloadInfo, u16)> = BTreeMap::new();
+    let mut places: BTreeMap<Place, (Seen, &WorkloadInfo, Port)> = BTreeMap::new();
     let mut unsaid = Vec::new();
     let (mut flows, mut allowed) = (0, 0);
     for flow in observed.allowed() {
@@ -117,24 +120,34 @@ fn address(pod: &WorkloadInfo) -> Option<Address> {
     pod.addresses.first().map(|ip| Address::from(*ip))
 }
 
-fn place(picture: &Picture, pod: &WorkloadInfo, port: u16) -> Place {
-    let governs =
-        address(pod).and_then(|address| picture.compiled.governs(&address, port)).unwrap_or_default();
+fn place(picture: &Picture, pod: &WorkloadInfo, on: Port) -> Place {
+    let port = on.number;
+    if on.is_udp() {
+        return Place::Datagrams { workload: workload(pod), port };
+    }
+    let governs = address(pod).and_then(|address| picture.compiled.governs(&address, port, on.transport));
+    let governs = governs.unwrap_or_default();
     let server = governs.strip_prefix("Server ").and_then(|name| name.split_once('/'));
     match server {
         Some((namespace, name)) => Place::Server(ObjectName::new(namespace, name)),
-        None => {
-            let workload = observed::named(pod);
-            let name = workload.split_once('/').map_or("", |(_, name)| name);
-            Place::Port { workload: ObjectName::new(&*pod.namespace, name), port }
-        }
+        None => Place::Port { workload: workload(pod), port },
     }
 }
 
+fn workload(pod: &WorkloadInfo) -> ObjectName {
+    let workload = observed::named(pod);
+    ObjectName::new(&*pod.namespace, workload.split_once('/').map_or("", |(_, name)| name))
+}
+
 /// Whether a rule that somebody wrote allows a flow, not `audit` and not a default.
-fn has_rule(picture: &Picture, flow: &FlowRecord, pod: &WorkloadInfo, port: u16) -> bool {
+fn has_rule(picture: &Picture, flow: &FlowRecord, pod: &WorkloadInfo, port: Port) -> bool {
     let judged = picture.judge(&observed::client(picture, flow), pod, port, None);
-    judged.allowed && !judged.audited && matches!(place(picture, pod, port), Place::Server(_))
+    let written = match place(picture, pod, port) {
+        Place::Server(_) => true,
+        Place::Port { .. } => false,
+        Place::Datagrams { .. } => judged.rule.contains("AccessRule "),
+    };
+    judged.allowed && !judged.audited && written
 }
 
 /// Whether nobody reads what the port carries.
@@ -142,15 +155,19 @@ fn opaque(picture: &Picture, pod: &WorkloadInfo, port: u16) -> bool {
     let Some(address) = address(pod) else { return false };
     let tables = &picture.compiled.tables;
     let policy = tables.workloads.get(&address).map_or(0, |row| row.policy);
-    verdict::port_policy(&tables.with_captured(|_| None), policy, port)
+    verdict::port_policy(&tables.with_captured(|_| None), policy, port, TCP)
         .is_some_and(|row| row.flags & PORT_L4_ONLY != 0)
 }
 
 const POLICY: &str = "policy.linkerd.io";
 
 fn document(kind: &str, version: &str, name: &ObjectName, spec: Value) -> String {
+    of_group(POLICY, kind, version, name, spec)
+}
+
+fn of_group(group: &str, kind: &str, version: &str, name: &ObjectName, spec: Value) -> String {
     let manifest = json!({
-        "apiVersion": format!("{POLICY}/{version}"), "kind": kind,
+        "apiVersion": format!("{group}/{version}"), "kind": kind,
         "metadata": {"name": name.name, "namespace": name.namespace}, "spec": spec,
     });
     format!("---\n{}", serde_saphyr::to_string(&manifest).unwrap_or_default())
@@ -161,10 +178,14 @@ fn manifests(
     at: &Place,
     seen: &Seen,
     pod: &WorkloadInfo,
-    port: u16,
+    port: Port,
 ) -> Result<String, String> {
     let mut out = format!("# Seen {} times: {}:{port}\n", seen.count, observed::named(pod));
     let server = match at {
+        Place::Datagrams { workload, port } => {
+            let rule = access_rule(picture, seen, pod, workload, *port)?;
+            return Ok(out + &rule);
+        }
         Place::Server(server) => {
             let governs = |other: &&WorkloadInfo| {
                 other.meshed()
@@ -182,28 +203,15 @@ fn manifests(
             server.clone()
         }
         Place::Port { workload, port } => {
-            let labels = observed::lasting_labels(pod);
-            if labels.is_empty() {
-                return Err(format!(
-                    "pods of {workload} have no label that lasts, so that no Server can select them alone: give them one"
-                ));
-            }
-            let others: BTreeSet<String> = picture
-                .pods()
-                .filter(|other| {
-                    other.namespace == pod.namespace && observed::named(other) != observed::named(pod)
-                })
-                .filter(|other| labels.iter().all(|(key, value)| other.labels.get(key) == Some(value)))
-                .map(observed::named)
-                .collect();
+            let (labels, others) = selecting(picture, pod, workload, "Server")?;
             if !others.is_empty() {
-                let others: Vec<_> = others.into_iter().collect();
                 out += &format!(
                     "# The labels of {workload} select {} too: the Server governs port {port} there as well.\n",
                     others.join(", ")
                 );
             }
-            let server = ObjectName::new(&*workload.namespace, unused(picture, workload, *port));
+            let server =
+                ObjectName::new(&*workload.namespace, unused(picture, workload, *port, Kind::Server));
             let mut spec = json!({"podSelector": {"matchLabels": labels}, "port": port});
             if opaque(picture, pod, *port)
                 && let Some(spec) = spec.as_object_mut()
@@ -244,6 +252,61 @@ fn manifests(
     Ok(out)
 }
 
+/// The labels that select a workload's pods for a resource of some kind, and what else they select.
+fn selecting(
+    picture: &Picture,
+    pod: &WorkloadInfo,
+    workload: &ObjectName,
+    kind: &str,
+) -> Result<(BTreeMap<String, String>, Vec<String>), String> {
+    let labels = observed::lasting_labels(pod);
+    if labels.is_empty() {
+        return Err(format!(
+            "pods of {workload} have no label that lasts, so that no {kind} can select them alone: give them one"
+        ));
+    }
+    let others: BTreeSet<String> = picture
+        .pods()
+        .filter(|other| other.namespace == pod.namespace && observed::named(other) != observed::named(pod))
+        .filter(|other| labels.iter().all(|(key, value)| other.labels.get(key) == Some(value)))
+        .map(observed::named)
+        .collect();
+    Ok((labels, others.into_iter().collect()))
+}
+
+/// The rule that lets the datagrams pass that were seen.
+fn access_rule(
+    picture: &Picture,
+    seen: &Seen,
+    pod: &WorkloadInfo,
+    workload: &ObjectName,
+    port: u16,
+) -> Result<String, String> {
+    let (labels, others) = selecting(picture, pod, workload, "AccessRule")?;
+    let mut out = String::new();
+    if !others.is_empty() {
+        let others = others.join(", ");
+        out += &format!("# The labels of {workload} select {others} too: the rule holds there as well.\n");
+    }
+    let mut from = Vec::new();
+    if !seen.accounts.is_empty() {
+        let account = |it: &ObjectName| json!({"name": it.name, "namespace": it.namespace});
+        from.push(json!({"serviceAccounts": seen.accounts.iter().map(account).collect::<Vec<_>>()}));
+    }
+    if !seen.foreign.is_empty() {
+        from.push(json!({"identities": seen.foreign}));
+    }
+    if !seen.addresses.is_empty() {
+        let network = |ip: &std::net::IpAddr| json!({"cidr": ipnet::IpNet::from(*ip).to_string()});
+        from.push(json!({"networks": seen.addresses.iter().map(network).collect::<Vec<_>>()}));
+    }
+    let name = ObjectName::new(&*workload.namespace, unused(picture, workload, port, Kind::AccessRule));
+    let spec = json!({
+        "action": "Allow", "protocol": "UDP", "podSelector": {"matchLabels": labels}, "ports": [port], "from": from,
+    });
+    Ok(out + &of_group("heddle.io", "AccessRule", "v1alpha1", &name, spec))
+}
+
 /// Whether a Server lets everybody in for now.
 fn in_audit(picture: &Picture, server: &ObjectName) -> bool {
     picture.index.resources().any(|it| {
@@ -252,16 +315,14 @@ fn in_audit(picture: &Picture, server: &ObjectName) -> bool {
     })
 }
 
-/// A name for a Server that no other has.
-fn unused(picture: &Picture, workload: &ObjectName, port: u16) -> String {
+/// A name that no other of its kind has.
+fn unused(picture: &Picture, workload: &ObjectName, port: u16, kind: Kind) -> String {
     let mut base = workload.name.clone();
     base.truncate(40);
     let base = base.trim_end_matches(['-', '.']);
     let taken = |name: &str| {
         picture.index.resources().any(|it| {
-            it.kind() == heddle_policy::resources::Kind::Server
-                && it.meta().namespace == workload.namespace
-                && it.meta().name == name
+            it.kind() == kind && it.meta().namespace == workload.namespace && it.meta().name == name
         })
     };
     let first = format!("{base}-{port}");
@@ -343,16 +404,44 @@ mod tests {
             let other = Client {
                 identity: Some(naming.name("shop", "other").unwrap()),
                 address: UNKNOWN_ADDRESS,
+                node: None,
                 name: "other".into(),
             };
             assert!(
-                !after.judge(&other, pod, port, None).allowed,
+                !after.judge(&other, pod, Port::tcp(port), None).allowed,
                 "{} {port}: another client is refused",
                 pod.name
             );
         }
         // What is suggested on top of it is nothing.
         assert!(!suggest(&after, &observed).yaml.contains("kind:"));
+    }
+
+    #[test]
+    fn datagrams_take_a_rule_that_names_udp_and_the_accounts_that_were_seen() {
+        let mut seen = flow("shop/web", "shop/redis", 8125);
+        seen.protocol = "udp".into();
+        let observed = observed::Observed { flows: vec![seen.clone()], ..Default::default() };
+        let shop = SHOP.replace("nodeName: b", "nodeName: a");
+        let before = testing::picture(&shop);
+        let judge = |picture: &Picture, who: &str, port: Port| {
+            let (pod, _) = observed::server(picture, &seen).unwrap();
+            let from = super::super::parties::from(picture, who).unwrap();
+            picture.judge(&from.client, pod, port, None).allowed
+        };
+        assert!(!judge(&before, "sa/shop/web", Port::udp(8125)), "the control");
+        let suggestion = suggest(&before, &observed);
+        assert_eq!(suggestion.unsaid, [""; 0]);
+        let after = testing::picture(&format!("{shop}\n{}", suggestion.yaml));
+        let worse: Vec<_> =
+            after.problems.iter().filter(|it| it.severity != heddle_policy::Severity::Note).collect();
+        assert!(worse.is_empty(), "{worse:?}");
+        assert!(judge(&after, "sa/shop/web", Port::udp(8125)), "{}", suggestion.yaml);
+        assert!(
+            !judge(&after, "sa/shop/web", Port::udp(8126)) && !judge(&after, "sa/shop/web", Port::tcp(8125))
+        );
+        assert!(!judge(&after, "sa/shop/stranger", Port::udp(8125)));
+        assert!(!suggest(&after, &observed).yaml.contains("kind:"), "nothing is left to suggest");
     }
 
     #[test]

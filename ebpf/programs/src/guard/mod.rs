@@ -11,14 +11,14 @@ use heddle_ebpf::{
     Address,
     attach::Veth,
     codes::{Hook, Reason, Verdict},
-    flows::{DirectMark, LAYER3_ARP, LAYER3_IPV6, Packet, Tuple},
+    flows::{DirectMark, LAYER3_ARP, LAYER3_IPV6, Packet, ROLE_CLIENT, ROLE_SERVER, Tuple},
 };
 use heddle_policy::verdict::{Connect, Outbound, TCP};
 
 use crate::{
     maps,
     report::{Subject, report},
-    tables::{KernelTables, judge_outbound},
+    tables::{KernelTables, Place, judge_inbound, judge_outbound},
 };
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` below 6.6.
@@ -36,8 +36,10 @@ pub enum Judgement {
     /// Passes, and is counted under this reason.
     Counted(Reason),
     Drop(Reason, u32),
-    /// The tables decide.
-    Ask,
+    /// The tables decide about what the pod opens.
+    AskAsClient,
+    /// The tables decide about what somebody opens to the pod.
+    AskAsServer,
 }
 
 #[classifier]
@@ -95,11 +97,9 @@ fn from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     }
     match packet.protocol {
         packet::TCP => segment::from_pod(ctx, packet),
-        packet::UDP | packet::ICMP | packet::ICMPV6 => match datagram::settled_from_pod(packet) {
-            // Judged here, not there: the judgement needs what is left of 512 bytes of stack.
-            Judgement::Ask => {
-                datagram::opened(packet, &judged(&KernelTables::current(), &packet.tuple, packet.protocol))
-            }
+        packet::UDP | packet::ICMP | packet::ICMPV6 => match datagram::settled_from_pod(packet, veth.netns) {
+            Judgement::AskAsClient => asked(veth, packet, FROM_POD, ROLE_CLIENT),
+            Judgement::AskAsServer => asked(veth, packet, FROM_POD, ROLE_SERVER),
             settled => settled,
         },
         _ => Judgement::Drop(Reason::Protocol, 0),
@@ -124,8 +124,11 @@ fn to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     }
     match packet.protocol {
         packet::TCP => segment::to_pod(ctx, packet),
-        packet::UDP => datagram::udp_to_pod(packet),
-        packet::ICMP | packet::ICMPV6 => datagram::icmp_to_pod(packet),
+        packet::UDP | packet::ICMP | packet::ICMPV6 => match datagram::settled_to_pod(packet, veth.netns) {
+            Judgement::AskAsClient => asked(veth, packet, TO_POD, ROLE_CLIENT),
+            Judgement::AskAsServer => asked(veth, packet, TO_POD, ROLE_SERVER),
+            settled => settled,
+        },
         _ => Judgement::Drop(Reason::Protocol, 0),
     }
 }
@@ -155,6 +158,30 @@ fn entered_elsewhere(entered: u32, address: &Address) -> bool {
     };
     // SAFETY: as above.
     !matches!(unsafe { maps::PODS.get(netns) }, Some(pod) if pod.ifindex == entered)
+}
+
+/// Asks the tables about a datagram or an echo. Judged here, not in a function of its own: the judgement needs what is
+/// left of 512 bytes of stack.
+#[inline(always)]
+fn asked(veth: &Veth, packet: &Packet, direction: u32, role: u32) -> Judgement {
+    let tables = KernelTables::current();
+    let own = datagram::own(packet, direction == TO_POD);
+    let verdict = if role == ROLE_CLIENT {
+        judged(&tables, &own, packet.protocol)
+    } else {
+        let mut verdict = Verdict::refuse(Reason::TablesClosed, 0);
+        let port = if packet.protocol == packet::UDP { own.source_port } else { 0 };
+        judge_inbound(
+            &tables,
+            &own.destination,
+            &own.source,
+            Place::new(port, packet.protocol),
+            &mut verdict,
+        );
+        verdict
+    };
+    let now = datagram::Judged { netns: veth.netns, generation: tables.generation(), role };
+    datagram::concluded(packet, &own, &now, &verdict)
 }
 
 /// Judges a live `direct` flow by the tables in force now.
@@ -196,7 +223,7 @@ fn conclude(hook: Hook, veth: &Veth, ctx: &TcContext, packet: &Packet, judgement
         Judgement::Counted(reason) => (Verdict::direct(reason, 0), NEXT),
         Judgement::Drop(reason, rule) => (Verdict::refuse(reason, rule), DROP),
         // Nothing leaves this undecided.
-        Judgement::Ask => (Verdict::refuse(Reason::Protocol, 0), DROP),
+        Judgement::AskAsClient | Judgement::AskAsServer => (Verdict::refuse(Reason::Protocol, 0), DROP),
     };
     told(hook, veth.netns, ctx.len(), packet, &verdict);
     answer

@@ -87,15 +87,18 @@ impl<'a> Reference<'a> {
             .collect()
     }
 
-    fn about_port(rule: &AccessRule, pod: &Pod, port: u16) -> bool {
+    fn about_port(rule: &AccessRule, pod: &Pod, port: u16, transport: Transport) -> bool {
         let Some(spec) = &rule.spec else { return true };
+        if spec.transport.is_some_and(|own| own != transport) {
+            return false;
+        }
         spec.ports.is_empty()
             || spec.ports.iter().any(|it| match it {
                 PortMatch::Range(first, last) => (*first..=*last).contains(&port),
                 PortMatch::Name(name) => pod
                     .ports
                     .iter()
-                    .any(|it| it.name == *name && it.number == port && it.transport == Transport::Tcp),
+                    .any(|it| it.name == *name && it.number == port && it.transport == transport),
             })
     }
 
@@ -123,6 +126,7 @@ impl<'a> Reference<'a> {
         &self,
         pod: &Pod,
         port: u16,
+        transport: Transport,
         client: &Client,
     ) -> Vec<(Credit, String, bool, bool)> {
         let mut found = Vec::new();
@@ -134,7 +138,7 @@ impl<'a> Reference<'a> {
                 continue;
             };
             let Direction::Inbound(peers) = &spec.direction else { continue };
-            if spec.audit || !Self::about_port(rule, pod, port) {
+            if spec.audit || !Self::about_port(rule, pod, port, transport) {
                 continue;
             }
             let denies = spec.action == Action::Deny;
@@ -145,7 +149,7 @@ impl<'a> Reference<'a> {
     }
 
     /// The rules about what leaves: whether each denies, is about names, and holds for an address.
-    fn leaving(&self, source: IpAddr, address: IpAddr, port: u16) -> Vec<(bool, bool)> {
+    fn leaving(&self, source: IpAddr, address: IpAddr, port: u16, transport: Transport) -> Vec<(bool, bool)> {
         let Some(pod) = self.pod_at(source) else { return Vec::new() };
         let mut found = Vec::new();
         for rule in self.in_force(pod) {
@@ -154,7 +158,7 @@ impl<'a> Reference<'a> {
                 continue;
             };
             let Direction::Outbound(destinations) = &spec.direction else { continue };
-            if spec.audit || !Self::about_port(rule, pod, port) {
+            if spec.audit || !Self::about_port(rule, pod, port, transport) {
                 continue;
             }
             for to in destinations {
@@ -237,12 +241,12 @@ impl<'a> Reference<'a> {
     }
 
     /// Whether a rule lets a connection leave, or refuses it whatever the far side is. `None`: no rule says.
-    pub fn leave(&self, source: IpAddr, address: IpAddr, port: u16) -> Option<bool> {
-        let rules = self.leaving(source, address, port);
+    pub fn leave(&self, source: IpAddr, address: IpAddr, port: u16, transport: Transport) -> Option<bool> {
+        let rules = self.leaving(source, address, port, transport);
         if rules.contains(&(true, false)) {
             return Some(false);
         }
-        if self.by_name(source, address, port) {
+        if self.by_name(source, address, port, transport) {
             return None;
         }
         if rules.contains(&(false, false)) {
@@ -252,8 +256,8 @@ impl<'a> Reference<'a> {
     }
 
     /// Whether the name that is asked for decides.
-    pub(super) fn by_name(&self, source: IpAddr, address: IpAddr, port: u16) -> bool {
-        let rules = self.leaving(source, address, port);
+    pub(super) fn by_name(&self, source: IpAddr, address: IpAddr, port: u16, transport: Transport) -> bool {
+        let rules = self.leaving(source, address, port, transport);
         if rules.contains(&(true, false)) {
             return false;
         }

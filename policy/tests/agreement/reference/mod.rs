@@ -13,6 +13,7 @@ use heddle_policy::{
 };
 
 mod access;
+mod datagrams;
 mod requests;
 
 pub use requests::Asked;
@@ -47,6 +48,8 @@ pub enum Answer {
     NoRoute,
     BadRequest,
     InvalidPolicy,
+    /// Nothing would encrypt it.
+    InTheClear,
     Allowed,
 }
 
@@ -355,7 +358,7 @@ impl<'a> Reference<'a> {
             }
         }
         let mut denying: Vec<(Credit, String)> = Vec::new();
-        for (credit, rule, denies, holds) in self.access_rules(pod, port, client) {
+        for (credit, rule, denies, holds) in self.access_rules(pod, port, Transport::Tcp, client) {
             if denies && holds {
                 denying.push((credit, rule));
             } else if !denies && readable {
@@ -461,7 +464,7 @@ impl<'a> Reference<'a> {
         if neighbor {
             return Way::Refused;
         }
-        let leave = self.leave(source, address, port);
+        let leave = self.leave(source, address, port, Transport::Tcp);
         if leave == Some(false) {
             return Way::Refused;
         }
@@ -474,12 +477,16 @@ impl<'a> Reference<'a> {
                 DefaultOutbound::Cluster => self.in_cluster(address),
                 DefaultOutbound::Deny => false,
             };
-            let plain = leave.unwrap_or(plain) && !self.by_name(source, address, port);
+            let plain = leave.unwrap_or(plain) && !self.by_name(source, address, port, Transport::Tcp);
             return if plain && !self.refused_address(address) { Way::Plain } else { Way::Refused };
         };
         if !self.wants_mesh(pod) {
             let plain = leave.unwrap_or(self.settings.default_outbound != DefaultOutbound::Deny);
-            return if plain && !self.by_name(source, address, port) { Way::Plain } else { Way::Refused };
+            return if plain && !self.by_name(source, address, port, Transport::Tcp) {
+                Way::Plain
+            } else {
+                Way::Refused
+            };
         }
         let identity = dns(&ObjectName::new(&*pod.meta.namespace, &*pod.service_account));
         if pod.node != self.node {

@@ -17,7 +17,7 @@ use heddle_policy::{
     ClientIdentity, Compiled, Endpoint, Hop, Route,
     names::IdentityNaming,
     resources::Check,
-    verdict::{self, Tables as _},
+    verdict::{self, TCP, Tables as _},
 };
 use tokio::sync::watch;
 
@@ -109,7 +109,7 @@ impl Policy for SnapshotPolicy {
         let snapshot = snapshot.as_ref().ok_or_else(|| Refusal::new(Reason::TablesClosed))?;
         let tables = snapshot.compiled.tables.with_captured(|address: &Address| self.pods.captured(address));
         let server = entry.address_like(client);
-        let found = verdict::inbound(&tables, &Address::from(client.to_canonical()), &server, port);
+        let found = verdict::inbound(&tables, &Address::from(client.to_canonical()), &server, port, TCP);
         if found.outcome != Outcome::Proxy {
             let rule = snapshot.compiled.tables.rule(found.rule).into();
             return Err(Refusal::by(found.reason, rule));
@@ -119,7 +119,7 @@ impl Policy for SnapshotPolicy {
         }
         let opaque = tables
             .workload(&server)
-            .and_then(|workload| verdict::port_policy(&tables, workload.policy, port))
+            .and_then(|workload| verdict::port_policy(&tables, workload.policy, port, TCP))
             .is_some_and(|port| port.flags & PORT_L4_ONLY != 0);
         Ok(InboundClass::Plain { server_first: opaque })
     }

@@ -3,6 +3,7 @@
 use crate::cli::policy::{
     parties::workload,
     picture::{Client, Judged, Picture},
+    port::Port,
 };
 use heddle_ebpf::Address;
 use heddle_policy::{WorkloadInfo, resources::ObjectName};
@@ -110,8 +111,8 @@ pub(super) fn grouped(changes: Vec<Change>) -> Vec<Group> {
 const OTHER: &str = "any other";
 
 /// A port of neither pod that has rules of its own.
-fn other_port(interesting: &BTreeSet<u16>) -> u16 {
-    (1..u16::MAX).find(|port| !interesting.contains(port)).unwrap_or(u16::MAX)
+fn other_port(interesting: &BTreeSet<Port>, on: fn(u16) -> Port) -> Port {
+    on((1..u16::MAX).find(|port| !interesting.contains(&on(*port))).unwrap_or(u16::MAX))
 }
 
 /// Every flow between workloads that the two judge differently.
@@ -138,9 +139,12 @@ pub(super) fn between(old: &Picture, new: &Picture) -> Vec<Change> {
         for (picture, pod) in [(old, before), (new, after)] {
             ports.extend(pod.into_iter().flat_map(|pod| picture.interesting_ports(pod)));
         }
-        let other = other_port(&ports);
         let named = ports.iter().map(|port| (*port, port.to_string()));
-        for (port, label) in named.chain([(other, OTHER.to_owned())]) {
+        let others = [Port::tcp, Port::udp].map(|on| {
+            let other = other_port(&ports, on);
+            (other, format!("{OTHER}{}", other.suffix()))
+        });
+        for (port, label) in named.chain(others) {
             for (in_old, in_new) in &clients {
                 let side = |picture: &Picture, pod: Option<&WorkloadInfo>, client: &Option<Client>| match (
                     pod, client,

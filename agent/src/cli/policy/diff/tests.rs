@@ -78,3 +78,19 @@ fn a_pod_that_a_roll_out_replaced_is_the_same_destination() {
     let it = compare(SHOP, &rolled);
     assert!(it.newly_refused.is_empty() && it.newly_allowed.is_empty(), "{}", it.text(40, None));
 }
+
+#[test]
+fn a_rule_for_udp_changes_what_udp_may_and_nothing_of_tcp() {
+    let rule = "---\n{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {name: stats, namespace: shop}, spec: {action: Allow, \
+                protocol: UDP, podSelector: {matchLabels: {app: redis}}, ports: [8125], from: [{serviceAccounts: [{name: web}]}]}}\n";
+    let it = compare(SHOP, &format!("{SHOP}{rule}"));
+    let [group] = &it.newly_allowed[..] else { panic!("{:#?}", it.newly_allowed) };
+    assert_eq!((&*group.port, &group.from[..]), ("8125/udp", &["shop/web".to_owned()][..]));
+    assert!(it.newly_refused.is_empty());
+    let mut seen = flow("shop/web", "shop/redis", 8125);
+    seen.protocol = "udp".into();
+    let observed = observed::Observed { flows: vec![seen], ..Default::default() };
+    let (with, without) = (testing::picture(&format!("{SHOP}{rule}")), testing::picture(SHOP));
+    assert_eq!(happened(&observed, &with, &without).broken.len(), 1);
+    assert!(happened(&observed, &with, &with).broken.is_empty(), "the control");
+}

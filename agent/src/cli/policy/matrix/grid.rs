@@ -3,6 +3,7 @@
 use crate::cli::policy::{
     parties::workload,
     picture::{Client, Picture},
+    port::Port,
 };
 use heddle_ebpf::Address;
 use heddle_policy::WorkloadInfo;
@@ -48,7 +49,7 @@ impl Grid {
     pub fn of(picture: &Picture, namespaces: &[String]) -> Self {
         let mut clients: Vec<Client> = picture.clients();
         clients.extend(picture.outsiders(picture));
-        let mut ends: BTreeMap<End, (&WorkloadInfo, u16)> = BTreeMap::new();
+        let mut ends: BTreeMap<End, (&WorkloadInfo, Port)> = BTreeMap::new();
         let mut seen = BTreeSet::new();
         for pod in picture.pods() {
             let wanted = namespaces.is_empty() || namespaces.contains(&pod.namespace);
@@ -61,16 +62,21 @@ impl Grid {
                 continue;
             };
             let ports = picture.interesting_ports(pod);
-            let other = (1..u16::MAX).find(|port| !ports.contains(port)).unwrap_or(u16::MAX);
+            let other = |on: fn(u16) -> Port| {
+                on((1..u16::MAX).find(|port| !ports.contains(&on(*port))).unwrap_or(u16::MAX))
+            };
+            let mut others = vec![(other(Port::tcp), OTHER.to_owned())];
+            if picture.rules_datagrams(pod) {
+                others.push((other(Port::udp), format!("{OTHER}/udp")));
+            }
             let names = picture.declared_ports(pod);
-            let label = |port: &u16| match names.get(port).filter(|name| !name.is_empty()) {
+            let label = |port: &Port| match names.get(port).filter(|name| !name.is_empty()) {
                 Some(name) => format!("{port} ({name})"),
                 None => port.to_string(),
             };
-            for (port, label) in
-                ports.iter().map(|port| (*port, label(port))).chain([(other, OTHER.to_owned())])
-            {
-                let governs = picture.compiled.governs(&address, port).unwrap_or("not meshed").to_owned();
+            for (port, label) in ports.iter().map(|port| (*port, label(port))).chain(others) {
+                let governs = picture.compiled.governs(&address, port.number, port.transport);
+                let governs = governs.unwrap_or("not meshed").to_owned();
                 ends.insert(End { to: workload(pod), port: label, governs }, (pod, port));
             }
         }

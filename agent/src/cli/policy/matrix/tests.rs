@@ -1,5 +1,8 @@
 use super::*;
-use crate::cli::policy::testing::{self, SHOP};
+use crate::cli::policy::{
+    port::Port,
+    testing::{self, SHOP},
+};
 
 #[test]
 fn the_shop_as_a_table_and_as_csv() {
@@ -43,6 +46,24 @@ fn each_answer_is_the_picture_s() {
     );
     let pod = picture.pods().find(|pod| pod.name == "redis-0").unwrap();
     let asked = clients.iter().find(|it| it.name == "shop/stranger").unwrap();
-    assert_eq!(grid.answers[grid.cells[end][client]].verdict, picture.judge(asked, pod, 6379, None).word());
+    assert_eq!(
+        grid.answers[grid.cells[end][client]].verdict,
+        picture.judge(asked, pod, Port::tcp(6379), None).word()
+    );
     assert_eq!(grid.answers[grid.cells[end][client]].verdict, "refused");
+}
+
+#[test]
+fn ports_for_udp_have_lines_of_their_own_where_a_rule_names_udp() {
+    let rule = "---\n{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {name: stats, namespace: shop}, spec: {action: Allow, \
+                protocol: UDP, podSelector: {matchLabels: {app: redis}}, ports: [8125], from: [{serviceAccounts: [{name: web}]}]}}\n";
+    let csv = as_csv(&Grid::of(&testing::picture(&format!("{SHOP}{rule}")), &[])).unwrap();
+    for line in [
+        "shop/web,shop/redis,8125/udp,allowed,authorized,AccessRule shop/stats",
+        "shop/stranger,shop/redis,8125/udp,refused,unauthorized,default policy deny (cluster)",
+        "shop/web,shop/redis,others/udp,refused,unauthorized,default policy deny (cluster)",
+    ] {
+        assert!(csv.contains(line), "{line} is not in {csv}");
+    }
+    assert!(!as_csv(&Grid::of(&testing::shop(), &[])).unwrap().contains("/udp"));
 }
