@@ -24,7 +24,9 @@ use crate::{
     names::IdentityName,
     networks,
     problems::{Problem, Severity},
-    resources::{ExternalWorkload, Kind, Meta, NetworkMatch, ObjectName, Pod, Resource, Service},
+    resources::{
+        EndpointSlice, ExternalWorkload, Kind, Meta, NetworkMatch, ObjectName, Pod, Resource, Service,
+    },
     services::Services,
     settings::{ClusterSettings, canonical},
     verdict::UDP,
@@ -92,6 +94,8 @@ pub(crate) struct Base {
     pub(crate) cluster_networks: Arc<[NetworkMatch]>,
     /// What is wrong with each pod.
     pub(crate) pod_problems: Arc<BTreeMap<ObjectName, Vec<Problem>>>,
+    /// What is wrong with a Service by itself.
+    pub(crate) service_problems: Arc<BTreeMap<ObjectName, Problem>>,
     /// What is wrong with anything else.
     pub(crate) problems: Arc<Vec<Problem>>,
 }
@@ -115,6 +119,13 @@ impl Base {
             Resource::Service(service) => Some(service),
             _ => None,
         }));
+        let slices: Vec<&EndpointSlice> = index
+            .of_every_kind(Kind::EndpointSlice)
+            .filter_map(|it| match it {
+                Resource::EndpointSlice(slice) => Some(slice),
+                _ => None,
+            })
+            .collect();
         externals.extend(index.of_every_kind(Kind::ExternalWorkload).filter_map(|it| match it {
             Resource::ExternalWorkload(workload) => Some(workload),
             _ => None,
@@ -134,7 +145,8 @@ impl Base {
         }
         it.pod_problems = Arc::new(pod_problems);
         let mut problems = Vec::new();
-        let services = Services::of(&services, &known, settings, &mut problems);
+        let services = Services::of(&services, &slices, &known, settings, &mut problems);
+        it.service_problems = Arc::new(services.problems());
         let outside = it.externals(&externals, &claims, &mut problems);
         it.problems = Arc::new(problems);
         it.number(&known);

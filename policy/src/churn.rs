@@ -1,4 +1,4 @@
-//! Pods come and go all the time, so a change of some does not work out the others anew. Whatever would touch more than
+//! Pods and the endpoints of Services come and go all the time, so a change of some does not work out the others anew. Whatever would touch more than
 //! the pod itself (an address that somebody else claims, the first or last bearer of an identity, the cluster's DNS) is
 //! left to [`Base::of`], which looks at everything.
 
@@ -8,13 +8,17 @@ use std::{
     sync::Arc,
 };
 
-use heddle_ebpf::{Address, policy::BackendKey};
+use heddle_ebpf::{
+    Address,
+    policy::{BackendKey, ServiceKey},
+};
 
 use crate::{
     base::{Base, LocalPod},
+    endpoints::{Endpoints, selects},
     index::Index,
-    resources::{Kind, ObjectName, Pod, Resource, Service},
-    services::{backend_rows, endpoints, places, selects},
+    resources::{EndpointSlice, Kind, ObjectName, Pod, Resource, Service},
+    services::{backend_rows, places},
     settings::ClusterSettings,
     workloads::{Claims, Standing, WorkloadInfo, workload},
 };
@@ -27,10 +31,12 @@ pub(crate) struct Changed {
 }
 
 impl Base {
-    /// What is where after the pods of these names changed. `None`: the change touches more than they.
+    /// What is where after the pods of these names changed, and the slices of these Services. `None`: the change touches
+    /// more than they.
     pub(crate) fn after(
         &self,
         changed: &BTreeSet<ObjectName>,
+        mut sliced: BTreeSet<ObjectName>,
         index: &Index,
         settings: &ClusterSettings,
         node: Option<&str>,
@@ -60,33 +66,65 @@ impl Base {
                 if let Resource::Service(service) = resource
                     && labels.iter().any(|labels| selects(service, labels))
                 {
-                    it.base.lead(service, index, settings)?;
+                    let name = service.meta.object_name();
+                    // The tables know the pods behind the cluster's DNS as such.
+                    if name == settings.dns_service {
+                        return None;
+                    }
+                    sliced.insert(name);
                 }
+            }
+            let own = changed.iter().filter(|name| name.namespace == namespace);
+            let own: BTreeSet<&str> = own.map(|name| &*name.name).collect();
+            for slice in slices(index, namespace) {
+                let mut named = slice.endpoints.iter().filter_map(|it| it.pod.as_ref());
+                if named.any(|pod| own.contains(&*pod.name)) {
+                    sliced.insert(ObjectName::new(namespace, &*slice.service));
+                }
+            }
+        }
+        for name in sliced {
+            if let Some(Resource::Service(service)) = index.get(Kind::Service, &name) {
+                it.base.lead(service, index, settings)?;
             }
         }
         Some(it)
     }
 
-    /// Works out anew where a Service leads. `None`: it is the cluster's DNS, whose pods the tables know as such.
+    /// Works out anew where a Service leads. `None`: it has an address that is written in several ways.
     fn lead(&mut self, service: &Service, index: &Index, settings: &ClusterSettings) -> Option<()> {
-        if service.meta.object_name() == settings.dns_service {
-            return None;
-        }
         let namespace = &*service.meta.namespace;
-        let pods: Vec<&Pod> = index
-            .of_kind(Kind::Pod, namespace)
-            .filter_map(|it| match it {
+        let pods = || {
+            let all = index.of_kind(Kind::Pod, namespace).filter_map(|it| match it {
                 Resource::Pod(pod) if selects(service, &pod.meta.labels) => Some(pod),
                 _ => None,
-            })
-            .filter(|pod| self.pod(namespace, &pod.meta.name).is_some_and(|info| info.standing.serves()))
-            .collect();
+            });
+            let serves =
+                |pod: &&Pod| self.pod(namespace, &pod.meta.name).is_some_and(|it| it.standing.serves());
+            all.filter(serves).collect()
+        };
+        let slices = slices(index, namespace).filter(|slice| slice.service == service.meta.name).collect();
+        let leads = Endpoints::of(service, slices, pods, settings.endpoints, |name| {
+            self.pod(namespace, name).map(AsRef::as_ref)
+        });
+        let (name, problem) = (service.meta.object_name(), leads.problem(service));
+        if self.service_problems.get(&name) != problem.as_ref() {
+            let problems = Arc::make_mut(&mut self.service_problems);
+            match problem {
+                Some(problem) => problems.insert(name, problem),
+                None => problems.remove(&name),
+            };
+        }
         let mut done = BTreeSet::new();
         for (ip, port, key) in places(service) {
             plain(&ip)?;
             // Where there is no row two Services claim the address; of two ports alike the first counts.
             let Some(row) = self.services.get(&key).copied().filter(|_| done.insert(key)) else { continue };
-            let found = endpoints(service, &pods, port, ip.is_ipv4());
+            let is_service = |address: &Address| {
+                let key = ServiceKey { address: *address, port: 0, protocol: 0, pad: 0 };
+                self.services.contains_key(&key)
+            };
+            let found = leads.at(service, port, ip.is_ipv4(), is_service);
             let count = u32::try_from(found.len()).unwrap_or(u32::MAX);
             let backends = Arc::make_mut(&mut self.backends);
             for index in count..row.backends {
@@ -193,6 +231,13 @@ impl Changed {
         pods.insert(at, info);
         Some(())
     }
+}
+
+fn slices<'a>(index: &'a Index, namespace: &'a str) -> impl Iterator<Item = &'a EndpointSlice> {
+    index.of_kind(Kind::EndpointSlice, namespace).filter_map(|it| match it {
+        Resource::EndpointSlice(slice) => Some(slice),
+        _ => None,
+    })
 }
 
 /// An address that is written in one way only.

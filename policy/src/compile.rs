@@ -89,7 +89,7 @@ pub(crate) fn assemble(
     let rule_ids = Filling::new(parts, base, &mut tables).fill(&mut tables, base, &policies);
     let mut problems = duplicates;
     problems.extend(base.problems.iter().chain(base.pod_problems.values().flatten()).cloned());
-    problems.extend(parts.problems().cloned());
+    problems.extend(base.service_problems.values().chain(parts.problems()).cloned());
     problems.sort();
     problems.dedup();
     Compiled {

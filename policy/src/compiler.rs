@@ -39,6 +39,8 @@ pub struct Compiler {
     dirty: BTreeSet<String>,
     /// Pods that changed since the base was worked out.
     pods: BTreeSet<ObjectName>,
+    /// Services whose slices did.
+    sliced: BTreeSet<ObjectName>,
 }
 
 impl Compiler {
@@ -52,6 +54,7 @@ impl Compiler {
             parts: Parts::default(),
             dirty: BTreeSet::new(),
             pods: BTreeSet::new(),
+            sliced: BTreeSet::new(),
         }
     }
 
@@ -71,20 +74,35 @@ impl Compiler {
     /// Adds or replaces a resource.
     pub fn apply(&mut self, resource: Resource) {
         let id = resource.id();
+        self.touch_service(&id);
         self.index.apply(resource);
         self.touch(&id);
     }
 
     /// Removes a resource, wherever it was written.
     pub fn remove(&mut self, id: &ResourceId) {
+        self.touch_service(id);
         self.index.remove(id);
         self.touch(id);
     }
 
     /// Removes everything that a file held.
     pub fn remove_file(&mut self, file: &str) {
-        for id in self.index.remove_file(file) {
-            self.touch(&id);
+        for removed in self.index.remove_file(file) {
+            if let Resource::EndpointSlice(slice) = &removed {
+                self.sliced.insert(ObjectName::new(&*slice.meta.namespace, &*slice.service));
+            }
+            self.touch(&removed.id());
+        }
+    }
+
+    /// Marks the Service whose slice is in force under a name.
+    fn touch_service(&mut self, id: &ResourceId) {
+        if id.kind == Kind::EndpointSlice
+            && let Some(Resource::EndpointSlice(slice)) =
+                self.index.get(id.kind, &ObjectName::new(&*id.namespace, &*id.name))
+        {
+            self.sliced.insert(ObjectName::new(&*slice.meta.namespace, &*slice.service));
         }
     }
 
@@ -92,6 +110,7 @@ impl Compiler {
     fn touch(&mut self, id: &ResourceId) {
         match id.kind {
             Kind::Namespace | Kind::Service | Kind::ExternalWorkload => self.base = None,
+            Kind::EndpointSlice => self.touch_service(id),
             Kind::Pod => {
                 self.pods.insert(ObjectName::new(&*id.namespace, &*id.name));
             }
@@ -112,18 +131,21 @@ impl Compiler {
     /// What is where now; marks the namespaces whose rules see a difference.
     fn base(&mut self) -> Arc<Base> {
         let changed = std::mem::take(&mut self.pods);
+        let sliced = std::mem::take(&mut self.sliced);
         if let Some(base) = &self.base {
-            if changed.is_empty() {
+            if changed.is_empty() && sliced.is_empty() {
                 return Arc::clone(base);
             }
-            let after = (changed.len() <= MOST_CHANGES)
-                .then(|| base.after(&changed, &self.index, &self.settings, self.node.as_deref()))
+            let after = (changed.len() + sliced.len() <= MOST_CHANGES)
+                .then(|| base.after(&changed, sliced, &self.index, &self.settings, self.node.as_deref()))
                 .flatten();
             if let Some(after) = after {
                 if after.here {
                     self.dirty.extend(base.local.keys().chain(after.base.local.keys()).cloned());
                 }
-                self.dirty.extend(self.parts.followers().cloned());
+                if !changed.is_empty() {
+                    self.dirty.extend(self.parts.followers().cloned());
+                }
                 let base = Arc::new(after.base);
                 self.base = Some(Arc::clone(&base));
                 return base;

@@ -58,20 +58,17 @@ impl Index {
         self.twice.remove(id);
     }
 
-    /// Removes everything that a file held; returns what is no longer as it was.
-    pub fn remove_file(&mut self, file: &str) -> Vec<ResourceId> {
+    /// Removes everything that a file held, and returns it.
+    pub fn remove_file(&mut self, file: &str) -> Vec<Resource> {
         let mut removed = Vec::new();
-        self.resources.retain(|id, places| {
-            let before = places.len();
-            places.retain(|((origin, _), _)| origin.file != file);
-            if places.len() != before {
-                removed.push(id.clone());
-            }
+        self.resources.retain(|_, places| {
+            let gone = places.extract_if(.., |((origin, _), _)| origin.file == file);
+            removed.extend(gone.map(|(_, resource)| resource));
             !places.is_empty()
         });
-        for id in &removed {
-            if self.resources.get(id).is_none_or(|places| places.len() < 2) {
-                self.twice.remove(id);
+        for id in removed.iter().map(Resource::id) {
+            if self.resources.get(&id).is_none_or(|places| places.len() < 2) {
+                self.twice.remove(&id);
             }
         }
         removed

@@ -48,6 +48,8 @@ mod defaults;
 #[cfg(feature = "std")]
 mod egress;
 #[cfg(feature = "std")]
+mod endpoints;
+#[cfg(feature = "std")]
 mod explain;
 #[cfg(feature = "std")]
 mod grant_set;
@@ -110,7 +112,7 @@ pub use self::{
     outbound::{Endpoint, Hop, Route},
     problems::{Origin, Problem, Severity},
     request::Request,
-    settings::{ClusterSettings, DefaultOutbound, SameNode},
+    settings::{ClusterSettings, DefaultOutbound, EndpointSource, SameNode},
     tables::{Capacity, TableSet},
     workloads::{Standing, WorkloadInfo, uid_digest},
 };

@@ -12,8 +12,9 @@ use heddle_ebpf::{
 };
 
 use crate::{
+    endpoints::{Endpoints, selects},
     problems::{Problem, Severity},
-    resources::{Kind, ObjectName, Pod, Service, ServicePort, TargetPort, Transport},
+    resources::{EndpointSlice, Kind, ObjectName, Pod, Service, ServicePort, Transport},
     settings::ClusterSettings,
     verdict::{TCP, UDP},
     workloads::WorkloadInfo,
@@ -21,7 +22,7 @@ use crate::{
 
 /// The Services, with the addresses that only one of them claims.
 pub(crate) struct Services<'a> {
-    services: Vec<(&'a Service, Vec<&'a Pod>)>,
+    services: Vec<(&'a Service, Endpoints<'a>)>,
     contested: BTreeSet<IpAddr>,
     dns: ObjectName,
     dns_pods: BTreeSet<IpAddr>,
@@ -30,10 +31,15 @@ pub(crate) struct Services<'a> {
 impl<'a> Services<'a> {
     pub(crate) fn of(
         services: &[&'a Service],
+        slices: &[&'a EndpointSlice],
         pods: &[(&'a Pod, Arc<WorkloadInfo>)],
         settings: &ClusterSettings,
         problems: &mut Vec<Problem>,
     ) -> Self {
+        let mut sliced: BTreeMap<(&str, &str), Vec<&'a EndpointSlice>> = BTreeMap::new();
+        for slice in slices {
+            sliced.entry((&slice.meta.namespace, &slice.service)).or_default().push(slice);
+        }
         let mut by_namespace: BTreeMap<&str, Vec<&'a Pod>> = BTreeMap::new();
         for (pod, info) in pods {
             if info.standing.serves() {
@@ -51,28 +57,22 @@ impl<'a> Services<'a> {
             for address in &service.addresses {
                 claims.entry(*address).or_default().push(service);
             }
-            if service.selector.is_empty() && !service.addresses.is_empty() {
-                let reason =
-                    "has no selector: endpoints written by hand are not read, and it is refused".to_owned();
-                problems.push(service_problem(
-                    service,
-                    Severity::Warning,
-                    "spec.selector",
-                    reason,
-                    "write a selector",
-                ));
-            }
-            let selected: Vec<&Pod> = by_namespace
-                .get(&*service.meta.namespace)
-                .into_iter()
-                .flatten()
-                .copied()
-                .filter(|pod| selects(service, &pod.meta.labels))
-                .collect();
+            let namespace = &*service.meta.namespace;
+            let selected = || -> Vec<&'a Pod> {
+                let own = by_namespace.get(namespace).into_iter().flatten().copied();
+                own.filter(|pod| selects(service, &pod.meta.labels)).collect()
+            };
             if service.meta.object_name() == it.dns {
-                it.dns_pods.extend(selected.iter().flat_map(|pod| pod.addresses.iter().copied()));
+                // Whom it selects, whatever slices say: they gain no pod anything.
+                it.dns_pods.extend(selected().iter().flat_map(|pod| pod.addresses.iter().copied()));
             }
-            it.services.push((service, selected));
+            let slices = sliced.remove(&(namespace, &*service.meta.name)).unwrap_or_default();
+            let endpoints = Endpoints::of(service, slices, selected, settings.endpoints, |name| {
+                let key = (namespace, name);
+                let at = pods.binary_search_by(|(pod, _)| (&*pod.meta.namespace, &*pod.meta.name).cmp(&key));
+                pods.get(at.ok()?).map(|(_, info)| &**info)
+            });
+            it.services.push((service, endpoints));
         }
         for (address, claimants) in claims.into_iter().filter(|(_, claimants)| claimants.len() > 1) {
             it.contested.insert(address);
@@ -101,11 +101,25 @@ impl<'a> Services<'a> {
         self.dns_pods.contains(address)
     }
 
+    /// What is wrong with each by itself.
+    pub(crate) fn problems(&self) -> BTreeMap<ObjectName, Problem> {
+        let problems = self.services.iter().filter_map(|(service, endpoints)| {
+            Some((service.meta.object_name(), endpoints.problem(service)?))
+        });
+        problems.collect()
+    }
+
     /// Their rows, and whose each address is.
     pub(crate) fn rows(&self) -> (Rows, BTreeMap<Address, ObjectName>) {
         let mut rows: BTreeMap<ServiceKey, (u32, BTreeSet<(Address, u16)>)> = BTreeMap::new();
+        let own: BTreeSet<Address> = self
+            .services
+            .iter()
+            .flat_map(|(service, _)| service.addresses.iter().map(|ip| Address::from(*ip)))
+            .collect();
+        let is_service = |address: &Address| own.contains(address);
         let mut names = BTreeMap::new();
-        for (service, pods) in &self.services {
+        for (service, endpoints) in &self.services {
             let flags = if service.meta.object_name() == self.dns { SERVICE_DNS } else { 0 };
             for ip in &service.addresses {
                 let address = Address::from(*ip);
@@ -117,7 +131,8 @@ impl<'a> Services<'a> {
             }
             for (ip, port, key) in places(service) {
                 if !self.contested.contains(&ip) {
-                    rows.entry(key).or_insert_with(|| (flags, endpoints(service, pods, port, ip.is_ipv4())));
+                    let at = || endpoints.at(service, port, ip.is_ipv4(), is_service);
+                    rows.entry(key).or_insert_with(|| (flags, at()));
                 }
             }
         }
@@ -152,19 +167,6 @@ pub(crate) fn places(service: &Service) -> impl Iterator<Item = (IpAddr, &Servic
     })
 }
 
-/// Where a port of a Service leads, of the pods that it selects.
-pub(crate) fn endpoints(
-    service: &Service,
-    pods: &[&Pod],
-    port: &ServicePort,
-    v4: bool,
-) -> BTreeSet<(Address, u16)> {
-    pods.iter()
-        .filter(|pod| !pod.meta.deleting && (pod.ready || service.publish_not_ready))
-        .filter_map(|pod| endpoint(pod, port, v4))
-        .collect()
-}
-
 /// The rows of a Service's endpoints, numbered in their order.
 pub(crate) fn backend_rows(
     service: u32,
@@ -173,22 +175,6 @@ pub(crate) fn backend_rows(
     (0u32..).zip(endpoints).map(move |(index, (address, port))| {
         (BackendKey { service, index }, Backend { address, port, pad: 0 })
     })
-}
-
-/// Whether a Service selects pods with such labels.
-pub(crate) fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
-    !service.selector.is_empty() && service.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
-
-fn endpoint(pod: &Pod, port: &ServicePort, v4: bool) -> Option<(Address, u16)> {
-    let address = pod.addresses.iter().find(|ip| ip.is_ipv4() == v4)?;
-    let number = match &port.target {
-        TargetPort::Number(number) => *number,
-        TargetPort::Name(name) => {
-            pod.ports.iter().find(|it| it.name == *name && it.transport == port.transport)?.number
-        }
-    };
-    Some((Address::from(*address), number))
 }
 
 /// A problem of a Service.

@@ -44,6 +44,16 @@ pub enum SameNode {
     Encrypt,
 }
 
+/// Where a Service's endpoints come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum EndpointSource {
+    /// From its EndpointSlices where it has some, else from the pods that it selects: manifests come without slices.
+    #[default]
+    SlicesOrPods,
+    /// From its EndpointSlices alone: a controller writes them.
+    Slices,
+}
+
 /// The settings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClusterSettings {
@@ -65,6 +75,8 @@ pub struct ClusterSettings {
     pub naming: IdentityNaming,
     /// The cluster's DNS Service.
     pub dns_service: ObjectName,
+    /// Where Services lead.
+    pub endpoints: EndpointSource,
 }
 
 impl Default for ClusterSettings {
@@ -87,6 +99,7 @@ impl Default for ClusterSettings {
             same_node: SameNode::Direct,
             naming: IdentityNaming::default(),
             dns_service: ObjectName::new("kube-system", "kube-dns"),
+            endpoints: EndpointSource::SlicesOrPods,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What the developer's commands share with the privileged tests: the lab (nodes and pods out of network
-//! namespaces), the demo that runs on it, the same over two machines, the bench and the verifier's cost.
+//! namespaces), the demo that runs on it, the same over two machines, the bench, the verifier's cost and the chart.
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod chart;
 pub mod demo;
 pub mod lab;
 pub mod machines;

@@ -182,3 +182,102 @@ fn an_api_server_takes_what_is_sound_and_refuses_the_rest() {
         assert!(taken, "{manifest}\nis refused: {said}");
     }
 }
+
+const RULES: [(&str, &str); 3] = [
+    (
+        "accessrules.heddle.io",
+        "apiVersion: heddle.io/v1alpha1\nkind: AccessRule\nmetadata: {name: tried, namespace: NAMESPACE}\n\
+         spec: {action: Allow, podSelector: {}, ports: [80], from: [{serviceAccounts: [{name: client}]}]}\n",
+    ),
+    (
+        "servers.policy.linkerd.io",
+        "apiVersion: policy.linkerd.io/v1beta3\nkind: Server\nmetadata: {name: tried, namespace: NAMESPACE}\n\
+         spec: {podSelector: {}, port: 80, proxyProtocol: opaque}\n",
+    ),
+    (
+        "meshtlsauthentications.policy.linkerd.io",
+        "apiVersion: policy.linkerd.io/v1alpha1\nkind: MeshTLSAuthentication\nmetadata: {name: tried, namespace: NAMESPACE}\n\
+         spec: {identities: ['*']}\n",
+    ),
+];
+/// What is no tenant's to write.
+const WHOLE: [(&str, &str); 2] = [
+    (
+        "clusteraccessrules.heddle.io",
+        "apiVersion: heddle.io/v1alpha1\nkind: ClusterAccessRule\nmetadata: {name: tried}\n\
+         spec: {action: Deny, namespaceSelector: {}, podSelector: {}, ports: [80], from: [{serviceAccounts: [{name: client, namespace: shop}]}]}\n",
+    ),
+    (
+        "externalworkloads.workload.linkerd.io",
+        "apiVersion: workload.linkerd.io/v1beta1\nkind: ExternalWorkload\nmetadata: {name: tried, namespace: shop}\n\
+         spec: {meshTLS: {identity: 'spiffe://cluster.local/vm', serverName: vm.example}, workloadIPs: [{ip: 192.0.2.1}]}\n",
+    ),
+];
+
+#[test]
+#[ignore = "starts a kube-apiserver and etcd, which `cargo xtask cluster` builds"]
+fn a_tenant_edits_the_rules_of_its_own_namespace_and_nothing_else() {
+    let Some((kubernetes, etcd)) = programs() else {
+        eprintln!("not tried: there is no kube-apiserver or no etcd in ~/.cache/heddle/kubernetes");
+        return;
+    };
+    let server = ApiServer::start(&kubernetes, &etcd);
+    for folder in ["crds", "crds/linkerd"] {
+        server.must(&["apply", "--server-side", &format!("--filename={ROOT}/deploy/{folder}")]);
+    }
+    server.must(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]);
+    // Every manifest, roles among them: what the chart renders is sound to an API server.
+    server.must(&["apply", "--server-side", &format!("--filename={ROOT}/deploy/kubernetes/heddle.yaml")]);
+    for namespace in ["shop", "bank"] {
+        server.must(&["create", "namespace", namespace]);
+    }
+    let of = |role: &str| format!("--clusterrole=heddle-{role}");
+    server.must(&["create", "rolebinding", "t", "-n", "shop", &of("tenant-editor"), "--user=tenant"]);
+    server.must(&["create", "clusterrolebinding", "v", &of("viewer"), "--user=viewer"]);
+    server.must(&["create", "clusterrolebinding", "s", &of("security-admin"), "--user=security"]);
+
+    let run = |user: &str, words: &[&str], input: &str| {
+        let user = format!("--as={user}");
+        let all: Vec<&str> = [&*user].into_iter().chain(words.iter().copied()).collect();
+        let out = server.kubectl(&all, input);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        // Whatever else it says would be a mistake of the test.
+        assert!(out.status.success() || said.contains("forbidden"), "{user} {words:?}: {said}");
+        out.status.success()
+    };
+    let create =
+        |user: &str, manifest: &str| run(user, &["create", "--dry-run=server", "--filename=-"], manifest);
+    let own = |manifest: &str| manifest.replace("NAMESPACE", "shop");
+    // Roles come into force a moment after they are written.
+    for user in ["tenant", "security"] {
+        eventually("a role in force", PATIENCE, || Ok(create(user, &own(RULES[0].1)))).unwrap();
+    }
+    eventually("a role in force", PATIENCE, || Ok(run("viewer", &["get", WHOLE[0].0], ""))).unwrap();
+    for (resource, manifest) in RULES {
+        let (own, other) = (own(manifest), manifest.replace("NAMESPACE", "bank"));
+        assert!(create("tenant", &own), "{own}");
+        assert!(!create("tenant", &other), "{other}");
+        assert!(create("security", &own) && create("security", &other), "{resource}");
+        assert!(!create("viewer", &own), "{resource}");
+        assert!(run("viewer", &["get", resource, "--all-namespaces"], ""), "{resource}");
+        assert!(run("tenant", &["get", resource, "-n", "shop"], ""), "{resource}");
+        assert!(!run("tenant", &["get", resource, "-n", "bank"], ""), "{resource}");
+        assert!(!run("tenant", &["get", resource, "--all-namespaces"], ""), "{resource}");
+    }
+    for (resource, manifest) in WHOLE {
+        assert!(!create("tenant", manifest) && !create("viewer", manifest), "{resource}");
+        assert!(create("security", manifest), "{resource}");
+    }
+    let (_, denies) = WHOLE[0];
+    assert!(server.kubectl(&["create", "--filename=-"], denies).status.success());
+    assert!(!run("tenant", &["delete", "clusteraccessrule", "tried"], ""), "a tenant lifts a rule of all");
+    for user in ["tenant", "viewer", "security"] {
+        let leave = &["annotate", "namespace", "shop", "heddle.io/mesh=disabled"];
+        assert!(!run(user, leave, ""), "{user}: whoever edits rules takes no namespace out of the mesh");
+        assert!(!run(user, &["get", "secrets", "-n", "heddle-system"], ""), "{user}");
+        assert!(!run(user, &["get", "secrets", "-n", "shop"], ""), "{user}");
+    }
+    let widen = &["create", "clusterrolebinding", "more", &of("security-admin"), "--user=tenant"];
+    assert!(!run("tenant", widen, ""), "a tenant gives itself more");
+    assert!(run("security", &["delete", "clusteraccessrule", "tried"], ""));
+}

@@ -111,6 +111,63 @@ fn pods_that_come_go_and_change_are_followed_one_by_one() {
     assert!(follow(&mut it, "a roll"));
 }
 
+/// A slice of a Service of the shop's, with pods of these numbers.
+fn slice(name: &str, service: &str, pods: &[u8]) -> Resource {
+    let named = |number: &u8| {
+        format!("{{addresses: [10.1.0.{number}], targetRef: {{kind: Pod, name: p{number}, uid: u{number}}}}}")
+    };
+    let endpoints = pods.iter().map(named).collect::<Vec<_>>().join(", ");
+    let text = format!(
+        "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: {name}, namespace: shop, \
+         labels: {{kubernetes.io/service-name: {service}}}}}, addressType: IPv4, endpoints: [{endpoints}], \
+         ports: [{{port: 8080}}]}}"
+    );
+    let parsed = parse_file(name, &text);
+    assert_eq!(parsed.problems, []);
+    parsed.resources.into_iter().next().unwrap()
+}
+
+#[test]
+fn slices_that_come_go_and_change_are_followed_one_by_one() {
+    let mut it = compiler();
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: made, namespace: shop}, spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}}";
+    parse_file("made", service).resources.into_iter().for_each(|it_| it.apply(it_));
+    it.compile(0);
+    let backends = |it: &Compiler| it.base.as_ref().unwrap().backends.len();
+    let selected = backends(&it);
+    let mut counts = Vec::new();
+    let mut step = |it: &mut Compiler, what: &str| {
+        assert!(follow(it, what), "{what} works out everything");
+        counts.push(backends(it));
+    };
+    it.apply(slice("a", "web", &[0, 1]));
+    step(&mut it, "the first slice of a Service that selects");
+    it.apply(slice("b", "web", &[5, 99]));
+    step(&mut it, "another, with a pod that is not there");
+    it.apply(slice("m", "made", &[2]));
+    step(&mut it, "one of a Service that selects none");
+    it.apply(slice("b", "made", &[5]));
+    step(&mut it, "one that changes its Service");
+    it.remove(&Resource::Pod(pod(2)).id());
+    step(&mut it, "a pod that a slice names is gone");
+    let mut again = pod(2);
+    again.meta.uid = "another".to_owned();
+    it.apply(Resource::Pod(again));
+    step(&mut it, "another pod of its name and address");
+    it.apply(Resource::Pod(pod(2)));
+    step(&mut it, "itself");
+    it.remove_file("b");
+    step(&mut it, "a file gone");
+    it.remove(&slice("m", "made", &[]).id());
+    step(&mut it, "the last slice of a Service that selects none, which is told");
+    it.remove_file("a");
+    step(&mut it, "the last of one that selects");
+    it.apply(slice("x", "nobody", &[1]));
+    step(&mut it, "one of a Service that is not there");
+    // Both ports of `web`, and eight of the DNS.
+    assert_eq!(counts, [12, 14, 15, 14, 13, 13, 14, 13, 12, selected, selected]);
+}
+
 #[test]
 fn what_touches_more_than_the_pod_works_out_everything() {
     let changes: [(&str, u8, Change); 7] = [

@@ -82,7 +82,7 @@ fn of_service(service: &Service, compiled: &Compiled) -> Found {
     let meshed = compiled.pods().any(|pod| {
         pod.meshed()
             && pod.namespace == service.meta.namespace
-            && crate::services::selects(service, &pod.labels)
+            && crate::endpoints::selects(service, &pod.labels)
     });
     if !meshed || service.addresses.is_empty() || service.meta.object_name() == compiled.settings.dns_service
     {

@@ -60,7 +60,7 @@ const PORT_REMEDY: &str = "write a number from 1 to 65535";
 const TRANSPORT_REMEDY: &str = "write TCP, UDP or SCTP";
 
 /// A port's number, in `name` under `field`, and its protocol. `None`: `wrong` was told what is wrong with one of them.
-fn port_of(
+pub(super) fn port_of(
     field: &str,
     (name, number): (&str, i32),
     protocol: Option<&str>,
@@ -79,7 +79,11 @@ fn port_of(
 }
 
 /// The addresses that `fields` write, each once; `wrong` is told of those that `whose` they cannot be.
-fn addresses(fields: Vec<(String, String)>, whose: &str, mut wrong: impl FnMut(&str, String)) -> Vec<IpAddr> {
+pub(super) fn addresses(
+    fields: Vec<(String, String)>,
+    whose: &str,
+    mut wrong: impl FnMut(&str, String),
+) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for (field, text) in fields {
         match text.parse::<IpAddr>() {
@@ -244,7 +248,10 @@ impl Service {
                 Some(IntOrString::String(_)) => None,
             };
             match target {
-                Some(target) => it.ports.push(ServicePort { port: number, transport, target }),
+                Some(target) => {
+                    let name = port.name.unwrap_or_default();
+                    it.ports.push(ServicePort { name, port: number, transport, target });
+                }
                 None => problems.push(
                     it.problem(
                         &format!("{field}.targetPort"),

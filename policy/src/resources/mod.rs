@@ -20,6 +20,7 @@ mod resource;
 mod routes;
 mod rules;
 mod selector;
+mod slices;
 mod tree;
 mod typed;
 mod workload;
@@ -47,6 +48,7 @@ pub use self::{
         Target,
     },
     selector::{Operator, Requirement, Selector},
+    slices::{EndpointSlice, EndpointState, PodReference, SERVICE_NAME, SliceEndpoint, SlicePort},
     tree::Lines,
     workload::{Check, Pod, PodPort, Probe, Service, ServicePort, TargetPort, Transport},
 };

@@ -14,6 +14,7 @@ use super::{
     outside,
     raw::{documents, has_content},
     resource::Resource,
+    slices::EndpointSlice,
     tree::{self, Lines, NotYaml, nearest_line},
     typed::{Unreadable, typed},
     workload::{Pod, Service},
@@ -104,6 +105,10 @@ fn known(api_version: &str, kind: &str) -> Known {
         ("", "v1", "ServiceAccount") => Known::Core(Kind::ServiceAccount),
         ("", "v1", "Pod") => Known::Core(Kind::Pod),
         ("", "v1", "Service") => Known::Core(Kind::Service),
+        ("discovery.k8s.io", "v1", "EndpointSlice") => Known::Core(Kind::EndpointSlice),
+        ("discovery.k8s.io", _, "EndpointSlice") => {
+            Known::NotInForce("this version is not read: no endpoint is taken from it")
+        }
         (_, _, kind) if kind.ends_with("List") => Known::List,
         (GROUP, "v1beta1", "Server") => Known::Policy(Kind::Server, "v1beta1"),
         (GROUP, "v1beta2", "Server") => Known::Policy(Kind::Server, "v1beta2"),
@@ -258,6 +263,9 @@ fn read_resource(
         (Kind::Pod, _) => read.typed().map(|it| Resource::Pod(Pod::from_k8s(source, it, problems))),
         (Kind::Service, _) => {
             read.typed().map(|it| Resource::Service(Service::from_k8s(source, it, problems)))
+        }
+        (Kind::EndpointSlice, _) => {
+            read.typed().map(|it| Resource::EndpointSlice(EndpointSlice::from_k8s(source, it, problems)))
         }
         (kind, version) => read.policy_meta(kind, source).map(|meta| {
             let version = version.unwrap_or_default();

@@ -5,6 +5,7 @@ use super::{
     meta::{Kind, Meta, ResourceId},
     routes::{RateLimitPolicy, Route},
     rules::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server},
+    slices::EndpointSlice,
     workload::{Pod, Service},
 };
 
@@ -16,6 +17,7 @@ pub enum Resource {
     ServiceAccount(Meta),
     Pod(Pod),
     Service(Service),
+    EndpointSlice(EndpointSlice),
     Server(Server),
     AuthorizationPolicy(AuthorizationPolicy),
     MeshTlsAuthentication(MeshTlsAuthentication),
@@ -37,6 +39,7 @@ impl Resource {
             Self::ServiceAccount(_) => Kind::ServiceAccount,
             Self::Pod(_) => Kind::Pod,
             Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Server(_) => Kind::Server,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTlsAuthentication(_) => Kind::MeshTlsAuthentication,
@@ -57,6 +60,7 @@ impl Resource {
             Self::Namespace(meta) | Self::ServiceAccount(meta) => meta,
             Self::Pod(it) => &it.meta,
             Self::Service(it) => &it.meta,
+            Self::EndpointSlice(it) => &it.meta,
             Self::Server(it) => &it.meta,
             Self::AuthorizationPolicy(it) => &it.meta,
             Self::MeshTlsAuthentication(it) => &it.meta,

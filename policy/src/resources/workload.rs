@@ -91,6 +91,8 @@ pub enum TargetPort {
 /// A Service's port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServicePort {
+    /// Its name; empty: none.
+    pub name: String,
     /// Its number.
     pub port: u16,
     /// Its protocol.

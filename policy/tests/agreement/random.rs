@@ -7,12 +7,13 @@ use heddle_policy::{
     ClusterSettings, DefaultOutbound, Origin, SameNode,
     resources::{
         AccessRule, AccessSpec, Action, Authorization, AuthorizationPolicy, Closes, DefaultPolicy,
-        Destination, Direction, EgressNetwork, EgressScope, ExternalWorkload, HostMatch, IdentityMatch,
-        IdentityRef, Kind, Lines, MeshTlsAuthentication, Meta, NamedMatch, NetworkAuthentication,
-        NetworkMatch, ObjectName, Operator, Parent, ParentKind, Parents, PathMatch, Pattern, Peer, Pod,
-        PodPort, PortMatch, ProxyProtocol, RateLimit, RateLimitPolicy, RequestMatch, Requirement, Resource,
-        Route, RouteRule, Selector, Server, ServerAuthorization, ServerAuthorizationRule, ServerClients,
-        ServerPort, ServerRef, ServerScope, Service, ServicePort, Target, TargetPort, TextMatch, Transport,
+        Destination, Direction, EgressNetwork, EgressScope, EndpointSlice, EndpointState, ExternalWorkload,
+        HostMatch, IdentityMatch, IdentityRef, Kind, Lines, MeshTlsAuthentication, Meta, NamedMatch,
+        NetworkAuthentication, NetworkMatch, ObjectName, Operator, Parent, ParentKind, Parents, PathMatch,
+        Pattern, Peer, Pod, PodPort, PodReference, PortMatch, ProxyProtocol, RateLimit, RateLimitPolicy,
+        RequestMatch, Requirement, Resource, Route, RouteRule, Selector, Server, ServerAuthorization,
+        ServerAuthorizationRule, ServerClients, ServerPort, ServerRef, ServerScope, Service, ServicePort,
+        SliceEndpoint, SlicePort, Target, TargetPort, TextMatch, Transport,
     },
 };
 
@@ -285,6 +286,7 @@ fn identity_match(random: &mut Random) -> IdentityMatch {
 fn service(random: &mut Random, name: String, address: usize) -> Service {
     let namespace = *random.pick(&NAMESPACES);
     let ports = (0..1 + random.below(3)).map(|i| ServicePort {
+        name: format!("p{i}"),
         port: PORTS[i],
         transport: if random.chance(85) { Transport::Tcp } else { Transport::Udp },
         target: if random.chance(50) {
@@ -305,6 +307,45 @@ fn service(random: &mut Random, name: String, address: usize) -> Service {
         selector: if random.chance(90) { labels(random) } else { BTreeMap::new() },
         publish_not_ready: random.chance(15),
     }
+}
+
+/// An address that a slice may hold: reading it lets no neighbor of a link in.
+fn stranger(random: &mut Random) -> IpAddr {
+    loop {
+        let found = address(random);
+        let plain = heddle_ebpf::Address::from(found);
+        if !plain.is_multicast() && !plain.is_link_local_v6() {
+            return found;
+        }
+    }
+}
+
+/// Of a Service as likely as not, with endpoints that are pods, addresses of theirs by the wrong name, and strangers.
+fn slice(random: &mut Random, name: String, pods: &[Pod]) -> EndpointSlice {
+    let namespace = *random.pick(&NAMESPACES);
+    let endpoints = (0..random.below(5)).map(|_| {
+        let pod = random.pick(pods);
+        let own = pod.addresses.first().filter(|_| random.chance(70)).copied();
+        let named = random.chance(60).then(|| {
+            let pod = if random.chance(80) { pod } else { random.pick(pods) };
+            let uid = if random.chance(80) { pod.meta.uid.clone() } else { String::new() };
+            PodReference { name: pod.meta.name.clone(), uid }
+        });
+        SliceEndpoint {
+            address: own.unwrap_or_else(|| stranger(random)),
+            state: *random.pick(&[EndpointState::Ready, EndpointState::Draining, EndpointState::Away]),
+            pod: named,
+        }
+    });
+    let endpoints = endpoints.collect();
+    let ports = (0..random.below(4)).map(|i| SlicePort {
+        name: format!("p{i}"),
+        number: *random.pick(&PORTS),
+        transport: if random.chance(85) { Transport::Tcp } else { Transport::Udp },
+    });
+    let ports = ports.collect();
+    let service = format!("v{}", random.below(5));
+    EndpointSlice { meta: meta(random, namespace, name), service, endpoints, ports }
 }
 
 const ROUTE_KINDS: [Kind; 5] =
@@ -547,6 +588,12 @@ pub fn cluster(random: &mut Random) -> Vec<Resource> {
         let address = if random.chance(95) { i + 1 } else { 1 };
         Resource::Service(service(random, format!("v{i}"), address))
     }));
+    let slices = if random.chance(60) { random.below(6) } else { 0 };
+    let pods: Vec<Pod> = all
+        .iter()
+        .filter_map(|it| if let Resource::Pod(pod) = it { Some(pod.clone()) } else { None })
+        .collect();
+    all.extend((0..slices).map(|i| Resource::EndpointSlice(slice(random, format!("x{i}"), &pods))));
     all
 }
 

@@ -1,39 +1,40 @@
-//! Heddle in the cluster, from the manifests of this tree.
+//! Heddle in the cluster, by the chart of this tree.
 
 use super::images::Images;
 use super::programs::Programs;
 use super::state::State;
 use crate::command;
 use crate::workspace::Workspace;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use xtask::chart;
 use xtask::lab::{POD_NETWORKS, SERVICE_NETWORKS, eventually};
 
-/// What is another here than in a cluster of machines. Each must be in the manifests.
-fn changes() -> [(&'static str, String); 4] {
-    [
-        ("podNetworks: [10.244.0.0/16]", format!("podNetworks: [{}]", POD_NETWORKS[0])),
-        ("serviceNetworks: [10.96.0.0/12]", format!("serviceNetworks: [{}]", SERVICE_NETWORKS[0])),
-        // Two nodes share a kernel and so a hierarchy: each attaches to its own part of it.
-        ("hostPath: {path: /sys/fs/cgroup,", "hostPath: {path: /run/heddle-cgroup,".to_owned()),
-        (
-            "kubeletCgroup: /sys/fs/cgroup/system.slice/kubelet.service",
-            "kubeletCgroup: /sys/fs/cgroup/kubelet".to_owned(),
-        ),
-    ]
+/// What is another here than in a cluster of machines.
+fn values() -> Value {
+    json!({
+        "image": { "pullPolicy": "Never" },
+        "agent": {
+            // Two nodes share a kernel and so a hierarchy: each attaches to its own part of it.
+            "hostCgroup": "/run/heddle-cgroup",
+            "config": {
+                "podNetworks": [POD_NETWORKS[0]],
+                "serviceNetworks": [SERVICE_NETWORKS[0]],
+                "kubeletCgroup": "/sys/fs/cgroup/kubelet",
+            },
+        },
+    })
 }
 
-fn manifests(workspace: &Workspace) -> Result<String> {
-    let path = workspace.root.join("deploy/kubernetes/heddle.yaml");
-    let mut text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    for (from, to) in changes() {
-        ensure!(text.contains(from), "{} does not say {from:?}", path.display());
-        text = text.replace(from, &to);
-    }
-    Ok(text)
+fn manifests(workspace: &Workspace, state: &State, programs: &Programs) -> Result<String> {
+    // JSON is YAML.
+    let file = state.folder.join("values.yaml");
+    fs::write(&file, values().to_string()).with_context(|| format!("cannot write {}", file.display()))?;
+    chart::render(programs.helm(), &workspace.root, &["--values", &shown(&file)])
 }
 
 /// Makes keys, and puts CRDs, keys and manifests into the cluster. Returns when authority and agents are ready.
@@ -50,7 +51,7 @@ pub fn install(workspace: &Workspace, state: &State, programs: &Programs) -> Res
     let admission = workspace.root.join("deploy/admission");
     state.check(programs, &["apply", "--server-side", "--filename", &shown(&admission)])?;
     let file = state.folder.join("heddle.yaml");
-    fs::write(&file, manifests(workspace)?)?;
+    fs::write(&file, manifests(workspace, state, programs)?)?;
     if !keys.exists() {
         command::output(Command::new(&heddle).args(["ca", "init", "--directory"]).arg(&root))?;
         command::output(
@@ -84,14 +85,25 @@ pub fn install(workspace: &Workspace, state: &State, programs: &Programs) -> Res
     for what in ["deployment/heddle-ca", "daemonset/heddle"] {
         // The image's name is the same as before.
         if before {
-            state.check(programs, &["rollout", "restart", "--namespace=heddle-system", what])?;
+            restart(state, programs, what)?;
+        } else {
+            wait(state, programs, what)?;
         }
-        let words = ["rollout", "status", "--namespace=heddle-system", "--timeout=20s", what];
-        eventually(&format!("{what} to be ready"), Duration::from_secs(180), || {
-            Ok(state.kubectl_output(programs, &words)?.succeeded())
-        })?;
     }
     Ok(())
+}
+
+/// Starts the pods of a workload of Heddle's anew. Returns when they are ready.
+pub fn restart(state: &State, programs: &Programs, what: &str) -> Result<()> {
+    state.check(programs, &["rollout", "restart", "--namespace=heddle-system", what])?;
+    wait(state, programs, what)
+}
+
+fn wait(state: &State, programs: &Programs, what: &str) -> Result<()> {
+    let words = ["rollout", "status", "--namespace=heddle-system", "--timeout=20s", what];
+    eventually(&format!("{what} to be ready"), Duration::from_secs(180), || {
+        Ok(state.kubectl_output(programs, &words)?.succeeded())
+    })
 }
 
 fn shown(path: &Path) -> String {

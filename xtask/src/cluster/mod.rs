@@ -105,6 +105,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
             }
         }
         Part::Install { release } | Part::Test { release, installed: false, .. } => {
+            Programs::prepare(workspace)?;
             prepare_images(workspace, release)?;
         }
         Part::Test { .. } | Part::Down | Part::Status | Part::Kubectl { .. } => {}

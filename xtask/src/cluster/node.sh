@@ -20,6 +20,8 @@ setting kernel/panic 10
 setting kernel/panic_on_oops 1
 setting kernel/keys/root_maxkeys 1000000
 setting kernel/keys/root_maxbytes 25000000
+# Where somebody keeps namespaces by name, a mount of the machine's would stay beneath and be taken for this node's.
+umount --no-mtab --lazy /run/netns 2>/dev/null || true
 mount -t tmpfs -o mode=755 tmpfs "$own/run"
 mkdir -p "$own/run/heddle-lab/${1##*/}" "$own/run/netns" "$own/run/containerd" "$own/run/heddle-cgroup"
 mount --bind "$1" "$own/run/heddle-lab/${1##*/}"

@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use xtask::chart;
 
 /// What the module in `kubernetes/` requires.
 const VERSION: &str = "v1.34.4";
@@ -26,6 +27,7 @@ const DEBIAN: [&str; 4] = ["etcd-server", "containerd", "runc", "containernetwor
 pub struct Programs {
     kubernetes: PathBuf,
     debian: PathBuf,
+    helm: PathBuf,
 }
 
 impl Programs {
@@ -38,13 +40,14 @@ impl Programs {
             apt::unpack(&DEBIAN.map(str::to_owned), &programs.debian, &[])?;
         }
         programs.build(&workspace.cache.join("kubernetes"))?;
+        programs.build_helm()?;
         Ok(programs)
     }
 
     /// Where they are once [`Self::prepare`] has been called.
     pub fn of(workspace: &Workspace) -> Self {
         let folder = workspace.cache.join("kubernetes");
-        Self { kubernetes: folder.join(VERSION), debian: folder.join("debian") }
+        Self { kubernetes: folder.join(VERSION), debian: folder.join("debian"), helm: chart::helm(&folder) }
     }
 
     fn build(&self, folder: &Path) -> Result<()> {
@@ -87,6 +90,27 @@ impl Programs {
             }
         }
         Ok(())
+    }
+
+    /// As a Go module, whose sum the module's own database vouches for.
+    fn build_helm(&self) -> Result<()> {
+        let Some(folder) = self.helm.parent().filter(|_| !self.helm.exists()) else { return Ok(()) };
+        eprintln!("building helm {}, once: about 5 minutes of a core's time", chart::VERSION);
+        let built = folder.with_extension("partial");
+        command::run(
+            Command::new("go")
+                .args(["install", "-trimpath", "-ldflags=-s -w"])
+                .arg(format!("helm.sh/helm/v3/cmd/helm@{}", chart::VERSION))
+                .env("GOBIN", &built)
+                .env("CGO_ENABLED", "0")
+                .env("GOFLAGS", ""),
+        )?;
+        fs::rename(&built, folder).with_context(|| format!("cannot make {}", folder.display()))
+    }
+
+    /// helm.
+    pub fn helm(&self) -> &Path {
+        &self.helm
     }
 
     /// One of Kubernetes' programs.

@@ -304,6 +304,7 @@ impl Config {
             same_node: self.same_node,
             naming: IdentityNaming::new(&self.identity_namespace, &self.trust_domain)?,
             dns_service: self.dns_service.clone(),
+            endpoints: heddle_policy::EndpointSource::default(),
         })
     }
 

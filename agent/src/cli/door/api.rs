@@ -416,6 +416,7 @@ impl PolicySettings {
             naming: IdentityNaming::new(&self.identity_namespace, &self.trust_domain)
                 .map_err(|error| format!("trustDomain or identityNamespace {error}"))?,
             dns_service: ObjectName::new(namespace, name),
+            endpoints: heddle_policy::EndpointSource::default(),
         })
     }
 }

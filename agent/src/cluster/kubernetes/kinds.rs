@@ -25,11 +25,12 @@ const LINKERD: &str = "policy.linkerd.io";
 const GATEWAY: &str = "gateway.networking.k8s.io";
 
 /// Every one of them.
-pub(super) const KINDS: [Kind; 20] = [
+pub(super) const KINDS: [Kind; 21] = [
     kind("", "Namespace", "namespaces", &["v1"]),
     kind("", "ServiceAccount", "serviceaccounts", &["v1"]),
     kind("", "Pod", "pods", &["v1"]),
     kind("", "Service", "services", &["v1"]),
+    kind("discovery.k8s.io", "EndpointSlice", "endpointslices", &["v1"]),
     kind(LINKERD, "Server", "servers", &["v1beta3", "v1beta2", "v1beta1"]),
     kind(LINKERD, "AuthorizationPolicy", "authorizationpolicies", &["v1alpha1"]),
     kind(LINKERD, "MeshTLSAuthentication", "meshtlsauthentications", &["v1alpha1"]),
@@ -125,7 +126,7 @@ mod tests {
     #[test]
     fn a_known_version_is_preferred_and_an_unknown_one_is_better_than_none() {
         let served = |versions: &[&str]| versions.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
-        let server = &KINDS[4];
+        let server = &KINDS[5];
         assert_eq!(server.preferred(&served(&["v2", "v1beta1", "v1beta3"])), ["v1beta3", "v1beta1", "v2"]);
         assert_eq!(server.preferred(&served(&["v2"])), ["v2"]);
         assert!(server.preferred(&[]).is_empty());

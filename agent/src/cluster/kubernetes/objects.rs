@@ -7,7 +7,7 @@ use super::{
     trim::trim,
 };
 use crate::cluster::rules::Rules;
-use heddle_policy::{ClusterSettings, Compiled, Origin, Problem, resources::parse_value};
+use heddle_policy::{ClusterSettings, Compiled, EndpointSource, Origin, Problem, resources::parse_value};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -84,6 +84,8 @@ fn file(kind: &Kind, object: &Value) -> String {
 
 impl Objects {
     pub(super) fn new(settings: ClusterSettings, node: String) -> Self {
+        // A controller writes slices for whatever a Service selects.
+        let settings = ClusterSettings { endpoints: EndpointSource::Slices, ..settings };
         let kinds = KINDS.iter().map(|_| Watched {
             standing: Standing::Unknown,
             error: None,

@@ -1,17 +1,24 @@
 //! What is kept of an object: a cluster has many, and each agent holds them all.
 
+use heddle_policy::resources::SERVICE_NAME;
 use serde_json::{Map, Value, json};
 
 /// Metadata that policy reads.
 const METADATA: [&str; 7] =
     ["name", "namespace", "uid", "labels", "annotations", "creationTimestamp", "deletionTimestamp"];
+/// Metadata of what changes all the time: annotations tell when.
+const OF_SLICES: [&str; 4] = ["name", "namespace", "uid", "labels"];
 /// What kubectl leaves in annotations: the whole object once more.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Keeps of `object` what policy reads. Of a pod on `node` that is its ports and probes too, of another its named ports.
 pub(super) fn trim(object: Value, kind: &str, node: &str) -> Value {
     let Value::Object(mut object) = object else { return object };
-    let mut metadata = keep(object.remove("metadata"), &METADATA);
+    let fields: &[&str] = if kind == "EndpointSlice" { &OF_SLICES } else { &METADATA };
+    let mut metadata = keep(object.remove("metadata"), fields);
+    if let ("EndpointSlice", Some(Value::Object(labels))) = (kind, metadata.get_mut("labels")) {
+        labels.retain(|label, _| label == SERVICE_NAME);
+    }
     if let Some(Value::Object(annotations)) = metadata.get_mut("annotations") {
         annotations.remove(LAST_APPLIED);
     }
@@ -25,6 +32,15 @@ pub(super) fn trim(object: Value, kind: &str, node: &str) -> Value {
         "Service" => {
             let fields = ["type", "selector", "clusterIP", "clusterIPs", "ports", "publishNotReadyAddresses"];
             kept.insert("spec".to_owned(), Value::Object(keep(object.remove("spec"), &fields)));
+        }
+        "EndpointSlice" => {
+            kept.extend(object.remove("addressType").map(|it| ("addressType".to_owned(), it)));
+            for (list, fields) in [
+                ("endpoints", &["addresses", "conditions", "targetRef"][..]),
+                ("ports", &["name", "port", "protocol"]),
+            ] {
+                kept.insert(list.to_owned(), keep_each(object.remove(list), fields));
+            }
         }
         "Pod" => {
             let spec = pod_spec(object.remove("spec"), node);
@@ -47,6 +63,18 @@ pub(super) fn trim(object: Value, kind: &str, node: &str) -> Value {
 fn keep(from: Option<Value>, fields: &[&str]) -> Map<String, Value> {
     let Some(Value::Object(mut from)) = from else { return Map::new() };
     fields.iter().filter_map(|field| Some(((*field).to_owned(), from.remove(*field)?))).collect()
+}
+
+/// Of each object of a list these fields. What is no list stays: whoever reads it refuses it.
+fn keep_each(list: Option<Value>, fields: &[&str]) -> Value {
+    match list {
+        Some(Value::Array(list)) => list
+            .into_iter()
+            .map(|it| if it.is_object() { Value::Object(keep(Some(it), fields)) } else { it })
+            .collect(),
+        Some(other) => other,
+        None => Value::Array(Vec::new()),
+    }
 }
 
 fn pod_spec(spec: Option<Value>, node: &str) -> Value {
@@ -131,6 +159,45 @@ mod tests {
         assert_eq!(
             kept["spec"]["containers"],
             json!([{"name": "c", "ports": [{"name": "http", "containerPort": 80}]}])
+        );
+    }
+
+    #[test]
+    fn of_a_slice_where_it_leads_and_nothing_that_changes_besides() {
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "name": "web-x", "namespace": "shop", "uid": "u", "generation": 4,
+                "labels": {"kubernetes.io/service-name": "web", "app": "web"},
+                "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": "2026-01-01T00:00:00Z"},
+            },
+            "addressType": "IPv4",
+            "endpoints": [{
+                "addresses": ["10.0.0.1"], "conditions": {"ready": true}, "nodeName": "a", "zone": "z",
+                "targetRef": {"kind": "Pod", "name": "web", "uid": "u"}, "hints": {"forZones": [{"name": "z"}]},
+            }],
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP", "appProtocol": "http"}],
+        });
+        assert_eq!(
+            trim(slice, "EndpointSlice", "a"),
+            json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {
+                    "name": "web-x", "namespace": "shop", "uid": "u",
+                    "labels": {"kubernetes.io/service-name": "web"},
+                },
+                "addressType": "IPv4",
+                "endpoints": [{
+                    "addresses": ["10.0.0.1"], "conditions": {"ready": true},
+                    "targetRef": {"kind": "Pod", "name": "web", "uid": "u"},
+                }],
+                "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+            })
+        );
+        let empty = json!({"kind": "EndpointSlice", "metadata": {"name": "x"}, "endpoints": null});
+        assert_eq!(
+            trim(empty, "EndpointSlice", "a"),
+            json!({"kind": "EndpointSlice", "metadata": {"name": "x"}, "endpoints": null, "ports": []})
         );
     }
 

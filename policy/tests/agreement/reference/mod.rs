@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use heddle_policy::{
     ClusterSettings, DefaultOutbound,
     resources::{
-        AuthorizationPolicy, DefaultPolicy, ExternalWorkload, IdentityMatch, IdentityRef, Kind, Meta,
-        ObjectName, Operator, Pod, ProxyProtocol, Resource, Selector, Server, ServerPort, ServerScope,
-        Service, Target, TargetPort, Transport,
+        AuthorizationPolicy, DefaultPolicy, EndpointSlice, EndpointState, ExternalWorkload, IdentityMatch,
+        IdentityRef, Kind, Meta, ObjectName, Operator, Pod, ProxyProtocol, Resource, Selector, Server,
+        ServerPort, ServerScope, Service, SlicePort, Target, TargetPort, Transport,
     },
 };
 
@@ -428,6 +428,46 @@ impl<'a> Reference<'a> {
         }
         let port = service.ports.iter().find(|it| it.port == port && it.transport == Transport::Tcp)?;
         let mut endpoints = Vec::new();
+        let slices: Vec<&EndpointSlice> = self
+            .resources
+            .iter()
+            .filter_map(|it| if let Resource::EndpointSlice(it) = it { Some(it) } else { None })
+            .filter(|it| it.meta.namespace == service.meta.namespace && it.service == service.meta.name)
+            .collect();
+        if !slices.is_empty() {
+            for state in [EndpointState::Ready, EndpointState::Draining] {
+                for slice in &slices {
+                    let own = |it: &&SlicePort| it.name == port.name && it.transport == Transport::Tcp;
+                    for (number, to) in slice
+                        .ports
+                        .iter()
+                        .filter(own)
+                        .flat_map(|it| slice.endpoints.iter().map(move |to| (it.number, to)))
+                    {
+                        let there = to.pod.as_ref().is_none_or(|named| {
+                            self.pods().any(|pod| {
+                                pod.meta.name == named.name
+                                    && pod.meta.namespace == service.meta.namespace
+                                    && (named.uid.is_empty() || named.uid == pod.meta.uid)
+                                    && pod.addresses.contains(&to.address)
+                                    && !pod.finished
+                                    && (pod.host_network || !self.contested(pod))
+                            })
+                        });
+                        if there && to.state == state && to.address.is_ipv4() == address.is_ipv4() {
+                            endpoints.push((to.address, number));
+                        }
+                    }
+                }
+                if !endpoints.is_empty() {
+                    break;
+                }
+            }
+            endpoints.retain(|(to, _)| self.services_at(*to).is_empty());
+            endpoints.sort();
+            endpoints.dedup();
+            return if endpoints.is_empty() { None } else { Some(endpoints) };
+        }
         for pod in self.pods().filter(|pod| pod.meta.namespace == service.meta.namespace) {
             let selected = !service.selector.is_empty()
                 && service.selector.iter().all(|(key, value)| pod.meta.labels.get(key) == Some(value));

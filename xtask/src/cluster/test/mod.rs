@@ -5,6 +5,7 @@ mod faults;
 mod life;
 mod rules;
 mod scene;
+mod services;
 mod wire;
 
 use super::programs::Programs;
@@ -20,7 +21,7 @@ use xtask::demo::report::{Step, summary};
 
 type Show = fn(&Scene, &mut Step) -> Result<()>;
 
-const STEPS: [(char, &str, Show); 8] = [
+const STEPS: [(char, &str, Show); 9] = [
     ('a', "A permitted request across nodes is TLS 1.3, and the marker is not seen", wire::across),
     ('b', "Everybody else is refused, the kubelet's probe is not", wire::refusals),
     ('c', "A rule that kubectl applies holds soon", rules::show),
@@ -29,6 +30,7 @@ const STEPS: [(char, &str, Show); 8] = [
     ('f', "Jobs finish, deleted pods are let go, new ones are captured", life::show),
     ('g', "Linkerd's rules hold, and a bad one is rejected", rules::linkerd),
     ('h', "The API server stopped, the CNI's configuration taken away", faults::show),
+    ('i', "Services lead where their EndpointSlices say, the API server's among them", services::show),
 ];
 
 /// Runs the steps (all of them, where none is named). Success only if each was seen.

@@ -3,7 +3,9 @@ use serde_json::json;
 
 const NAMESPACES: usize = 0;
 const PODS: usize = 2;
-const SERVERS: usize = 4;
+const SERVICES: usize = 3;
+const SLICES: usize = 4;
+const SERVERS: usize = 5;
 
 fn pod(name: &str, uid: &str, node: &str, addresses: &[&str]) -> Value {
     let listed: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
@@ -149,4 +151,58 @@ fn a_resource_that_cannot_be_parsed_grants_nothing_and_is_told() {
     objects.take(SERVERS, Told::Complete);
     let (_, problems) = objects.compile(0);
     assert!(problems.iter().any(|it| it.file == "servers.policy.linkerd.io/shop/s"), "{problems:?}");
+}
+
+fn service(selector: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.1", "selector": selector, "ports": [{"port": 80, "targetPort": 8080}]}})
+}
+
+fn slice(endpoints: Value) -> Value {
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "web-x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": 8080}]})
+}
+
+fn backends(objects: &mut Objects) -> Vec<String> {
+    let (compiled, _) = objects.compile(0);
+    compiled.tables.backends.values().map(|it| format!("{}:{}", it.address.to_ip(), it.port)).collect()
+}
+
+#[test]
+fn a_service_leads_where_its_slices_say_and_nowhere_before_they_do() {
+    let mut labelled = pod("web", "u", "a", &["10.0.0.1"]);
+    labelled["metadata"]["labels"] = json!({"app": "web"});
+    labelled["status"]["phase"] = "Running".into();
+    let mut objects = objects(vec![
+        (NAMESPACES, namespace()),
+        (PODS, labelled),
+        (SERVICES, service(json!({"app": "web"}))),
+    ]);
+    assert_eq!(backends(&mut objects), Vec::<String>::new(), "the selector is the controller's affair");
+    let of_pod = |uid: &str| json!([{"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "web", "uid": uid}}]);
+    objects.take(SLICES, Told::Applied(slice(of_pod("u"))));
+    assert_eq!(backends(&mut objects), ["10.0.0.1:8080"]);
+    // When it changed, and in which zone, is nothing to us.
+    let mut same = slice(of_pod("u"));
+    same["metadata"]["annotations"] = json!({"endpoints.kubernetes.io/last-change-trigger-time": "now"});
+    same["endpoints"][0]["zone"] = "z".into();
+    objects.take(SLICES, Told::Applied(same));
+    assert!(!objects.changed());
+    objects.take(
+        SLICES,
+        Told::Applied(slice(json!([{"addresses": ["192.0.2.7"]}, {"addresses": ["127.0.0.1"]}]))),
+    );
+    let (_, problems) = objects.compile(0);
+    assert!(
+        problems.iter().any(|it| it.file == "endpointslices.discovery.k8s.io/shop/web-x"
+            && it.field == "endpoints[1].addresses[0]"),
+        "{problems:?}"
+    );
+    assert_eq!(backends(&mut objects), ["192.0.2.7:8080"]);
+    objects.take(PODS, Told::Applied(pod("web", "u2", "a", &["10.0.0.1"])));
+    objects.take(SLICES, Told::Applied(slice(of_pod("u"))));
+    assert_eq!(backends(&mut objects), Vec::<String>::new(), "another pod has the address by now");
+    objects.take(SLICES, Told::Gone(slice(json!([]))));
+    assert_eq!(backends(&mut objects), Vec::<String>::new());
 }

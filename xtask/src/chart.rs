@@ -1,0 +1,54 @@
+//! Heddle's Helm chart, and the plain manifests that are made from it.
+
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The helm that the manifests of the tree are rendered with: another may write them otherwise.
+pub const VERSION: &str = "v3.18.6";
+
+/// Where helm is, of the folder of Kubernetes' programs in the cache.
+pub fn helm(kubernetes: &Path) -> PathBuf {
+    kubernetes.join(format!("helm-{VERSION}")).join("helm")
+}
+
+/// The chart of a tree.
+pub fn folder(root: &Path) -> PathBuf {
+    root.join("deploy/helm/heddle")
+}
+
+/// Runs helm and returns what it printed.
+///
+/// # Errors
+/// With what it said.
+pub fn run(helm: &Path, words: &[&str]) -> Result<String> {
+    let output = Command::new(helm)
+        .args(words)
+        // Nothing of a person's own: no plugins, no repositories, no cluster.
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .output()
+        .with_context(|| format!("cannot run {}", helm.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "helm {}: {}{}",
+        words.join(" "),
+        said,
+        String::from_utf8_lossy(&output.stdout)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The chart's manifests, in namespace `heddle-system`, which is among them.
+///
+/// # Errors
+/// The chart or the values are not sound; helm says why.
+pub fn render(helm: &Path, root: &Path, more: &[&str]) -> Result<String> {
+    let chart = folder(root).display().to_string();
+    let mut words = vec!["template", "heddle", &chart, "--namespace", "heddle-system"];
+    // A helm that asks no cluster takes its own word for the version.
+    words.extend(["--kube-version", "1.34.0", "--set", "createNamespace=true"]);
+    words.extend(more);
+    run(helm, &words)
+}

@@ -1,0 +1,79 @@
+//! The chart is sound, refuses values that it does not know, and the plain manifests are what it renders.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use xtask::chart;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// What the plain manifests begin with.
+const HEAD: &str = "# Heddle in a cluster: an agent on every node, and the certificate authority that they ask. Rendered from
+# deploy/helm/heddle, where every value is described: `HEDDLE_WRITE=1 cargo test -p xtask --test chart` writes it anew.
+#
+# Beforehand: the issuer's keys as Secret heddle-issuer (tls.key, tls.crt, ca.crt; `heddle ca init` and `heddle ca issuer`
+# make them) and its root as ConfigMap heddle-trust-roots (ca.crt), both in heddle-system. In ConfigMap heddle-agent the
+# networks must be the cluster's own.
+";
+
+/// helm, where `cargo xtask cluster` has put it.
+fn helm() -> Option<PathBuf> {
+    let cache = match env::var_os("XDG_CACHE_HOME") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(env::var_os("HOME")?).join(".cache"),
+    };
+    let helm = chart::helm(&cache.join("heddle/kubernetes"));
+    if !helm.exists() {
+        eprintln!("not tried: there is no {}; `cargo xtask cluster up` builds it", helm.display());
+        return None;
+    }
+    Some(helm)
+}
+
+#[test]
+#[ignore = "runs helm, which `cargo xtask cluster` builds"]
+fn the_plain_manifests_are_what_the_chart_renders() {
+    let Some(helm) = helm() else { return };
+    let folder = chart::folder(Path::new(ROOT)).display().to_string();
+    let said = chart::run(&helm, &["lint", "--strict", &folder]).unwrap();
+    assert!(!said.contains("[WARNING]") && !said.contains("[ERROR]"), "{said}");
+    let rendered = HEAD.to_owned() + &chart::render(&helm, Path::new(ROOT), &[]).unwrap();
+    let path = format!("{ROOT}/deploy/kubernetes/heddle.yaml");
+    if env::var_os("HEDDLE_WRITE").is_some() {
+        fs::write(&path, &rendered).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap();
+    let differs = written.lines().zip(rendered.lines()).position(|(one, other)| one != other);
+    assert!(
+        written == rendered,
+        "deploy/kubernetes/heddle.yaml is not what the chart renders, from line {}: HEDDLE_WRITE=1 writes it anew",
+        differs.map_or(written.lines().count().min(rendered.lines().count()), |line| line) + 1
+    );
+}
+
+#[test]
+#[ignore = "runs helm, which `cargo xtask cluster` builds"]
+fn values_that_are_not_known_or_not_sound_are_refused() {
+    let Some(helm) = helm() else { return };
+    let render = |set: &str| chart::render(&helm, Path::new(ROOT), &["--set", set]);
+    for (wrong, field) in [
+        ("agents.config=x", "agents"),
+        ("ca.replicas=0", "replicas"),
+        ("ca.replicas=two", "replicas"),
+        ("agent.config.podNetworks={everything}", "podNetworks"),
+        ("agent.config.defaultOutbound=sometimes", "defaultOutbound"),
+        ("agent.config.runDirectory=/tmp", "runDirectory"),
+        ("agent.resources.requests.memory=much", "memory"),
+        ("image.pullPolicy=Perhaps", "pullPolicy"),
+        ("ca.apiServerPorts={70000}", "apiServerPorts"),
+    ] {
+        let said = render(wrong).unwrap_err().to_string();
+        assert!(said.contains(field), "{wrong}: {said}");
+    }
+    let changed = render("ca.replicas=3").unwrap();
+    assert!(changed.contains("replicas: 3"), "control: a sound value is taken");
+    assert!(!render("roles=false").unwrap().contains("heddle-tenant-editor"));
+    assert!(!render("ca.networkPolicy=false").unwrap().contains("NetworkPolicy"));
+}
