@@ -25,6 +25,7 @@ mod request;
 pub use ceremony::{Made, intermediate, offline_root};
 pub use keys::{IssuerFiles, IssuerKeys};
 pub use ledger::KeyLedger;
+use request::Bears;
 pub use request::{CertificateRequest, RequestError};
 
 use crate::{
@@ -268,15 +269,18 @@ impl Authority {
         if self.naming.parse_dns(request.identity.dns()).ok().as_ref() != Some(&request.identity) {
             return Err(RequestError::OtherTrustDomain { identity: request.identity.to_string() }.into());
         }
-        let public_key = request.checked_key()?;
+        let (public_key, bears) = request.checked()?;
         if now + SHORTEST > self.not_after {
             return Err(IssueError::Unable(
                 "the issuer's certificate has expired, or does so within a minute: replace it".to_owned(),
             ));
         }
         let not_after = (now + self.settings.lifetime).min(self.not_after);
-        let params = leaf_params(&request.identity, now - self.settings.clock_skew, not_after)
+        let mut params = leaf_params(&request.identity, now - self.settings.clock_skew, not_after)
             .map_err(|error| IssueError::Unable(error.to_string()))?;
+        if bears == Bears::SpiffeAlone {
+            params.subject_alt_names.retain(|name| matches!(name, SanType::URI(_)));
+        }
         let certificate = params
             .signed_by(&public_key, &self.issuer)
             .map_err(|error| IssueError::Unable(error.to_string()))?;

@@ -8,19 +8,24 @@
 //! - [`tls`]: rustls configurations that authenticate both sides, and what must hold of a finished handshake.
 //! - [`store`]: a certificate for each identity on the node, renewed before it expires.
 //!
+//! - `svid`: certificates with keys of their own for workloads that speak TLS themselves.
+//!
 //! - [`files`]: files that decide what is trusted or hold what is secret.
 //!
-//! The modules import one way: `names <- profile, files <- authority, revocation <- trust <- tls <- store`.
+//! The modules import one way: `names <- profile, files <- authority, revocation <- trust <- tls <- store`;
+//! `authority <- key <- store, svid`.
 #![forbid(unsafe_code)]
 
 pub mod authority;
 mod crypto;
 pub mod files;
 mod inspect;
+mod key;
 pub use heddle_policy::names;
 pub mod profile;
 mod revocation;
 pub mod store;
+mod svid;
 pub mod tls;
 pub mod trust;
 
@@ -38,6 +43,7 @@ pub use revocation::{ListError, lists_from_pem};
 pub use store::{
     CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, keep_renewed,
 };
+pub use svid::{Svid, SvidRequest};
 pub use tls::{
     ALPN, AuthorityServer, Client, HandshakeFault, Peer, PeerFault, Standing, Standings, TlsSettings,
     authority_client, confirm, provider, verify_chain,

@@ -139,6 +139,23 @@ pub(crate) fn check_authority(certificate: &X509Certificate<'_>) -> Result<(), &
 pub(crate) fn leaf(der: &CertificateDer<'_>, side: Side) -> Result<Names, PeerNameError> {
     let certificate = parse(der)?;
     let names = names(&certificate)?;
+    usages(&certificate, side)?;
+    Ok(names)
+}
+
+/// Holds a workload's own certificate against the profile: a leaf that bears the SPIFFE name of `identity` and no other,
+/// for both sides.
+pub(crate) fn svid(der: &CertificateDer<'_>, identity: &IdentityName) -> Result<(), PeerNameError> {
+    let certificate = parse(der)?;
+    match alternative_names(&certificate)? {
+        [GeneralName::URI(uri)] if *uri == identity.spiffe() => {}
+        other => return Err(counted(other)),
+    }
+    usages(&certificate, Side::Server)?;
+    usages(&certificate, Side::Client)
+}
+
+fn usages(certificate: &X509Certificate<'_>, side: Side) -> Result<(), PeerNameError> {
     let twice = |_| PeerNameError::Malformed("an extension stands in it twice or cannot be parsed");
     if certificate.basic_constraints().map_err(twice)?.is_some_and(|it| it.value.ca) {
         return Err(PeerNameError::Authority);
@@ -157,29 +174,37 @@ pub(crate) fn leaf(der: &CertificateDer<'_>, side: Side) -> Result<Names, PeerNa
     match side {
         Side::Server if !extended.value.server_auth => Err(PeerNameError::Usage("not for TLS servers")),
         Side::Client if !extended.value.client_auth => Err(PeerNameError::Usage("not for TLS clients")),
-        Side::Server | Side::Client => Ok(names),
+        Side::Server | Side::Client => Ok(()),
     }
 }
 
 fn names(certificate: &X509Certificate<'_>) -> Result<Names, PeerNameError> {
-    if certificate.subject().iter_rdn().next().is_some() {
-        return Err(PeerNameError::Subject(certificate.subject().to_string()));
-    }
-    let names = certificate
-        .subject_alternative_name()
-        .map_err(|_| PeerNameError::Malformed("the alternative names stand in it twice or cannot be parsed"))?
-        .map_or(&[][..], |it| &it.value.general_names[..]);
-    match names {
+    match alternative_names(certificate)? {
         [GeneralName::DNSName(dns), GeneralName::URI(uri)]
         | [GeneralName::URI(uri), GeneralName::DNSName(dns)] => {
             Ok(Names { dns: (*dns).to_owned(), uri: (*uri).to_owned() })
         }
-        _ => {
-            let dns = names.iter().filter(|name| matches!(name, GeneralName::DNSName(_))).count();
-            let uri = names.iter().filter(|name| matches!(name, GeneralName::URI(_))).count();
-            Err(PeerNameError::Names { dns, uri, other: names.len() - dns - uri })
-        }
+        other => Err(counted(other)),
     }
+}
+
+/// The names of a certificate without a subject.
+fn alternative_names<'a, 'b>(
+    certificate: &'a X509Certificate<'b>,
+) -> Result<&'a [GeneralName<'b>], PeerNameError> {
+    if certificate.subject().iter_rdn().next().is_some() {
+        return Err(PeerNameError::Subject(certificate.subject().to_string()));
+    }
+    Ok(certificate
+        .subject_alternative_name()
+        .map_err(|_| PeerNameError::Malformed("the alternative names stand in it twice or cannot be parsed"))?
+        .map_or(&[][..], |it| &it.value.general_names[..]))
+}
+
+fn counted(names: &[GeneralName<'_>]) -> PeerNameError {
+    let dns = names.iter().filter(|name| matches!(name, GeneralName::DNSName(_))).count();
+    let uri = names.iter().filter(|name| matches!(name, GeneralName::URI(_))).count();
+    PeerNameError::Names { dns, uri, other: names.len() - dns - uri }
 }
 
 /// What is told of a certificate: for records and for people, never to decide by.
@@ -197,6 +222,8 @@ pub struct CertificateFacts {
     pub subject: String,
     /// Its public key (SubjectPublicKeyInfo in DER).
     pub public_key: Vec<u8>,
+    /// Its DNS and URI names, in their order.
+    pub names: Vec<String>,
 }
 
 impl CertificateFacts {
@@ -220,6 +247,15 @@ impl CertificateFacts {
             issuer: certificate.issuer().to_string(),
             subject: certificate.subject().to_string(),
             public_key: certificate.public_key().raw.to_vec(),
+            names: certificate.subject_alternative_name().ok().flatten().map_or_else(Vec::new, |names| {
+                let names = names.value.general_names.iter();
+                names
+                    .filter_map(|name| match name {
+                        GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
+                        _ => None,
+                    })
+                    .collect()
+            }),
         })
     }
 }

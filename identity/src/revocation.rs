@@ -206,6 +206,11 @@ impl Lists {
         Ok(Self { lists: read, anchors: anchors.to_vec(), algorithms })
     }
 
+    /// As they were given.
+    pub(crate) fn ders(&self) -> Vec<CertificateRevocationListDer<'static>> {
+        self.lists.iter().map(|list| list.der.clone()).collect()
+    }
+
     /// Until when the next list of each should have come, if that is over.
     pub(crate) fn overdue(&self, now: SystemTime) -> Option<SystemTime> {
         self.lists.iter().map(|list| list.next_update).filter(|due| *due < now).min()

@@ -14,7 +14,6 @@ use std::{
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
 mod keep;
-mod key;
 mod workload;
 
 pub use keep::{Issue, keep_renewed};
@@ -22,11 +21,11 @@ pub use workload::{NoCertificate, Workload};
 
 use crate::{
     authority::{CertificateRequest, IssueError, Issued},
+    key::FreshKey,
     names::IdentityName,
     tls::TlsSettings,
     trust::{Trust, TrustError},
 };
-use key::FreshKey;
 
 /// How long a renewal that was begun is waited for before it is begun again.
 const ATTEMPT: Duration = Duration::from_secs(30);
@@ -311,13 +310,15 @@ impl Store {
 }
 
 impl RenewalSettings {
-    fn after_success(&self, now: SystemTime, not_after: SystemTime) -> SystemTime {
+    /// When a certificate that was obtained at `now` is renewed.
+    pub fn after_success(&self, now: SystemTime, not_after: SystemTime) -> SystemTime {
         let left = not_after.duration_since(now).unwrap_or_default();
         let part = self.renew_after.clamp(0.0, 0.95) * (1.0 - self.jitter.clamp(0.0, 0.5) * (self.random)());
         now + left.mul_f64(part.clamp(0.0, 0.95))
     }
 
-    fn after_failures(&self, failures: u32, usable: bool) -> Duration {
+    /// How long is waited after so many failures, while there is a certificate that is `usable` or none.
+    pub fn after_failures(&self, failures: u32, usable: bool) -> Duration {
         let longest = if usable { self.longest_retry } else { self.longest_retry_without };
         let doubled = self.first_retry.saturating_mul(1 << failures.saturating_sub(1).min(20));
         doubled.min(longest).mul_f64(0.5 + 0.5 * (self.random)().clamp(0.0, 1.0))

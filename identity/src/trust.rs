@@ -132,6 +132,11 @@ impl Trust {
         self.current.load().anchors.clone()
     }
 
+    /// The revocation lists in force.
+    pub fn lists(&self) -> Vec<CertificateRevocationListDer<'static>> {
+        self.current.load().lists.ders()
+    }
+
     /// Since when a revocation list should have been replaced by its successor; it stays in force.
     pub fn overdue(&self, now: SystemTime) -> Option<SystemTime> {
         self.current.load().lists.overdue(now)

@@ -47,6 +47,6 @@ pub use self::{
     request::{AttachRefusal, AttachRequest, Attachment},
     seen::{DirectCounts, DirectSeen},
     sockets::{OriginalDestination, PodSockets},
-    syscalls::{give_memory_back, keep_little_memory},
+    syscalls::{give_memory_back, keep_little_memory, netns_cookie},
     tables::{Publication, TableRows},
 };

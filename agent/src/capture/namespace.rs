@@ -77,6 +77,12 @@ impl Namespace {
         rustix::fs::stat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.inode)
     }
 
+    /// Whether the process whose `/proc/<pid>` is `process` is in it. No other namespace has its number as long as this
+    /// holds it open.
+    pub fn holds(&self, process: &Path) -> bool {
+        rustix::fs::stat(process.join("ns/net")).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.inode)
+    }
+
     /// Whether both are one.
     pub fn is(&self, other: &Self) -> bool {
         self.inode == other.inode

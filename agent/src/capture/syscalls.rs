@@ -97,8 +97,11 @@ pub(super) fn link_leads_somewhere(link: BorrowedFd<'_>) -> bool {
     done >= 0 && info.target[0] as u32 != 0
 }
 
-/// The cookie of the network namespace that a socket is in.
-pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+/// The cookie of the network namespace that a socket is in; of an accepted unix socket: that the caller's was made in.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the value and its length outlive the call.

@@ -1,6 +1,6 @@
 //! The commands of `heddle`.
 //!
-//! `agent` runs a node's agent and `door` is where it is asked; the other commands ask there (`client`) or look at
+//! `agent` runs a node's agent, `door` is where it is asked, and `workload_api` where pods ask; the other commands ask there (`client`) or look at
 //! the host (`check`) and at rules (`policy`) by themselves.
 
 pub mod agent;
@@ -15,11 +15,14 @@ mod flows;
 mod identity;
 mod logging;
 mod mountinfo;
+mod peer;
+mod places;
 mod pods;
 mod policy;
 mod process;
 mod render;
 mod status;
+pub mod workload_api;
 
 use clap::{Parser, Subcommand};
 use std::{

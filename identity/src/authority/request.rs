@@ -32,8 +32,8 @@ pub enum RequestError {
     /// It has a subject.
     #[error("it asks for a subject")]
     Subject,
-    /// It asks for other names than the identity's two.
-    #[error("it asks for other names than exactly the two of {identity}")]
+    /// It asks for other names than the identity's two, or its SPIFFE name alone.
+    #[error("it asks for other names than exactly the two of {identity}, or the SPIFFE name alone")]
     Names {
         /// The identity that was verified.
         identity: String,
@@ -49,12 +49,21 @@ pub enum RequestError {
     },
 }
 
+/// Which of its identity's names a certificate bears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bears {
+    /// Both: what a connection of the mesh is made with.
+    Both,
+    /// The SPIFFE form alone: a workload's own certificate, which is nobody's in the mesh.
+    SpiffeAlone,
+}
+
 /// A request for a certificate.
 #[derive(Clone, Debug)]
 pub struct CertificateRequest {
     /// The identity asked for. Whoever hands the request to an authority has verified that the requester may have it.
     pub identity: IdentityName,
-    /// PKCS #10: the public key, the identity's two names, signed with the key.
+    /// PKCS #10: the public key, the identity's two names or its SPIFFE name alone, signed with the key.
     pub csr: CertificateSigningRequestDer<'static>,
 }
 
@@ -64,16 +73,29 @@ impl CertificateRequest {
     /// # Errors
     /// A key that cannot sign.
     pub(crate) fn new(identity: &IdentityName, key: &KeyPair) -> Result<Self, rcgen::Error> {
+        let names =
+            vec![SanType::DnsName(identity.dns().try_into()?), SanType::URI(identity.spiffe().try_into()?)];
+        Self::asking(identity, names, key)
+    }
+
+    /// Asks for the SPIFFE name of `identity` alone on `key`.
+    ///
+    /// # Errors
+    /// A key that cannot sign.
+    pub(crate) fn spiffe_alone(identity: &IdentityName, key: &KeyPair) -> Result<Self, rcgen::Error> {
+        Self::asking(identity, vec![SanType::URI(identity.spiffe().try_into()?)], key)
+    }
+
+    fn asking(identity: &IdentityName, names: Vec<SanType>, key: &KeyPair) -> Result<Self, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names =
-            vec![SanType::DnsName(identity.dns().try_into()?), SanType::URI(identity.spiffe().try_into()?)];
+        params.subject_alt_names = names;
         let csr = params.serialize_request(key)?;
         Ok(Self { identity: identity.clone(), csr: csr.into() })
     }
 
-    /// The key, once the request has proved to ask for its identity and nothing else.
-    pub(super) fn checked_key(&self) -> Result<PublicKey, RequestError> {
+    /// The key and the names, once the request has proved to ask for its identity and nothing else.
+    pub(super) fn checked(&self) -> Result<(PublicKey, Bears), RequestError> {
         if self.csr.len() > MAX_REQUEST {
             return Err(RequestError::Malformed("it is larger than 4 KiB"));
         }
@@ -92,14 +114,14 @@ impl CertificateRequest {
         if info.subject.iter_rdn().next().is_some() {
             return Err(RequestError::Subject);
         }
-        self.check_extensions(&parsed)?;
+        let bears = self.check_extensions(&parsed)?;
         // rcgen parses it once more, and verifies the signature again, to carry the key into the certificate.
         let request = CertificateSigningRequestParams::from_der(&self.csr)
             .map_err(|_| RequestError::Malformed("its key cannot be used"))?;
-        Ok(request.public_key)
+        Ok((request.public_key, bears))
     }
 
-    fn check_extensions(&self, parsed: &X509CertificationRequest<'_>) -> Result<(), RequestError> {
+    fn check_extensions(&self, parsed: &X509CertificationRequest<'_>) -> Result<Bears, RequestError> {
         let [attribute] = parsed.certification_request_info.attributes() else {
             return Err(RequestError::Extension);
         };
@@ -116,8 +138,9 @@ impl CertificateRequest {
             [GeneralName::DNSName(dns), GeneralName::URI(uri)]
                 if *dns == self.identity.dns() && *uri == self.identity.spiffe() =>
             {
-                Ok(())
+                Ok(Bears::Both)
             }
+            [GeneralName::URI(uri)] if *uri == self.identity.spiffe() => Ok(Bears::SpiffeAlone),
             _ => Err(RequestError::Names { identity: self.identity.to_string() }),
         }
     }

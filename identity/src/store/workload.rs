@@ -9,9 +9,9 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use super::key::FreshKey;
 use crate::{
     authority::Issued,
+    key::FreshKey,
     names::IdentityName,
     profile,
     tls::{self, Client, TlsSettings},

@@ -162,8 +162,10 @@ impl Pod {
         let (v4, v6) = spec.reuse.unwrap_or((v4, v6));
         let netns_name = format!("{}-{}-{number}", node.name, spec.name);
         let host = node.host();
-        let cgroup =
-            node.cgroup().child("pods")?.child(&format!("{}-{}-{number}", spec.namespace, spec.name))?;
+        let uid = fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot read a random uid")?;
+        let uid = uid.trim().to_owned();
+        // As the kubelet names a pod's cgroup.
+        let cgroup = node.cgroup().child("pods")?.child(&format!("pod{uid}"))?;
         let place = host.new_netns(&netns_name)?.in_cgroup(cgroup);
         network::prepare(&place, false)?;
         let host_interface = format!("veth{number}");
@@ -179,13 +181,12 @@ impl Pod {
         network::connect_pod(host, &place, &link)?;
         let directory = claim.directory().join("pods").join(&netns_name);
         fs::create_dir_all(&directory)?;
-        let uid = fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot read a random uid")?;
         Ok(Self {
             name: spec.name.clone(),
             namespace: spec.namespace.clone(),
             account: spec.account.clone(),
             node: spec.node.clone(),
-            uid: uid.trim().to_owned(),
+            uid,
             v4,
             v6,
             host_addresses: [node.v4.into(), node.v6.into()],

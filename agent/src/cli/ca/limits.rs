@@ -1,12 +1,6 @@
 //! Bounds: whoever asks too much is refused, and nobody else notices.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
 use governor::{Quota, RateLimiter, clock::DefaultClock, state::keyed::HashMapStateStore};
 
@@ -103,69 +97,9 @@ impl Rates {
     }
 }
 
-/// Who is connected, by address.
-#[derive(Clone, Debug, Default)]
-pub struct Connected(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// A connection's place; leaving is dropping it.
-#[derive(Debug)]
-pub struct Place {
-    connected: Connected,
-    address: IpAddr,
-}
-
-impl Connected {
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A place for one more from this address, if there is one.
-    pub fn enter(&self, address: IpAddr, bounds: &Bounds) -> Option<Place> {
-        let mut counts = self.lock();
-        if counts.values().sum::<usize>() >= bounds.connections {
-            return None;
-        }
-        let count = counts.entry(address).or_default();
-        if *count >= bounds.connections_per_address {
-            return None;
-        }
-        *count += 1;
-        drop(counts);
-        Some(Place { connected: self.clone(), address })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.connected.lock();
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_address_leaves_room_for_others() {
-        let bounds = Bounds { connections: 3, connections_per_address: 2, ..Bounds::default() };
-        let connected = Connected::default();
-        let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse::<IpAddr>().unwrap());
-        let first = connected.enter(a, &bounds).unwrap();
-        let _second = connected.enter(a, &bounds).unwrap();
-        assert!(connected.enter(a, &bounds).is_none());
-        let _other = connected.enter(b, &bounds).unwrap();
-        assert!(connected.enter(b, &bounds).is_none(), "full");
-        drop(first);
-        let again = connected.enter(b, &bounds).unwrap();
-        drop(again);
-        assert_eq!(connected.lock().len(), 2);
-    }
 
     #[test]
     fn a_rate_of_one_is_not_anothers() {

@@ -19,16 +19,14 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected as TonicConnected;
 
-use super::{
-    issuing::Issuing,
-    limits::{Bounds, Connected, Place},
-};
+use super::{issuing::Issuing, limits::Bounds};
+use crate::cli::places::{Place, Places};
 
 /// A connection whose handshake is done.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     peer: SocketAddr,
-    _place: Place,
+    _place: Place<IpAddr>,
 }
 
 /// Where a request came from.
@@ -72,7 +70,7 @@ pub fn connections(
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(64);
     tokio::spawn(async move {
-        let connected = Connected::default();
+        let places = Places::new(bounds.connections, bounds.connections_per_address);
         loop {
             let (stream, peer) = tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -88,7 +86,7 @@ pub fn connections(
             };
             let address: IpAddr = peer.ip().to_canonical();
             // Closing at once is the answer: there is nobody yet to whom more could be said.
-            let Some(place) = connected.enter(address, &bounds) else {
+            let Some(place) = places.enter(address) else {
                 tracing::debug!(%peer, "too many connections");
                 continue;
             };

@@ -171,7 +171,9 @@ impl Service {
             let why = "its key was certified before: make a fresh one for each request";
             return Err(Refusal::new("key_reused", Code::InvalidArgument, why));
         }
-        audit::issued(asked, request.identity.dns(), &facts.serial, facts.not_after);
+        // The DNS form for the mesh's, the SPIFFE form for a workload's own.
+        let name = facts.names.first().map(String::as_str).unwrap_or_default();
+        audit::issued(asked, name, &facts.serial, facts.not_after);
         Ok(issued.chain.into_iter().map(|certificate| certificate.to_vec()).collect())
     }
 }

@@ -37,6 +37,7 @@ pub(super) struct File {
     pub(super) cni: Option<Cni>,
     pub(super) hand_over: Option<HandOver>,
     pub(super) flow_log: Option<FlowLog>,
+    pub(super) workload_api: Option<Spanned<String>>,
     pub(super) log: Log,
 }
 

@@ -111,6 +111,9 @@ pub struct Flags {
     /// Record who reaches whom in this file, for `heddle policy diff` and `suggest`
     #[arg(long, value_name = "FILE")]
     pub flow_log: Option<String>,
+    /// Serve the SPIFFE Workload API on a socket in this folder, which pods mount
+    #[arg(long, value_name = "DIR")]
+    pub workload_api: Option<String>,
     /// Threads of the data plane, 1 to 4 [default: as many as the host has cores, 4 at most]
     #[arg(long, value_name = "N")]
     pub workers: Option<u64>,

@@ -93,6 +93,9 @@ pub struct Config {
     /// Where flows are recorded; absent: nowhere (`heddle flows` follows them all the same).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flow_log: Option<FlowLog>,
+    /// The folder of the socket at which pods ask for certificates of their own; absent: there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload_api: Option<PathBuf>,
     /// How the agent logs.
     pub log: Log,
 }

@@ -275,6 +275,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let cni = cni(&mut check, file.cni, flags);
     let hand_over = hand_over(&mut check, file.hand_over, flags);
     let flow_log = flow_log(&mut check, file.flow_log, flags);
+    let workload_api = check.optional_path("workloadApi", flags.workload_api.as_ref(), file.workload_api);
     let log = log(&mut check, file.log, flags);
 
     if !check.problems.is_empty() {
@@ -306,6 +307,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             cni,
             hand_over,
             flow_log,
+            workload_api,
             log: log?,
         })
     };

@@ -2,17 +2,10 @@
 //!
 //! A pod that got hold of the socket (mounted, or passed on) must not attach anything, whatever its uid says: uid 0 in
 //! a container without a user namespace of its own *is* uid 0. So the caller's pid and user namespaces are compared
-//! with the agent's. The process is pinned by a pidfd while its namespaces are read: the peer's own from
-//! `SO_PEERPIDFD` where the kernel has it (6.5), which no reuse of process ids can deceive; before that one that is
-//! opened by the id, which a peer that passes its socket on, exits and has its id reused in that moment could.
+//! with the agent's, while its process is pinned ([`Peer`]).
 
-use nix::sys::socket::{getsockopt, sockopt};
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    fd::{AsFd, AsRawFd, OwnedFd},
-    net::sockopt::socket_peercred,
-    process::{Pid, PidfdFlags, pidfd_open},
-};
+use crate::cli::peer::Peer;
+use rustix::fd::{AsFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 
 /// A caller that may ask.
@@ -95,19 +88,17 @@ impl Own {
     /// # Errors
     /// As [`Self::admit`].
     pub fn admit_pinned(&self, stream: &impl AsFd) -> Result<(Caller, OwnedFd), Refusal> {
-        let peer = socket_peercred(stream).map_err(|_| Refusal::Gone)?;
-        let uid = peer.uid.as_raw();
+        let process = Peer::of(stream).ok_or(Refusal::Gone)?;
+        let (pid, uid) = (process.pid(), process.uid());
         if uid != 0 && uid != self.uid {
             return Err(Refusal::User(uid));
         }
-        let pidfd = pin(stream, peer.pid)?;
-        let pid = u32::try_from(peer.pid.as_raw_nonzero().get()).map_err(|_| Refusal::Gone)?;
         let found = self.judge(pid);
         // Still the same process: what was read was its own.
-        if !alive(&pidfd) {
+        if !process.is_alive() {
             return Err(Refusal::Gone);
         }
-        found.map(|()| (Caller { pid, uid }, pidfd))
+        found.map(|()| (Caller { pid, uid }, process.into_pidfd()))
     }
 
     fn judge(&self, pid: u32) -> Result<(), Refusal> {
@@ -121,27 +112,4 @@ impl Own {
         }
         Ok(())
     }
-}
-
-/// A pidfd of the peer. `pid` is only trusted where the kernel cannot give one.
-fn pin(stream: &impl AsFd, pid: Pid) -> Result<OwnedFd, Refusal> {
-    match getsockopt(stream, sockopt::PeerPidfd) {
-        Ok(pidfd) => (pid_of(&pidfd) == Some(pid)).then_some(pidfd).ok_or(Refusal::Gone),
-        Err(nix::errno::Errno::ENOPROTOOPT) => {
-            pidfd_open(pid, PidfdFlags::empty()).map_err(|_| Refusal::Gone)
-        }
-        Err(_) => Err(Refusal::Gone),
-    }
-}
-
-fn pid_of(pidfd: &OwnedFd) -> Option<Pid> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
-    Pid::from_raw(pid.trim().parse().ok().filter(|pid| *pid > 0)?)
-}
-
-/// A pidfd becomes readable when its process ends.
-fn alive(pidfd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0)
 }

@@ -55,6 +55,8 @@ pub trait Readings: Send + Sync + 'static {
     fn anchors(&self) -> Vec<(String, SystemTime)>;
     /// Whether the trust bundle on disk cannot be used and older anchors are in force.
     fn trust_stale(&self) -> bool;
+    /// Certificates that workloads got for themselves, and their calls that were refused, by the reason.
+    fn workloads(&self) -> (u64, Vec<(&'static str, u64)>);
     /// The tables in force.
     fn tables(&self) -> TablesReading;
     /// How old the agent's last sign of life is; `None`: it gave none.
@@ -155,6 +157,18 @@ impl Collector for AtScrape {
         let help = "1 while the trust bundle on disk cannot be used and an older one is in force, or a revocation list is overdue";
         let family = encoder.encode_descriptor("heddle_trust_bundle_stale", help, None, MetricType::Gauge)?;
         ConstGauge::new(i64::from(self.readings.trust_stale())).encode(family)?;
+
+        let (issued, refused) = self.readings.workloads();
+        let help = "Certificates with keys of their own that workloads were given";
+        let family =
+            encoder.encode_descriptor("heddle_workload_api_issued", help, None, MetricType::Counter)?;
+        ConstCounter::new(issued).encode(family)?;
+        let help = "Calls of the Workload API that were refused, by reason";
+        let mut family =
+            encoder.encode_descriptor("heddle_workload_api_refused", help, None, MetricType::Counter)?;
+        for (reason, count) in &refused {
+            ConstCounter::new(*count).encode(family.encode_family(&[("reason", *reason)])?)?;
+        }
 
         let tables = self.readings.tables();
         let help = "The generation of the tables in force; 0: none, and everything is refused";

@@ -57,6 +57,9 @@ impl Readings for Fixed {
     fn trust_stale(&self) -> bool {
         true
     }
+    fn workloads(&self) -> (u64, Vec<(&'static str, u64)>) {
+        (2, vec![("no_pod", 1)])
+    }
     fn tables(&self) -> TablesReading {
         TablesReading { generation: 42, entries: vec![("workloads", 12), ("allows", 3)] }
     }

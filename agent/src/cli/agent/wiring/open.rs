@@ -37,6 +37,8 @@ pub(in super::super) struct Wired {
     pub(super) node: String,
     pub(super) heartbeat: Duration,
     pub(super) poll: Duration,
+    /// Where pods ask for certificates of their own.
+    pub(super) workload_api: Option<PathBuf>,
     /// The file that flows are recorded in, and how many bytes it may have.
     pub(super) flow_log: Option<(PathBuf, u64)>,
 }
@@ -83,6 +85,7 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
         node: config.node.clone(),
         heartbeat,
         poll: Duration::from_micros(config.poll_microseconds),
+        workload_api: config.workload_api.clone(),
         flow_log: config.flow_log.as_ref().map(|log| (log.file.clone(), log.megabytes << 20)),
     })
 }

@@ -9,8 +9,9 @@ use std::{
 use arc_swap::ArcSwap;
 use heddle_ebpf::Address;
 use heddle_identity::Workload;
+use tokio::sync::watch;
 
-use crate::{capture::CapturedPod, proxy::environment::PodId};
+use crate::{capture::CapturedPod, cli::workload_api, proxy::environment::PodId};
 
 /// A captured pod and its identity.
 pub(super) struct Entry {
@@ -39,6 +40,7 @@ struct Index {
 pub(super) struct Pods {
     index: ArcSwap<Index>,
     writing: Mutex<()>,
+    changes: watch::Sender<u64>,
 }
 
 impl Pods {
@@ -81,5 +83,22 @@ impl Pods {
         let mut index = Index::clone(&self.index.load());
         change(&mut index);
         self.index.store(Arc::new(index));
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+}
+
+impl workload_api::Pods for Pods {
+    fn pod(&self, cookie: u64) -> Option<workload_api::Pod> {
+        let entry = self.get(PodId(cookie))?;
+        Some(workload_api::Pod {
+            name: Arc::clone(&entry.name),
+            uid: entry.captured.row.uid,
+            identity: entry.workload.identity().clone(),
+            namespace: entry.captured.namespace.clone(),
+        })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 }

@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use super::{anchors::AnchorsFile, pods::Pods};
 use crate::{
     capture::{Capture, Counters},
+    cli::workload_api::Counts,
     cluster::snapshot::SnapshotReader,
     observe::metrics::{CertificateReading, Readings, TablesReading},
     proxy::environment::PodId,
@@ -25,6 +26,8 @@ pub(super) struct NodeReadings {
     pub store: Arc<Store>,
     pub rules: SnapshotReader<Compiled>,
     pub anchors: Option<AnchorsFile>,
+    /// What workloads were answered.
+    pub workloads: Arc<Counts>,
 }
 
 impl Readings for NodeReadings {
@@ -60,6 +63,10 @@ impl Readings for NodeReadings {
     fn trust_stale(&self) -> bool {
         self.anchors.as_ref().is_some_and(|file| file.stale().is_some())
             || self.store.trust().overdue(SystemTime::now()).is_some()
+    }
+
+    fn workloads(&self) -> (u64, Vec<(&'static str, u64)>) {
+        self.workloads.read()
     }
 
     fn tables(&self) -> TablesReading {

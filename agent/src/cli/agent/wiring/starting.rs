@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use heddle_identity::{Standings, Workload, keep_renewed};
+use heddle_identity::{RenewalSettings, Standings, Workload, keep_renewed};
 use heddle_policy::Compiled;
 use miette::miette;
 use tokio::{
+    net::UnixListener,
     sync::{RwLock, broadcast, watch},
     task::JoinSet,
 };
@@ -20,6 +21,7 @@ use super::{
     enforcer::KernelTables,
     flows::FlowKeeper,
     identities::KnownIdentities,
+    issuer::Issuer,
     names::KnownNames,
     node::{EVENTS, Running},
     open::{Issuing, Wired},
@@ -33,6 +35,7 @@ use super::{
 };
 use crate::{
     capture::Heartbeat,
+    cli::workload_api,
     cluster::snapshot::{Enforcer, SnapshotReader},
     observe::{events::Events, flows::FlowBook, metrics::Metrics},
     proxy::{Settings, Workers, environment::Environment},
@@ -48,8 +51,37 @@ pub(in super::super) struct Prepared {
     told: Arc<Told>,
     changed: Arc<watch::Sender<u64>>,
     heartbeat: Duration,
+    workloads: Option<Workloads>,
     /// The identities of the pods that another agent captured: their certificates are kept until they are accepted.
     held: Vec<Arc<Workload>>,
+}
+
+/// What pods are answered by that ask for certificates of their own.
+struct Workloads {
+    socket: workload_api::Beside,
+    issuer: Arc<Issuer>,
+    counts: Arc<workload_api::Counts>,
+}
+
+impl Workloads {
+    /// Answers from now on, in the place of an agent before.
+    fn serve(self, running: &Running, tasks: &mut JoinSet<()>) -> Result<(), Failure> {
+        let listener = UnixListener::from_std(self.socket.put_in_place()?)
+            .map_err(|error| miette!("workloads cannot be answered: {error}"))?;
+        let parts = workload_api::Parts {
+            pods: Arc::clone(&running.pods),
+            issuer: self.issuer,
+            trust: Arc::clone(running.store.trust()),
+            renewal: RenewalSettings::default(),
+            counts: self.counts,
+        };
+        tasks.spawn(async move {
+            if let Err(error) = workload_api::serve(listener, parts).await {
+                tracing::error!(%error, "workloads are no longer answered");
+            }
+        });
+        Ok(())
+    }
 }
 
 impl Running {
@@ -58,7 +90,7 @@ impl Running {
     /// # Errors
     /// What failed, with its remedy.
     pub(super) fn prepare(wired: Wired, rules: SnapshotReader<Compiled>) -> Result<Prepared, Failure> {
-        let Wired { capture, issuing, naming, node, heartbeat, flow_log, poll, .. } = wired;
+        let Wired { capture, issuing, naming, node, heartbeat, flow_log, poll, workload_api, .. } = wired;
         let Issuing { issuer, store, anchors } = issuing;
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
         let pods = Arc::new(Pods::default());
@@ -71,7 +103,9 @@ impl Running {
             store: Arc::clone(&store),
             rules: rules.clone(),
             anchors: anchors.as_ref().map(|(file, _)| file.clone()),
+            workloads: Arc::default(),
         };
+        let counts = Arc::clone(&readings.workloads);
         let bundle = readings.anchors.clone();
         let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
         let flows = Arc::new(FlowBook::new(&node, Arc::clone(&names) as _));
@@ -112,7 +146,7 @@ impl Running {
         let workers = Arc::new(RwLock::new(Some(workers)));
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(keep_renewed(Arc::clone(&store), issuer, SystemTime::now));
+        tasks.spawn(keep_renewed(Arc::clone(&store), Arc::clone(&issuer), SystemTime::now));
         if let Some((file, known)) = anchors {
             tasks.spawn(file.follow(Arc::clone(&store), known));
         }
@@ -141,7 +175,9 @@ impl Running {
             repairs: Arc::default(),
             _tasks: JoinSet::new(),
         };
-        Ok(Prepared { running, tasks, told, changed, heartbeat, held: Vec::new() })
+        let socket = workload_api.as_deref().map(workload_api::listen).transpose()?;
+        let workloads = socket.map(|socket| Workloads { socket, issuer, counts });
+        Ok(Prepared { running, tasks, told, changed, heartbeat, workloads, held: Vec::new() })
     }
 }
 
@@ -209,7 +245,7 @@ impl Ready for Prepared {
 
     async fn start(self, succeeds: bool) -> Result<Running, Failure> {
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
-        let Self { running, mut tasks, told, changed, heartbeat, held } = self;
+        let Self { running, mut tasks, told, changed, heartbeat, workloads, held } = self;
         let (capture, workers) = (Arc::clone(&running.capture), Arc::clone(&running.workers));
         let mut counts = capture.direct_counts().map_err(|error| failed(&error))?;
         if succeeds {
@@ -219,6 +255,10 @@ impl Ready for Prepared {
         running.follow_events().map_err(|error| failed(&error))?;
         running.adopt().await?;
         drop(held);
+        // Not before: every pod that is captured is known.
+        if let Some(workloads) = workloads {
+            workloads.serve(&running, &mut tasks)?;
+        }
         // Not before: the flows of a pod that is not known yet would be taken for those of one that is gone.
         tasks.spawn(believe_again(Arc::clone(&running.store), Arc::clone(&changed)));
         tasks.spawn(judge_again(Arc::clone(&capture), running.rules.clone(), changed, told));

@@ -1,0 +1,121 @@
+//! Callers, accepted within bounds; who they are is for each call to ask.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use super::{attest::Caller, counts::Counts};
+use crate::cli::places::{Place, Places};
+
+/// Connections in all.
+const CONNECTIONS: usize = 2048;
+/// Connections from one network namespace.
+const CONNECTIONS_EACH: usize = 32;
+
+/// A caller's connection.
+pub(super) struct Connection {
+    stream: UnixStream,
+    caller: Arc<Caller>,
+    _place: Place<u64>,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Arc<Caller>;
+    fn connect_info(&self) -> Arc<Caller> {
+        Arc::clone(&self.caller)
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Tells of refusals, at most one a second: somebody in a pod could fill the log.
+#[derive(Debug)]
+pub(super) struct Teller {
+    counts: Arc<Counts>,
+    told: Mutex<Option<Instant>>,
+}
+
+impl Teller {
+    pub(super) fn new(counts: Arc<Counts>) -> Self {
+        Self { counts, told: Mutex::new(None) }
+    }
+
+    pub(super) fn refused(&self, reason: &'static str, pid: u32, why: &str) {
+        self.counts.refused(reason);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= Duration::from_secs(1)) {
+            *told = Some(Instant::now());
+            tracing::warn!(target: "heddle::workload_api", reason, pid, "a caller was refused: {why}");
+        }
+    }
+}
+
+/// Accepts for ever.
+pub(super) fn connections(
+    listener: UnixListener,
+    teller: Arc<Teller>,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (ready, connections) = mpsc::channel(64);
+    tokio::spawn(async move {
+        let places = Places::new(CONNECTIONS, CONNECTIONS_EACH);
+        loop {
+            let stream = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    // Out of descriptors or memory: it passes, and the socket stays.
+                    Err(error) => {
+                        tracing::warn!(%error, "a workload's call could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+                () = ready.closed() => return,
+            };
+            match Caller::of(&stream) {
+                Ok(caller) => match places.enter(caller.cookie()) {
+                    Some(place) => {
+                        let connection = Connection { stream, caller: Arc::new(caller), _place: place };
+                        // Gone: the agent ends.
+                        let _ = ready.send(Ok(connection)).await;
+                    }
+                    // Closing at once is the answer.
+                    None => teller.refused("too_many", caller.pid(), "it has too many connections"),
+                },
+                Err(refusal) => teller.refused(refusal.as_str(), 0, &refusal.to_string()),
+            }
+        }
+    });
+    ReceiverStream::new(connections)
+}
