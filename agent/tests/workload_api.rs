@@ -237,7 +237,8 @@ fn own_identity_alone() -> Result<()> {
         ensure!(counted(reason)? == before + 2, "{who} is not counted as {reason}");
     }
     // A thread that entered the pod's namespace: its process did not.
-    let error = client.enter(|| calling("bundles", &socket)).unwrap_err().to_string();
+    let error = client.enter(|| Ok(calling("bundles", &socket).err()))?.context("a thread is answered")?;
+    let error = error.to_string();
     ensure!(error.contains(NOBODY) && counted("other_namespace")? == 1, "{error}");
 
     // What the specification demands of every call, and what is not served.
