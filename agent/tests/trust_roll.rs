@@ -17,9 +17,7 @@ use common::{
     load::Load,
     shop::{A, B, SPARE, Shop, UNKNOWN, answered, carries, echoes},
 };
-use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
 use serde_json::Value;
-use time::OffsetDateTime;
 use xtask::lab::{Lab, apps::Attempt, eventually};
 
 const PORT: u16 = 8443;
@@ -147,33 +145,11 @@ fn root_and_issuer_roll_under_load_and_nothing_restarts() -> Result<()> {
     shop.shut()
 }
 
-/// The list by which the issuer revokes these certificates (serial numbers in hexadecimal), in PEM.
+/// The list by which the issuer revokes these certificates and those before (serial numbers in hexadecimal), in PEM.
 fn revoking(ceremony: &Ceremony, serials: &[&str]) -> Result<String> {
-    let read = |name: &str| std::fs::read_to_string(ceremony.directory.join("issuer").join(name));
-    let issuer = Issuer::from_ca_cert_pem(&read("tls.crt")?, KeyPair::from_pem(&read("tls.key")?)?)?;
-    let now = OffsetDateTime::now_utc();
-    let mut revoked_certs = Vec::new();
-    for serial in serials {
-        let digits = serial
-            .as_bytes()
-            .chunks(2)
-            .map(|two| u8::from_str_radix(std::str::from_utf8(two)?, 16).map_err(anyhow::Error::from));
-        revoked_certs.push(RevokedCertParams {
-            serial_number: SerialNumber::from_slice(&digits.collect::<Result<Vec<u8>>>()?),
-            revocation_time: now,
-            reason_code: None,
-            invalidity_date: None,
-        });
-    }
-    let list = CertificateRevocationListParams {
-        this_update: now,
-        next_update: now + Duration::from_secs(3600),
-        crl_number: SerialNumber::from(1),
-        issuing_distribution_point: None,
-        revoked_certs,
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    Ok(list.signed_by(&issuer)?.pem()?)
+    let (keys, list) = (ceremony.path("issuer"), ceremony.path("revoked.crl"));
+    ceremony.heddle(&[&["ca", "revoke", "--keys", &keys, "--list", &list], serials].concat())?;
+    Ok(std::fs::read_to_string(list)?)
 }
 
 /// The serial number of the certificate of an account on a node.

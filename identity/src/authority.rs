@@ -21,12 +21,14 @@ mod folder;
 mod keys;
 mod ledger;
 mod request;
+mod revoke;
 
 pub use ceremony::{Made, intermediate, offline_root};
 pub use keys::{IssuerFiles, IssuerKeys};
 pub use ledger::KeyLedger;
 use request::Bears;
 pub use request::{CertificateRequest, RequestError};
+pub use revoke::{Revocations, revoke};
 
 use crate::{
     files::FileError,

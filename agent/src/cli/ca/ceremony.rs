@@ -11,7 +11,7 @@ use std::{
 
 use heddle_identity::{
     IdentityNaming, IssuerFiles,
-    authority::{Made, intermediate, offline_root},
+    authority::{self, Made, intermediate, offline_root},
 };
 use miette::miette;
 use rcgen::KeyPair;
@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use super::{
     super::{Failure, render::print},
     attest,
-    flags::{AgentsKeyFlags, InitFlags, IssuerFlags, TokenFlags},
+    flags::{AgentsKeyFlags, InitFlags, IssuerFlags, RevokeFlags, TokenFlags},
 };
 
 fn directory(path: &Path) -> Result<(), Failure> {
@@ -130,5 +130,42 @@ pub fn token(flags: &TokenFlags) -> Result<ExitCode, Failure> {
     let token = attest::sign(&key, &flags.node, flags.lifetime, SystemTime::now())
         .map_err(|error| miette!("no token: {error}"))?;
     print(&token)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `heddle ca revoke`.
+pub fn revoke(flags: &RevokeFlags) -> Result<ExitCode, Failure> {
+    let keys = IssuerFiles::in_directory(&flags.keys).read().map_err(|error| {
+        miette!(help = "name the directory of the issuer that signed the certificates", "no issuer: {error}")
+    })?;
+    let failed = |error: std::io::Error| miette!("{}: {error}", flags.list.display());
+    let before = match std::fs::read(&flags.list) {
+        Ok(before) => Some(before),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(error)),
+    };
+    let made = authority::revoke(keys, before.as_deref(), &flags.serials, flags.valid, SystemTime::now())
+        .map_err(|error| miette!("nothing is revoked: {error}"))?;
+    // All at once: a list that is half there would be a list that is broken.
+    let mut fresh = flags.list.clone().into_os_string();
+    fresh.push(format!(".{}", std::process::id()));
+    write(Path::new(&fresh), &made.list, 0o444)?;
+    std::fs::rename(&fresh, &flags.list).map_err(failed)?;
+    let shown = flags.list.display();
+    print(&format!(
+        "signed {shown}: it revokes {}, of which {} new, and its successor comes within {}
+
+next:
+  1. put it behind the anchors in every agent's bundle, in the place of this issuer's earlier list:
+     cat ca.crt {shown} > bundle.pem
+  2. `heddle identity list` on a node tells a list that cannot be used, or whose successor is late
+  3. a revoked certificate's owner gets a new one as soon as it asks: if it is not to, take away its pod, its agent's
+     token or its node first
+  4. sign it anew in time: heddle ca revoke --keys {} --list {shown}",
+        made.revoked,
+        made.added,
+        humantime::format_duration(flags.valid),
+        flags.keys.display(),
+    ))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -29,6 +29,8 @@ pub enum CaCommand {
     AgentsKey(AgentsKeyFlags),
     /// Sign a token for the agent of a node, where there is no Kubernetes
     Token(TokenFlags),
+    /// Revoke certificates: sign an issuer's revocation list, for every agent's bundle
+    Revoke(RevokeFlags),
     /// Run a replica of the authority
     #[command(long_about = SERVE)]
     Serve(Box<ServeFlags>),
@@ -95,6 +97,23 @@ pub struct TokenFlags {
     /// How long it is valid
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
     pub lifetime: Duration,
+}
+
+/// `heddle ca revoke`.
+#[derive(Args, Clone, Debug)]
+pub struct RevokeFlags {
+    /// The directory of whoever signed the certificates: an issuer's, or the root's to revoke an issuer
+    #[arg(long, value_name = "DIR")]
+    pub keys: PathBuf,
+    /// The issuer's list: what it revokes already is kept; made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub list: PathBuf,
+    /// Until when its successor comes
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
+    pub valid: Duration,
+    /// Serial numbers, as `heddle identity show` tells them; none: the list is signed anew
+    #[arg(value_name = "SERIAL")]
+    pub serials: Vec<String>,
 }
 
 /// `heddle ca serve`.

@@ -32,6 +32,7 @@ pub(super) fn run(command: CaCommand) -> Result<ExitCode, Failure> {
         CaCommand::Issuer(flags) => ceremony::issuer(&flags),
         CaCommand::AgentsKey(flags) => ceremony::agents_key(&flags),
         CaCommand::Token(flags) => ceremony::token(&flags),
+        CaCommand::Revoke(flags) => ceremony::revoke(&flags),
         CaCommand::Serve(flags) => serve::run(&flags),
     }
 }
