@@ -41,7 +41,8 @@ pub use names::{IdentityName, IdentityNaming, NameError};
 pub use profile::{CertificateFacts, PeerNameError, peer_identity};
 pub use revocation::{ListError, lists_from_pem};
 pub use store::{
-    CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, keep_renewed,
+    CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, is_set_back,
+    keep_renewed,
 };
 pub use svid::{Svid, SvidRequest};
 pub use tls::{

@@ -29,6 +29,8 @@ use crate::{
 
 /// How long a renewal that was begun is waited for before it is begun again.
 const ATTEMPT: Duration = Duration::from_secs(30);
+/// How far a clock may be set back before what was decided by it is decided anew.
+const SET_BACK: Duration = Duration::from_secs(60);
 
 /// When certificates are renewed.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +135,8 @@ struct Slots {
 struct Slot {
     workload: Weak<Workload>,
     due: SystemTime,
+    /// When it was decided when it is due.
+    decided: SystemTime,
     failures: u32,
     error: String,
     renewed: Option<SystemTime>,
@@ -168,6 +172,7 @@ impl Store {
         let slot = Slot {
             workload: Arc::downgrade(&workload),
             due: now,
+            decided: now,
             failures: 0,
             error: String::new(),
             renewed: None,
@@ -212,12 +217,19 @@ impl Store {
             slots.trust_generation = generation;
             slots.by_identity.values_mut().for_each(|slot| slot.due = now);
         }
+        // A clock that was set back: what it said before is no time to wait for.
+        slots
+            .by_identity
+            .values_mut()
+            .filter(|slot| is_set_back(slot.decided, now))
+            .for_each(|slot| slot.due = now);
         let mut due: Vec<_> = slots.by_identity.values_mut().filter(|slot| slot.due <= now).collect();
         due.sort_by_key(|slot| slot.due);
         let mut renewals = Vec::new();
         for slot in due.into_iter().take(most) {
             let Some(workload) = slot.workload.upgrade() else { continue };
             slot.due = now + ATTEMPT;
+            slot.decided = now;
             match FreshKey::with_request(workload.identity()) {
                 Ok((key, request)) => renewals.push(Renewal { workload, key, request }),
                 Err(error) => {
@@ -256,6 +268,7 @@ impl Store {
             .get_mut(workload.identity())
             .filter(|slot| std::ptr::eq(slot.workload.as_ptr(), Arc::as_ptr(&workload)));
         let Some(slot) = slot else { return adopted.map(|_| ()) };
+        slot.decided = now;
         match adopted {
             Ok(not_after) => {
                 slot.failures = 0;
@@ -323,6 +336,11 @@ impl RenewalSettings {
         let doubled = self.first_retry.saturating_mul(1 << failures.saturating_sub(1).min(20));
         doubled.min(longest).mul_f64(0.5 + 0.5 * (self.random)().clamp(0.0, 1.0))
     }
+}
+
+/// Whether what was decided at `then` is not to be waited for: the clock was set back since.
+pub fn is_set_back(then: SystemTime, now: SystemTime) -> bool {
+    now + SET_BACK < then
 }
 
 fn random_fraction() -> f64 {

@@ -193,6 +193,80 @@ fn a_renewal_that_is_lost_is_begun_again() {
     assert_eq!(mesh.store.due(start() + ATTEMPT, 10).len(), 1);
 }
 
+/// The authority's clock is right; the node's is ahead for a while, and then set back.
+#[test]
+fn a_clock_that_is_set_is_gone_along_with_in_both_directions() {
+    let mesh = Mesh::new();
+    let held = mesh.workload(&web());
+    let step = |node: SystemTime, right: SystemTime| {
+        mesh.clock.set(node);
+        for renewal in mesh.store.due(node, 10) {
+            let issued = mesh.authority.issue(renewal.request(), right);
+            let _ = mesh.store.complete(renewal, issued, node);
+        }
+        held.server_config(node)
+    };
+    let hour = |hour: f64| start() + hours(hour);
+    step(hour(1.0), hour(1.0)).unwrap();
+    // Two days ahead: nothing is valid, and that is said.
+    assert!(matches!(step(hour(49.0), hour(1.0)), Err(NoCertificate::Expired { .. })));
+    assert_eq!(mesh.store.status()[0].failures, 1);
+    // Set right, it is not waited for a time that is two days away.
+    step(hour(2.0), hour(2.0)).unwrap();
+    assert_eq!(mesh.store.status()[0].failures, 0);
+    assert_eq!(held.expires(), Some(hour(26.0)));
+    assert_eq!(mesh.store.next_due(), Some(hour(14.0)));
+    // A little back is no reason for anything.
+    step(hour(2.0) - Duration::from_secs(50), hour(2.0)).unwrap();
+    assert_eq!(held.expires(), Some(hour(26.0)));
+    // With its own authority a node that was ahead has a certificate that is not valid yet once it is set back.
+    step(hour(49.0), hour(49.0)).unwrap();
+    step(hour(3.0), hour(3.0)).unwrap();
+    assert_eq!(held.expires(), Some(hour(27.0)));
+}
+
+/// As many as a node may hold, renewed by the pace that the shell keeps.
+#[test]
+fn a_thousand_accounts_of_a_node_are_renewed_in_time_and_not_all_at_once() {
+    const ACCOUNTS: usize = 1000;
+    let mesh = Mesh::with(RenewalSettings::default());
+    let name = |number: usize| naming().name("shop", &format!("account-{number}")).unwrap();
+    let held: Vec<_> = (0..ACCOUNTS).map(|number| mesh.store.hold(&name(number), start())).collect();
+    let renew = |now: SystemTime| {
+        mesh.clock.set(now);
+        let mut count = 0;
+        loop {
+            let due = mesh.store.due(now, 32);
+            if due.is_empty() {
+                return count;
+            }
+            for renewal in due {
+                let issued = mesh.authority.issue(renewal.request(), now);
+                mesh.store.complete(renewal, issued, now).unwrap();
+                count += 1;
+            }
+        }
+    };
+    assert_eq!(renew(start()), ACCOUNTS);
+    let (mut renewed, mut most) = (0, 0);
+    let (mut now, end) = (start(), start() + hours(12.1));
+    while now < end {
+        let at_once = renew(now);
+        renewed += at_once;
+        most = most.max(at_once);
+        assert!(held.iter().all(|workload| workload.server_config(now).is_ok()));
+        now += hours(0.1);
+    }
+    assert_eq!(renewed, ACCOUNTS, "each once, within half of its life");
+    // More than half an hour of jitter, in steps of six minutes.
+    assert!(most < ACCOUNTS / 2, "{most} in one step");
+    let keys: std::collections::HashSet<_> = held
+        .iter()
+        .map(|workload| crate::CertificateFacts::of(&workload.chain()).unwrap().public_key)
+        .collect();
+    assert_eq!(keys.len(), ACCOUNTS, "no two have one key");
+}
+
 /// Fails twice, then issues; a stranger's request is never answered.
 struct Flaky {
     authority: Authority,

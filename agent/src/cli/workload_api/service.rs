@@ -7,7 +7,7 @@ use std::{
 };
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use heddle_identity::{Issue, IssueError, RenewalSettings, Svid, SvidRequest, Trust};
+use heddle_identity::{Issue, IssueError, RenewalSettings, Svid, SvidRequest, Trust, is_set_back};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use tokio::{
     net::UnixListener,
@@ -272,6 +272,7 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
 
     /// Waits until `until`, or until other anchors are in force; false: the stream is over.
     async fn wait<T>(&mut self, until: Option<SystemTime>, send: &mpsc::Sender<Result<T, Status>>) -> bool {
+        let since = SystemTime::now();
         loop {
             let left = until
                 .map_or(LOOK, |until| until.duration_since(SystemTime::now()).unwrap_or_default().min(LOOK));
@@ -284,7 +285,8 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
             if !self.still_the_same(send).await {
                 return false;
             }
-            if until.is_some_and(|until| until <= SystemTime::now()) {
+            let now = SystemTime::now();
+            if until.is_some_and(|until| until <= now || is_set_back(since, now)) {
                 return true;
             }
         }
