@@ -36,6 +36,7 @@ pub use authority::{
     Authority, AuthorityError, AuthoritySettings, CertificateRequest, IssueError, Issued, IssuerFiles,
     IssuerKeys, KeyLedger, RequestError,
 };
+pub use crypto::{Module, check_module, module, provider};
 pub use inspect::{anchor_of, fingerprint, pem};
 pub use names::{IdentityName, IdentityNaming, NameError};
 pub use profile::{CertificateFacts, PeerNameError, peer_identity};
@@ -47,6 +48,6 @@ pub use store::{
 pub use svid::{Svid, SvidRequest};
 pub use tls::{
     ALPN, AuthorityServer, Client, HandshakeFault, Peer, PeerFault, Standing, Standings, TlsSettings,
-    authority_client, confirm, provider, verify_chain,
+    authority_client, confirm, verify_chain,
 };
 pub use trust::{Trust, TrustError, anchors_from_pem};

@@ -22,12 +22,12 @@ mod fault;
 mod standing;
 mod verify;
 
-pub use crate::crypto::provider;
 pub use authority::{AuthorityServer, authority_client};
 pub use fault::{HandshakeFault, PeerFault};
 pub use standing::{Standing, Standings};
 
 use crate::{
+    crypto::provider,
     names::{IdentityName, IdentityNaming},
     profile::{self, peer_identity},
     trust::Trust,

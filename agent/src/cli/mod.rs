@@ -21,6 +21,7 @@ mod pods;
 mod policy;
 mod process;
 mod render;
+mod report;
 mod status;
 pub mod workload_api;
 
@@ -163,7 +164,12 @@ enum Command {
         #[command(subcommand)]
         command: policy::Command,
     },
-    /// Print the version
+    /// Say what this program does, for whoever has to write it down
+    Report {
+        #[command(subcommand)]
+        command: report::ReportCommand,
+    },
+    /// Print the version, and whose cryptography it is
     Version {
         /// Print JSON
         #[arg(long)]
@@ -230,6 +236,7 @@ pub fn main() -> ExitCode {
         Command::Identity { command, at } => identity::run(&at.socket, &command),
         Command::Check { what: Checked::Node, bpffs, json } => check::run(&bpffs, json),
         Command::Policy { command } => policy::run(&command),
+        Command::Report { command } => report::run(&command),
         Command::Version { json } => version(json),
     };
     done.unwrap_or_else(|failure| {
@@ -240,10 +247,13 @@ pub fn main() -> ExitCode {
 
 fn version(json: bool) -> Result<ExitCode, Failure> {
     let (version, schema) = (env!("CARGO_PKG_VERSION"), heddle_ebpf::SCHEMA);
+    let module = heddle_identity::module();
     if json {
-        render::print(&serde_json::json!({"version": version, "schema": schema}).to_string())?;
+        let module = serde_json::json!({"awsLc": module.version, "fipsModule": module.fips});
+        let told = serde_json::json!({"version": version, "schema": schema, "cryptography": module});
+        render::print(&told.to_string())?;
     } else {
-        render::print(&format!("heddle {version} (maps' layout {schema})"))?;
+        render::print(&format!("heddle {version} (maps' layout {schema})\n{}", report::described(&module)))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -141,7 +141,7 @@ mod tests {
         let name = naming.name("shop", "web").unwrap();
         let key = KeyPair::generate().unwrap();
         let issued = authority.issue(&CertificateRequest::new(&name, &key).unwrap(), start()).unwrap();
-        let provider = Arc::new(tls::provider());
+        let provider = Arc::new(crate::provider());
         let trust = Arc::new(Trust::new(naming, authority.anchors().to_vec(), provider).unwrap());
         let at = UnixTime::since_unix_epoch(start().duration_since(SystemTime::UNIX_EPOCH).unwrap());
         let server = tls::server_name(&name).unwrap();

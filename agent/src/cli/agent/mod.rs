@@ -209,6 +209,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     let config = with_cgroup(configuration(flags)?)?;
     logging::start(&config.log);
     process::keep_secrets()?;
+    process::keep_to_the_module()?;
     // The data plane has threads of its own; here are the door, renewals and the kernel's events.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -49,6 +49,7 @@ pub fn run(flags: &ServeFlags) -> Result<ExitCode, Failure> {
     };
     logging::start(&Log { format, filter: flags.log_filter.clone() });
     super::super::process::keep_secrets()?;
+    super::super::process::keep_to_the_module()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("heddle-ca")
         .enable_all()
