@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use common::{
-    authority::{ADDRESS, Ceremony},
+    authority::{ADDRESS, Ceremony, SOON},
     peers::{certificate, names},
-    shop::{OPAQUE, Shop, echoes},
+    shop::{MARKER, OPAQUE, Shop, UNKNOWN, echoes},
 };
 use rustls::pki_types::CertificateDer;
-use xtask::lab::{Lab, Place, eventually, missing_tools};
+use xtask::lab::{Lab, Place, Pod, PodSpec, Running, apps::Attempt, eventually, missing_tools};
 
 const PORT: u16 = 8443;
 const CA: &str = "heddle-ca.heddle-system.serviceaccount.identity.linkerd.cluster.local";
@@ -41,6 +41,22 @@ fn pem_files(lab: &Lab, account: &str, by_the_authority: bool) -> Result<[PathBu
     Ok([write("crt", heddle_identity::pem(&[CertificateDer::from(leaf.to_vec())]))?, write("key", key)?])
 }
 
+/// Stands at the address of a meshed pod of this account, but no agent captures it: it speaks for itself.
+fn rogue(shop: &mut Shop, account: &str) -> Result<Pod> {
+    let rogue = shop.lab.pod(&PodSpec::new("rogue", common::shop::A))?;
+    shop.lab.apply(
+        "rogue.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: twin, namespace: shop, uid: twin, annotations: {{heddle.io/mesh: enabled}}}}\n\
+             spec: {{nodeName: elsewhere, serviceAccountName: {account}, containers: [{{name: c, image: i}}]}}\n\
+             status: {{phase: Running, podIP: {v4}, podIPs: [{{ip: {v4}}}]}}\n",
+            v4 = rogue.v4
+        ),
+    )?;
+    shop.lab.manifests().remove(&format!("pod-default-{}.yaml", rogue.name))?;
+    Ok(rogue)
+}
+
 fn text(path: &Path) -> Result<&str> {
     path.to_str().context("no text")
 }
@@ -50,18 +66,7 @@ fn text(path: &Path) -> Result<&str> {
 fn an_agent_speaks_tls_1_3_with_both_certificates_or_not_at_all() -> Result<()> {
     assert_eq!(missing_tools(&["openssl"]), []);
     let mut shop = Shop::closed("openssl")?;
-    // `rogue` stands at the address of a meshed pod, but no agent captures it: it speaks for itself.
-    let rogue = shop.lab.pod(&xtask::lab::PodSpec::new("rogue", common::shop::A))?;
-    shop.lab.apply(
-        "rogue.yaml",
-        &format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: twin, namespace: shop, uid: twin, annotations: {{heddle.io/mesh: enabled}}}}\n\
-             spec: {{nodeName: elsewhere, serviceAccountName: client, containers: [{{name: c, image: i}}]}}\n\
-             status: {{phase: Running, podIP: {v4}, podIPs: [{{ip: {v4}}}]}}\n",
-            v4 = rogue.v4
-        ),
-    )?;
-    shop.lab.manifests().remove(&format!("pod-default-{}.yaml", rogue.name))?;
+    let rogue = rogue(&mut shop, "client")?;
     shop.lab.start_agents()?;
     let _servers = echoes(&shop.far)?;
     let to = format!("{}:{OPAQUE}", shop.far.v4);
@@ -113,6 +118,62 @@ fn an_agent_speaks_tls_1_3_with_both_certificates_or_not_at_all() -> Result<()> 
         arguments.push("-ign_eof");
         let said = ask(&arguments)?;
         assert!(said.contains("alert"), "{what}: {said}");
+    }
+    shop.shut()
+}
+
+/// The client's side: OpenSSL's server at a meshed pod's address. What it was sent it prints.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_agent_sends_nothing_to_a_server_that_is_another_or_speaks_otherwise() -> Result<()> {
+    assert_eq!(missing_tools(&["openssl"]), []);
+    let mut shop = Shop::closed("openssl-server")?;
+    let rogue = rogue(&mut shop, "server")?;
+    shop.lab.start_agents()?;
+    let [leaf, key] = pem_files(&shop.lab, "server", true)?;
+    let [strange, strange_key] = pem_files(&shop.lab, "server", false)?;
+    let [other, other_key] = pem_files(&shop.lab, "client", true)?;
+    let (leaf, key) = (text(&leaf)?, text(&key)?);
+    let port = UNKNOWN.to_string();
+    let serve = |arguments: &[&str], until: &str| -> Result<String> {
+        let fixed = ["openssl", "s_server", "-accept", port.as_str()];
+        let mut server = rogue.spawn(&[&fixed[..], arguments].concat())?;
+        server.wait_for("ACCEPT", SOON)?;
+        let attempt = Attempt { milliseconds: 2000, ..Attempt::new((rogue.v4, UNKNOWN), MARKER) };
+        let said = |server: &Running| format!("{}\n{}", server.stdout(), server.stderr());
+        eventually("the server to be spoken to", SOON, || {
+            let outcome = shop.client.connect(&attempt)?;
+            anyhow::ensure!(!outcome.answered(), "nobody answers there: {outcome:?}");
+            Ok(said(&server).contains(until))
+        })
+        .with_context(|| format!("it said {}", said(&server)))?;
+        server.end();
+        Ok(said(&server))
+    };
+    let own = ["-cert", leaf, "-key", key];
+    let ours = ["-alpn", "heddle/1"];
+    // The control: with everything right it is sent what the application said, and shown the client's certificate. Tickets and
+    // early data are offered, and nobody takes them.
+    let said = serve(&[&own[..], &ours, &["-Verify", "1", "-early_data"]].concat(), MARKER)?;
+    assert!(said.contains("BEGIN CERTIFICATE") && said.contains("CIPHER is TLS_AES"), "{said}");
+    assert!(said.contains("No early data received") && said.contains("Secure Renegotiation IS NOT supported"), "{said}");
+    for (what, arguments, until) in [
+        ("TLS 1.2", [&own[..], &ours, &["-no_tls1_3"]].concat(), "ERROR"),
+        (
+            "a strange certificate",
+            vec!["-cert", text(&strange)?, "-key", text(&strange_key)?, ours[0], ours[1]],
+            "alert",
+        ),
+        (
+            "another's certificate",
+            vec!["-cert", text(&other)?, "-key", text(&other_key)?, ours[0], ours[1]],
+            "alert",
+        ),
+        ("another protocol", [&own[..], &["-alpn", "h2"]].concat(), "ERROR"),
+        ("no protocol", own.to_vec(), "CONNECTION CLOSED"),
+    ] {
+        let said = serve(&arguments, until).with_context(|| what.to_owned())?;
+        assert!(!said.contains(MARKER), "{what}: {said}");
     }
     shop.shut()
 }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
-mod bench_policy;
+mod bench_crate;
 mod btf;
 mod circles;
 mod cluster;
@@ -41,7 +41,8 @@ enum Command {
     Demo(on_the_lab::Arguments<xtask::demo::Options>),
     /// What the mesh costs beside a bare connection, as ratios, measured in turns in one run
     ///
-    /// `bench policy` measures what deciding costs instead, without a lab and as any user.
+    /// `bench policy` and `bench identity` measure what deciding, certificates and handshakes cost instead, without a lab
+    /// and as any user.
     #[command(args_conflicts_with_subcommands = true)]
     Bench(Bench),
     Test(test::Arguments),
@@ -78,6 +79,8 @@ struct Bench {
 enum Part {
     /// Compiling and deciding: 10,000 rules, 2,000 namespaces, 100,000 pods
     Policy,
+    /// Certificates and handshakes, beside rustls' own in the same run
+    Identity,
 }
 
 fn main() -> ExitCode {
@@ -117,7 +120,8 @@ fn run(command: Command) -> Result<ExitCode> {
     let workspace = Workspace::find;
     match command {
         Command::Demo(arguments) => on_the_lab::run(&arguments),
-        Command::Bench(Bench { part: Some(Part::Policy), .. }) => bench_policy::run(),
+        Command::Bench(Bench { part: Some(Part::Policy), .. }) => bench_crate::run("policy"),
+        Command::Bench(Bench { part: Some(Part::Identity), .. }) => bench_crate::run("identity"),
         Command::Bench(Bench { part: None, whole }) => on_the_lab::run(&whole),
         Command::Test(arguments) => test::run(&workspace()?, &arguments),
         Command::Build(arguments) => ebpf::build(&workspace()?, &arguments).map(|()| ExitCode::SUCCESS),
