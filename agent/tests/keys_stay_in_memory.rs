@@ -183,3 +183,35 @@ fn an_agent_may_leave_no_core() -> Result<()> {
     assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
     shop.shut()
 }
+
+/// Where a private key in PEM begins, if there is one.
+fn pem_key(bytes: &[u8]) -> Option<usize> {
+    const LABEL: &str = "PRIVATE KEY-----\n";
+    let text = String::from_utf8_lossy(bytes);
+    // An encoded key begins with a sequence; the words alone stand in every program that reads keys.
+    let found = text.match_indices(LABEL).find(|(at, _)| text[at + LABEL.len()..].starts_with('M'));
+    found.map(|(at, _)| at)
+}
+
+#[test]
+fn no_key_is_in_the_program_or_in_what_is_deployed() -> Result<()> {
+    let own = rcgen::KeyPair::generate()?.serialize_pem().replace('\r', "");
+    assert!(pem_key(format!("text\n{own}").as_bytes()).is_some(), "the control: {own}");
+    let program = std::path::PathBuf::from(env!("CARGO_BIN_EXE_heddle"));
+    let deploy = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let (mut open, mut looked) = (vec![program, deploy], 0);
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(
+                std::fs::read_dir(&path)?
+                    .map(|entry| entry.map(|it| it.path()))
+                    .collect::<Result<Vec<_>, _>>()?,
+            );
+            continue;
+        }
+        looked += 1;
+        assert_eq!(pem_key(&std::fs::read(&path)?), None, "{}", path.display());
+    }
+    assert!(looked > 5, "{looked} files");
+    Ok(())
+}

@@ -156,7 +156,10 @@ fn an_agent_sends_nothing_to_a_server_that_is_another_or_speaks_otherwise() -> R
     // early data are offered, and nobody takes them.
     let said = serve(&[&own[..], &ours, &["-Verify", "1", "-early_data"]].concat(), MARKER)?;
     assert!(said.contains("BEGIN CERTIFICATE") && said.contains("CIPHER is TLS_AES"), "{said}");
-    assert!(said.contains("No early data received") && said.contains("Secure Renegotiation IS NOT supported"), "{said}");
+    assert!(
+        said.contains("No early data received") && said.contains("Secure Renegotiation IS NOT supported"),
+        "{said}"
+    );
     for (what, arguments, until) in [
         ("TLS 1.2", [&own[..], &ours, &["-no_tls1_3"]].concat(), "ERROR"),
         (

@@ -1,4 +1,4 @@
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 use rcgen::{
@@ -365,6 +365,57 @@ fn a_subordinate_names_only_what_it_may() {
         let outcome = verify_as_peers_do(&mesh.trust, &key.cert[0], &key.cert[1..], &asked, now);
         assert_eq!(outcome.is_ok(), accepted, "{permitted}, {length} subordinates: {outcome:?}");
     }
+}
+
+/// Chains made to be slow: as many issuers of one name as fit, each of which may have signed each, and none of which did.
+#[test]
+fn a_chain_that_is_made_to_be_slow_is_refused_at_once() {
+    let mesh = Mesh::new();
+    let authority = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        (params.not_before, params.not_after) = (start().into(), (start() + hours(24.0)).into());
+        rcgen::Issuer::new(params.clone(), KeyPair::generate().unwrap())
+    };
+    let same: Vec<_> = (0..4).map(|_| authority("the same")).collect();
+    let signed = |params: &CertificateParams, key: &KeyPair, by: &rcgen::Issuer<'_, KeyPair>| {
+        CertificateDer::from(params.signed_by(key, by).unwrap())
+    };
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "the same");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    (params.not_before, params.not_after) = (start().into(), (start() + hours(24.0)).into());
+    let leaf = crate::authority::leaf_params(&db(), start(), start() + hours(1.0)).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut chain = vec![signed(&leaf, &key, &same[0])];
+    chain.extend((0..4).map(|at| signed(&params, &KeyPair::generate().unwrap(), &same[at])));
+    let judged = |chain: &[CertificateDer<'_>]| {
+        let name = server_name(&db()).unwrap();
+        let at = UnixTime::since_unix_epoch(start().duration_since(SystemTime::UNIX_EPOCH).unwrap());
+        let used = || {
+            let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+            Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap())
+        };
+        let began = used();
+        let verdict = verify_as_peers_do(&mesh.trust, &chain[0], &chain[1..], &name, at);
+        (verdict, used() - began)
+    };
+    let (verdict, _) = judged(&mesh.workload(&db()).chain());
+    verdict.expect("control");
+    let (verdict, took) = judged(&chain[..4]);
+    assert!(verdict.is_err());
+    // Some 2 ms where this is not optimized; without bounds it would be seconds.
+    assert!(took < Duration::from_millis(200), "{took:?}");
+    // One more is not looked at, and neither is a certificate that is larger than any of ours.
+    assert!(judged(&chain).0.unwrap_err().contains("too large"));
+    let large = mesh.forge(&db(), |params| {
+        params
+            .custom_extensions
+            .push(rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 9], vec![0; 9000]));
+    });
+    assert!(judged(&large.cert).0.unwrap_err().contains("too large"));
 }
 
 #[test]
