@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use heddle_ebpf::SCHEMA;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
-use shop::{A, CLIENTS, MARKER, OPAQUE, PATIENCE, SPARE, Shop, carries, clients, echoes};
+use shop::{A, B, CLIENTS, MARKER, OPAQUE, PATIENCE, SPARE, Shop, carries, clients, echoes};
 use xtask::lab::{
     Agent, Former, Pod, PodSpec, Settings,
     apps::{self, Attempt, Talk},
@@ -166,25 +166,24 @@ fn rules_and_pods_change_while_two_agents_serve() -> Result<()> {
     let drain = 20 * u64::from(slowness());
     let mut shop = open("overlap", drain)?;
     let _servers = (echoes(&shop.near)?, echoes(&shop.far)?);
-    let somebody = "somebody.else.serviceaccount.identity.linkerd.cluster.local";
-    shop.lab.apply(CLIENTS, &clients(&[&shop.client.identity(), &shop.stranger.identity()]))?;
-    eventually("the stranger to be let in", PATIENCE, || {
-        Ok(shop.stranger.connect(&Attempt::new(to(&shop.far, OPAQUE), MARKER))?.received == MARKER)
-    })?;
+    // From another node: here nobody but the agents of node a judges who may reach its pods.
+    let guest = shop.lab.pod(&PodSpec::new("guest", B).namespace("shop").account("guest").meshed())?;
+    shop.lab.agent(B)?.attach(&guest)?;
+    let asked = Attempt::new(to(&shop.near, OPAQUE), MARKER);
+    shop.lab.apply(CLIENTS, &clients(&[&shop.client.identity(), &guest.identity()]))?;
+    eventually("the guest to be let in", PATIENCE, || Ok(guest.connect(&asked)?.received == MARKER))?;
     let mut kept = lines(&shop)?;
-    let mut cut = Shop::line(&shop.stranger, to(&shop.far, OPAQUE))?;
+    let mut cut = Shop::line(&guest, to(&shop.near, OPAQUE))?;
     let former = succeed(&shop, drain)?;
     let since = std::time::Instant::now();
 
     // What was begun with the one before is judged by the rules of now.
     carries(&mut cut, "still")?;
-    shop.lab.apply(CLIENTS, &clients(&[&shop.client.identity(), somebody]))?;
+    shop.lab.apply(CLIENTS, &clients(&[&shop.client.identity()]))?;
     cut.tell("finish")?;
     let came = cut.answer(PATIENCE)?;
     assert!(came.starts_with("ECONNRESET") || came.starts_with("ECONNABORTED"), "{came}");
-    eventually("the rule to hold for new connections", PATIENCE, || {
-        Ok(shop.stranger.connect(&Attempt::new(to(&shop.far, OPAQUE), MARKER))?.refused())
-    })?;
+    eventually("the rule to hold for new connections", PATIENCE, || Ok(guest.connect(&asked)?.refused()))?;
     for line in &mut kept {
         carries(line, "others").context("a line that the rule allows")?;
     }
