@@ -234,3 +234,15 @@ fn flows_are_recorded_where_a_file_is_named_and_nowhere_else() {
         assert!(told.len() == 1 && told[0].contains(field), "{told:?}");
     }
 }
+
+#[test]
+fn a_node_is_handed_over_only_where_that_is_asked_for() {
+    assert_eq!(load(LEAST, Flags::default()).unwrap().hand_over, None);
+    let asked = |text: &str| load(&format!("{LEAST}handOver: {text}\n"), Flags::default()).unwrap().hand_over;
+    assert_eq!(asked("{}"), Some(HandOver { drain_seconds: 300 }));
+    assert_eq!(asked("{drainSeconds: 20}"), Some(HandOver { drain_seconds: 20 }));
+    let flags = Flags { hand_over: true, ..Flags::default() };
+    assert_eq!(load(LEAST, flags).unwrap().hand_over, Some(HandOver { drain_seconds: 300 }));
+    let told = problems(&format!("{LEAST}handOver: {{drainSeconds: 0}}\n"));
+    assert!(told.len() == 1 && told[0].contains("handOver.drainSeconds"), "{told:?}");
+}

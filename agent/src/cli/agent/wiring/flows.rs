@@ -40,6 +40,8 @@ pub(super) struct FlowKeeper {
     output: Option<Mutex<Output>>,
     lines: broadcast::Sender<Arc<str>>,
     failing: AtomicBool,
+    /// Whether the file is another agent's.
+    ceased: AtomicBool,
 }
 
 impl FlowKeeper {
@@ -48,12 +50,26 @@ impl FlowKeeper {
             Mutex::new(Output { path, most_bytes, file: None, tried: None, unwritten: 0 })
         });
         let book = Arc::clone(told.flows());
-        Self { book, told, counts: Mutex::default(), output, lines, failing: AtomicBool::new(false) }
+        Self {
+            book,
+            told,
+            counts: Mutex::default(),
+            output,
+            lines,
+            failing: AtomicBool::default(),
+            ceased: AtomicBool::default(),
+        }
     }
 
     /// Tells what the kernel counts from now on, or leaves that to another agent.
     pub fn count(&self, counts: Option<DirectCounts>) {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+    }
+
+    /// Writes what was seen until now, and from now on nothing more into the file: another agent does.
+    pub fn cease(&self) {
+        self.write();
+        self.ceased.store(true, Ordering::Release);
     }
 
     /// Each record from now on, as a line.
@@ -88,7 +104,9 @@ impl FlowKeeper {
             // Nobody listening is no error.
             drop(self.lines.send(line.to_json().into()));
         }
-        let Some(output) = &self.output else { return };
+        let Some(output) = self.output.as_ref().filter(|_| !self.ceased.load(Ordering::Acquire)) else {
+            return;
+        };
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         let result = output.write(&lines, &self.book);
         if let Err(error) = &result

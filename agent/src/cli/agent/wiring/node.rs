@@ -338,6 +338,10 @@ impl Node for Running {
             workers.begin_drain(SETTLE.min(at_most), at_most);
         }
         tokio::time::sleep(SETTLE.min(at_most)).await;
+        let flows = Arc::clone(&self.flows);
+        if let Err(error) = tokio::task::spawn_blocking(move || flows.cease()).await {
+            tracing::error!(%error, "writing flows failed within the agent");
+        }
     }
 
     async fn close_listeners(&self, pod: u64) {

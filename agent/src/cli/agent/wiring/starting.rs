@@ -44,6 +44,11 @@ use crate::{
 /// How long certificates are waited for before a node is taken over from an agent that has them.
 const CERTIFICATES: Duration = Duration::from_secs(60);
 
+/// How long it may take until every captured pod is known; one that is not by then has left the mesh.
+const APPEARS: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// A data plane that carries nothing yet.
 pub(in super::super) struct Prepared {
     running: Running,
@@ -197,6 +202,26 @@ impl Opened for Wired {
     }
 }
 
+impl Prepared {
+    /// A pod that the agent before captured a moment ago may not have been told to this one yet.
+    async fn all_known(&self) -> Result<(), Failure> {
+        let running = &self.running;
+        let captured = running.capture.known();
+        let captured = captured.map_err(|error| miette!("captured pods cannot be listed: {error}"))?;
+        let since = Instant::now();
+        while since.elapsed() < APPEARS {
+            let unknown = captured.iter().find(|pod| {
+                let (namespace, name) = pod.name.split_once('/').unwrap_or(("", &pod.name));
+                running.known(namespace, name).is_none_or(|info| info.digest != pod.uid)
+            });
+            let Some(pod) = unknown else { return Ok(()) };
+            tracing::debug!(pod = pod.name, "is captured and not known yet");
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+}
+
 impl Ready for Prepared {
     type Node = Running;
 
@@ -232,6 +257,7 @@ impl Ready for Prepared {
     }
 
     async fn listeners(&self) -> Result<(), Failure> {
+        self.all_known().await?;
         let capture = Arc::clone(&self.running.capture);
         let failed = |error: &dyn std::fmt::Display| {
             miette!(
