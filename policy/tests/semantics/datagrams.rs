@@ -268,3 +268,33 @@ fn a_fragment_names_no_port_and_passes_by_no_rule() {
     assert!(it.passes(WEB, DB, 1), "the control");
     assert_eq!(it.leaves(WEB, DB, 0, UDP).reason, Reason::Fragment);
 }
+
+#[test]
+fn names_are_asked_of_the_clusters_dns_service_and_of_no_other_on_its_port() {
+    let service = |namespace: &str, name: &str, port: u16| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{clusterIP: 10.96.0.7, \
+             selector: {{app: db}}, ports: [{{port: {port}, targetPort: {port}, protocol: UDP}}]}}}}\n"
+        )
+    };
+    let settings = ClusterSettings {
+        dns_service: heddle_policy::resources::ObjectName::new("shop", "names"),
+        ..ClusterSettings::default()
+    };
+    let dns = world_with(&service("shop", "names", 53), &settings, 0);
+    assert_eq!(dns.leaves(WEB, "10.96.0.7", 53, UDP), Verdict::direct(Reason::PlainCluster, 0));
+    assert!(dns.passes(WEB, DB, 53), "its pods, by their own addresses");
+    assert_eq!(dns.arrives(OUTSIDE, DB, 53, UDP).outcome, Outcome::Direct);
+    assert_eq!(dns.datagram(None, OUTSIDE, DB, 53).verdict.reason, Reason::PlainCluster);
+    // Another Service on that port, another port of its pods, another protocol, other pods.
+    let other = world_with(&service("shop", "others", 53), &settings, 0);
+    assert_eq!(other.leaves(WEB, "10.96.0.7", 53, UDP).reason, Reason::PlainToMeshed);
+    assert!(!other.passes(WEB, DB, 53));
+    let elsewhere = world_with(&service("shop", "names", 54), &settings, 0);
+    assert_eq!(elsewhere.leaves(WEB, "10.96.0.7", 54, UDP).reason, Reason::PlainToMeshed);
+    assert!(!elsewhere.passes(WEB, DB, 54) && !dns.passes(TOOL, WEB, 53));
+    assert_eq!(dns.arrives(OUTSIDE, DB, 53, TCP).outcome, Outcome::Refuse);
+    assert!(
+        !dns.datagram(None, OUTSIDE, DB, 54).allowed() && !dns.datagram(None, OUTSIDE, WEB, 53).allowed()
+    );
+}
