@@ -20,6 +20,7 @@ use crate::{
     resources::{EndpointSlice, Kind, ObjectName, Pod, Resource, Service},
     services::{backend_rows, places},
     settings::ClusterSettings,
+    verdict::UDP,
     workloads::{Claims, Standing, WorkloadInfo, workload},
 };
 
@@ -88,6 +89,10 @@ impl Base {
                 it.base.lead(service, index, settings)?;
             }
         }
+        // Whoever wrote an endpoint by hand need not have named the pod that has its address.
+        let udp: Vec<ServiceKey> =
+            it.base.services.keys().filter(|key| key.protocol == UDP).copied().collect();
+        udp.iter().for_each(|key| it.base.tell_meshed(key));
         Some(it)
     }
 

@@ -169,6 +169,30 @@ fn slices_that_come_go_and_change_are_followed_one_by_one() {
 }
 
 #[test]
+fn a_pod_that_is_meshed_is_told_to_every_service_for_udp_that_leads_to_its_address() {
+    let mut it = compiler();
+    let made = "{apiVersion: v1, kind: Service, metadata: {name: made, namespace: shop}, spec: {clusterIP: 10.96.0.2, \
+                ports: [{port: 80, protocol: UDP}]}}\n---\n\
+                {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: m, namespace: shop, labels: \
+                {kubernetes.io/service-name: made}}, addressType: IPv4, endpoints: [{addresses: [10.1.0.2]}], \
+                ports: [{port: 80, protocol: UDP}]}";
+    parse_file("made", made).resources.into_iter().for_each(|resource| it.apply(resource));
+    let told = |it: &Compiler| {
+        let services = &it.base.as_ref().unwrap().services;
+        services
+            .iter()
+            .any(|(key, row)| key.port == 80 && row.flags & heddle_ebpf::policy::SERVICE_MESHED != 0)
+    };
+    let mut plain = pod(2);
+    plain.meta.annotations.insert("heddle.io/mesh".to_owned(), "disabled".to_owned());
+    it.apply(Resource::Pod(plain));
+    it.compile(0);
+    assert!(!told(&it), "the control");
+    it.apply(Resource::Pod(pod(2)));
+    assert!(follow(&mut it, "meshed") && told(&it));
+}
+
+#[test]
 fn what_touches_more_than_the_pod_works_out_everything() {
     let changes: [(&str, u8, Change); 7] = [
         ("an address twice", 0, |pod| pod.addresses = vec![IpAddr::from([10, 1, 0, 1])]),

@@ -248,4 +248,15 @@ fn what_rules_about_datagrams_cannot_do_is_told() {
         "a headless one is the way"
     );
     assert_eq!(with(&service.replace(", protocol: UDP", "")), [""; 0]);
+    assert_eq!(with(&service.replace("app: redis", "app: plain")), [""; 0], "no pod of it is meshed");
+    let elsewhere = with(&service.replace("namespace: shop", "namespace: kube-system"));
+    assert!(!elsewhere.iter().any(|it| it.contains("leads datagrams")), "{elsewhere:?}");
+    // A client that has ended shares a node with nobody.
+    let ended = "{apiVersion: v1, kind: Pod, metadata: {name: was, namespace: shop, labels: {app: was}}, spec: {nodeName: a, \
+                 serviceAccountName: web}, status: {phase: Succeeded, podIP: 10.1.0.77}}\n";
+    let told = found(&format!("{apart}\n---\n{}---\n{ended}", rule("Allow", web)));
+    assert!(told.iter().any(|it| it.contains("spec.protocol: lets nobody in")), "{told:?}");
+    let running = ended.replace("Succeeded", "Running");
+    let told = found(&format!("{apart}\n---\n{}---\n{running}", rule("Allow", web)));
+    assert!(!told.iter().any(|it| it.contains("lets nobody in")), "the control: {told:?}");
 }
