@@ -63,7 +63,7 @@ fn opened(world: &World, hook: Hook) -> usize {
 fn renewals_of_either_side_lose_no_stream() {
     let world = World::with(patient());
     world.serve_echo();
-    *world.state.by_way_of.lock().unwrap() = Some(slow_wire(world.inbound, WIRE));
+    *world.state.by_way_of.lock().unwrap() = Some(slow_wire(world.inbound, WIRE).near);
     let asked = asked_while(&world, |round| {
         world.state.renew(if round % 3 == 0 { CLIENT } else { SERVER });
         thread::sleep(Duration::from_millis(15));
@@ -79,13 +79,16 @@ fn a_drain_loses_no_stream_that_was_begun() {
     for _ in 0..5 {
         let mut world = World::with(patient());
         world.serve_echo();
-        *world.state.by_way_of.lock().unwrap() = Some(slow_wire(world.inbound, WIRE));
+        let wire = slow_wire(world.inbound, WIRE);
+        *world.state.by_way_of.lock().unwrap() = Some(wire.near);
         assert_eq!(world.ask(b"warm").unwrap(), b"warm");
+        world.wait_closed(1);
         let node = world.server_node.take().unwrap();
         thread::scope(|scope| {
+            let before = wire.sent.load(Ordering::SeqCst);
             let begun = scope.spawn(|| world.ask(b"begun"));
-            // About when its OPEN is under way.
-            thread::sleep(WIRE / 2);
+            // Until its OPEN is under way.
+            world.eventually("an OPEN", |_| wire.sent.load(Ordering::SeqCst) > before);
             let drained = scope.spawn(move || block_on(node.drain(Duration::from_secs(60))));
             assert_eq!(begun.join().unwrap().unwrap(), b"begun", "{:#?}", troubles(&world));
             drained.join().unwrap();
@@ -100,7 +103,7 @@ fn a_drain_loses_no_stream_that_was_begun() {
 fn idle_connections_that_are_retired_lose_no_stream() {
     let world = World::with(Settings { server_idle_timeout: Duration::from_millis(1), ..patient() });
     world.serve_echo();
-    *world.state.by_way_of.lock().unwrap() = Some(slow_wire(world.inbound, WIRE));
+    *world.state.by_way_of.lock().unwrap() = Some(slow_wire(world.inbound, WIRE).near);
     let asked = asked_while(&world, |_| thread::sleep(Duration::from_millis(20)));
     assert_eq!(opened(&world, Hook::Inbound), asked, "each question was put to the application once");
 }

@@ -3,7 +3,11 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -17,8 +21,18 @@ enum Said {
     Reset,
 }
 
-/// Where to connect to for a connection to `far` whose bytes, ends and resets each take `delay`.
-pub fn slow_wire(far: SocketAddr, delay: Duration) -> SocketAddr {
+/// A wire to somewhere.
+pub struct SlowWire {
+    /// Where to connect to.
+    pub near: SocketAddr,
+    /// How often something was sent from the near end until now, whether it has arrived or not.
+    pub sent: Arc<AtomicUsize>,
+}
+
+/// A wire to `far` on which bytes, ends and resets each take `delay`.
+pub fn slow_wire(far: SocketAddr, delay: Duration) -> SlowWire {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let near = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -26,14 +40,14 @@ pub fn slow_wire(far: SocketAddr, delay: Duration) -> SocketAddr {
             let (Ok(near), Ok(far)) = (near, TcpStream::connect(far)) else { continue };
             near.set_nodelay(true).unwrap();
             far.set_nodelay(true).unwrap();
-            carry(near.try_clone().unwrap(), far.try_clone().unwrap(), delay);
-            carry(far, near, delay);
+            carry(near.try_clone().unwrap(), far.try_clone().unwrap(), delay, Arc::clone(&count));
+            carry(far, near, delay, Arc::default());
         }
     });
-    near
+    SlowWire { near, sent }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
+fn carry(mut from: TcpStream, mut to: TcpStream, delay: Duration, sent: Arc<AtomicUsize>) {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = [0; 16 * 1024];
@@ -43,6 +57,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
                 Ok(count) => Said::Bytes(bytes[..count].to_vec()),
                 Err(_) => Said::Reset,
             };
+            sent.fetch_add(1, Ordering::SeqCst);
             let last = !matches!(said, Said::Bytes(_));
             if tell.send((Instant::now() + delay, said)).is_err() || last {
                 break;
