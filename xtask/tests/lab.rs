@@ -136,7 +136,7 @@ fn applications_tell_errno_peer_and_first_byte() -> Result<()> {
     assert_eq!((silent.error.as_deref(), silent.refused()), (Some("TIMEOUT"), false), "{silent:?}");
     assert_eq!(far.place().as_user(4321).check(&["id", "-u"])?.trim(), "4321");
     let cgroup = near.place().check(&["cat", "/proc/self/cgroup"])?;
-    assert!(cgroup.contains(&format!("/{}/node-a/pods/shop-near-", lab.id())), "{cgroup}");
+    assert!(cgroup.contains(&format!("/{}/node-a/pods/pod", lab.id())), "{cgroup}");
     lab.close()
 }
 

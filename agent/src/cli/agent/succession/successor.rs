@@ -7,7 +7,10 @@ use crate::{
         Failure,
         agent::Node,
         config::Config,
-        door::{Approach, Candidate, RunDirectory, RunDirectoryError, SUCCESSION, caller::Own},
+        door::{
+            Approach, Candidate, RunDirectory, RunDirectoryError, SUCCESSION,
+            caller::{Own, Refusal},
+        },
     },
 };
 use heddle_ebpf::SCHEMA;
@@ -102,7 +105,7 @@ async fn meet(mut candidate: Candidate, config: &Config, watch: Watch) -> Result
         let stream = match UnixStream::connect(&socket).await {
             Ok(stream) => stream,
             // It has just started, or is ending.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+            Err(error) if is_of_one_that_comes_or_goes(error.kind()) => {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -111,13 +114,20 @@ async fn meet(mut candidate: Candidate, config: &Config, watch: Watch) -> Result
             }
         };
         // The folder is this user's alone; all the same nobody is killed who might not be an agent.
-        let (_, process) = own.admit_pinned(&stream).map_err(|refusal| {
-            miette!(
-                help = "start agents of one node in the same pid and user namespaces",
-                "whoever listens at {} is no agent of this node's: {refusal}",
-                socket.display()
-            )
-        })?;
+        let process = match own.admit_pinned(&stream) {
+            Ok((_, process)) => process,
+            Err(Refusal::Gone) => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            Err(refusal) => {
+                return Err(miette!(
+                    help = "start agents of one node in the same pid and user namespaces",
+                    "whoever listens at {} is no agent of this node's: {refusal}",
+                    socket.display()
+                ));
+            }
+        };
         let mut before = Met { line: Line::new(stream), process };
         let (node, version) = (config.node.clone(), env!("CARGO_PKG_VERSION").to_owned());
         let hello = Asked::Hello { protocol: PROTOCOL, schema: SCHEMA, node, version };
@@ -134,6 +144,12 @@ async fn meet(mut candidate: Candidate, config: &Config, watch: Watch) -> Result
         }
     }
     Err(told(&candidate.held()))
+}
+
+/// Whether a connect that fails so was to an agent that does not listen yet, or not any more: one that ends resets those
+/// that wait to be accepted.
+const fn is_of_one_that_comes_or_goes(error: ErrorKind) -> bool {
+    matches!(error, ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset)
 }
 
 impl Watch {
