@@ -136,7 +136,10 @@ pub(crate) trait Node: Send + Sync + 'static {
     /// Takes no new connection and waits until the others have ended, at most so long. Pins stay.
     fn drain(&self, at_most: Duration) -> impl Future<Output = ()> + Send;
     /// Writes nothing more: another agent is about to. What is carried goes on, and so does the heartbeat.
-    fn suspend(&self) -> impl Future<Output = ()> + Send;
+    ///
+    /// # Errors
+    /// If something may still be written: nobody else may be let in then.
+    fn suspend(&self) -> impl Future<Output = Result<(), Failure>> + Send;
     /// Writes again; gives the generation that is in the kernel's tables.
     ///
     /// # Errors

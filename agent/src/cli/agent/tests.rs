@@ -24,6 +24,8 @@ pub(super) struct Bench {
     drained: AtomicBool,
     /// Whether it writes.
     pub(super) writes: AtomicBool,
+    /// Whether it fails to stop writing.
+    pub(super) unstoppable: AtomicBool,
     rules: std::sync::OnceLock<SnapshotReader<Compiled>>,
     events: broadcast::Sender<Arc<str>>,
 }
@@ -35,6 +37,7 @@ impl Bench {
             full: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             writes: AtomicBool::new(true),
+            unstoppable: AtomicBool::new(false),
             rules: std::sync::OnceLock::new(),
             events: broadcast::channel(4).0,
         })
@@ -126,8 +129,12 @@ impl Node for BenchNode {
     async fn drain(&self, _at_most: Duration) {
         self.0.drained.store(true, Ordering::SeqCst);
     }
-    async fn suspend(&self) {
+    async fn suspend(&self) -> Result<(), Failure> {
+        if self.0.unstoppable.load(Ordering::SeqCst) {
+            return Err(miette!("it writes on"));
+        }
         self.0.writes.store(false, Ordering::SeqCst);
+        Ok(())
     }
     async fn resume(&self) -> Result<u64, Failure> {
         self.0.writes.store(true, Ordering::SeqCst);

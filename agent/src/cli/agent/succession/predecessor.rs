@@ -129,7 +129,11 @@ impl<N: Node> Predecessor<N> {
         }
         tracing::info!("this agent steps back for a successor");
         self.phase.send_replace(Phase::Fenced);
-        self.node.suspend().await;
+        if let Err(error) = self.node.suspend().await {
+            // The lock stays: two agents would write.
+            tracing::error!(%error, "this agent cannot be sure that it writes nothing more: it goes on");
+            return self.go_on().await;
+        }
         if let Err(error) = self.directory.release() {
             tracing::error!(%error, "the lock cannot be let go of: this agent goes on");
             return self.go_on().await;

@@ -145,6 +145,23 @@ async fn one_that_dies_leaves_the_agent_as_it_was() {
 }
 
 #[tokio::test]
+async fn an_agent_that_may_still_write_keeps_the_lock() {
+    let offered = offered();
+    offered.bench.unstoppable.store(true, Ordering::SeqCst);
+    let mut line = offered.agreed().await;
+    line.say(&Asked::Switch).await.unwrap();
+    assert!(line.hear::<Answered>().await.is_err(), "nobody is told that the node is free");
+    offered.is(Phase::Serving).await;
+    assert!(offered.writes() && matches!(offered.lock(), Err(RunDirectoryError::Held { .. })));
+    // Whatever it was has passed: the next one takes over.
+    offered.bench.unstoppable.store(false, Ordering::SeqCst);
+    let mut line = offered.agreed().await;
+    line.say(&Asked::Switch).await.unwrap();
+    assert_eq!(line.hear::<Answered>().await.unwrap(), Answered::Fenced);
+    drop(offered.lock().unwrap());
+}
+
+#[tokio::test]
 async fn one_that_has_taken_over_is_the_nodes_agent() {
     let offered = offered();
     let mut line = offered.agreed().await;

@@ -307,7 +307,7 @@ impl Node for Running {
         self.identities.renew()
     }
 
-    async fn suspend(&self) {
+    async fn suspend(&self) -> Result<(), Failure> {
         let (capture, flows) = (Arc::clone(&self.capture), Arc::clone(&self.flows));
         let following = self.following.lock().unwrap_or_else(PoisonError::into_inner).take();
         let suspended = tokio::task::spawn_blocking(move || {
@@ -316,9 +316,7 @@ impl Node for Running {
             flows.write();
             flows.count(None);
         });
-        if let Err(error) = suspended.await {
-            tracing::error!(%error, "stepping back failed within the agent");
-        }
+        suspended.await.map_err(|error| miette!("stepping back failed within the agent: {error}"))
     }
 
     async fn resume(&self) -> Result<u64, Failure> {
