@@ -16,6 +16,7 @@ mod identity;
 mod logging;
 mod mountinfo;
 mod peer;
+mod placed;
 mod places;
 mod pods;
 mod policy;

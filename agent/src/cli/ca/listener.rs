@@ -3,64 +3,27 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected as TonicConnected;
 
 use super::{issuing::Issuing, limits::Bounds};
-use crate::cli::places::{Place, Places};
+use crate::cli::{placed::Placed, places::Places};
 
 /// A connection whose handshake is done.
-pub struct Connection {
-    stream: TlsStream<TcpStream>,
-    peer: SocketAddr,
-    _place: Place<IpAddr>,
-}
+pub type Connection = Placed<TlsStream<TcpStream>, Peer, IpAddr>;
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
-
-impl TonicConnected for Connection {
-    type ConnectInfo = Peer;
-    fn connect_info(&self) -> Peer {
-        Peer(self.peer)
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
 
 /// Accepts for ever; connections come out when their handshake is done.
 pub fn connections(
@@ -97,7 +60,7 @@ pub fn connections(
                     Ok(Ok(stream)) => {
                         let peer = SocketAddr::new(address, peer.port());
                         // Gone: the authority ends.
-                        let _ = ready.send(Ok(Connection { stream, peer, _place: place })).await;
+                        let _ = ready.send(Ok(Placed::new(stream, Peer(peer), place))).await;
                     }
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS with a client"),
                     Err(_) => tracing::debug!(%peer, "a client took too long for its handshake"),

@@ -2,22 +2,18 @@
 
 use std::{
     io,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
     sync::mpsc,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 
 use super::{attest::Caller, counts::Counts};
-use crate::cli::places::{Place, Places};
+use crate::cli::{placed::Placed, places::Places};
 
 /// Connections in all.
 const CONNECTIONS: usize = 2048;
@@ -25,40 +21,7 @@ const CONNECTIONS: usize = 2048;
 const CONNECTIONS_EACH: usize = 32;
 
 /// A caller's connection.
-pub(super) struct Connection {
-    stream: UnixStream,
-    caller: Arc<Caller>,
-    _place: Place<u64>,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Arc<Caller>;
-    fn connect_info(&self) -> Arc<Caller> {
-        Arc::clone(&self.caller)
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+pub(super) type Connection = Placed<UnixStream, Arc<Caller>, u64>;
 
 /// Tells of refusals, at most one a second: somebody in a pod could fill the log.
 #[derive(Debug)]
@@ -106,7 +69,7 @@ pub(super) fn connections(
             match Caller::of(&stream) {
                 Ok(caller) => match places.enter(caller.cookie()) {
                     Some(place) => {
-                        let connection = Connection { stream, caller: Arc::new(caller), _place: place };
+                        let connection = Placed::new(stream, Arc::new(caller), place);
                         // Gone: the agent ends.
                         let _ = ready.send(Ok(connection)).await;
                     }
