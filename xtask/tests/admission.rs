@@ -145,7 +145,7 @@ fn golden(name: &str) -> Vec<String> {
 #[ignore = "starts a kube-apiserver and etcd, which `cargo xtask cluster` builds"]
 fn an_api_server_takes_what_is_sound_and_refuses_the_rest() {
     let Some((kubernetes, etcd)) = programs() else {
-        eprintln!("not tried: there is no kube-apiserver or no etcd in ~/.cache/heddle/kubernetes");
+        println!("not applicable: there is no kube-apiserver or no etcd in ~/.cache/heddle/kubernetes");
         return;
     };
     let server = ApiServer::start(&kubernetes, &etcd);
@@ -218,7 +218,7 @@ const WHOLE: [(&str, &str); 2] = [
 #[ignore = "starts a kube-apiserver and etcd, which `cargo xtask cluster` builds"]
 fn a_tenant_edits_the_rules_of_its_own_namespace_and_nothing_else() {
     let Some((kubernetes, etcd)) = programs() else {
-        eprintln!("not tried: there is no kube-apiserver or no etcd in ~/.cache/heddle/kubernetes");
+        println!("not applicable: there is no kube-apiserver or no etcd in ~/.cache/heddle/kubernetes");
         return;
     };
     let server = ApiServer::start(&kubernetes, &etcd);

@@ -26,7 +26,7 @@ fn helm() -> Option<PathBuf> {
     };
     let helm = chart::helm(&cache.join("heddle/kubernetes"));
     if !helm.exists() {
-        eprintln!("not tried: there is no {}; `cargo xtask cluster up` builds it", helm.display());
+        println!("not applicable: there is no {}; `cargo xtask cluster up` builds it", helm.display());
         return None;
     }
     Some(helm)

@@ -18,7 +18,7 @@ use tally::Tally;
 /// Formatting, clippy, circles among modules, unit and property tests, and the tests that need root.
 ///
 /// Installs the Debian packages that are missing, builds the kernel programs and runs everything; ends with one line
-/// `N passed, N failed, N skipped`. Tests that need root (`#[ignore]`) run through sudo when you are not root, one at a
+/// `N passed, N failed, N skipped`, above it what failed and what could not be tried here. Tests that need root (`#[ignore]`) run through sudo when you are not root, one at a
 /// time, each with a time limit. What a failed test wrote is printed and kept in target/test-logs.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -50,20 +50,23 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     // What the privileged tests start: the agent, and this program's own applications.
     ebpf::cargo_build(workspace, false, &["heddle", "xtask"])?;
 
-    let mut suite = Suite { workspace, tally: Tally::default(), failed: Vec::new() };
+    let mut suite = Suite { workspace, tally: Tally::default(), failed: Vec::new(), skipped: Vec::new() };
     if arguments.filter.is_none() {
         suite.check("formatting", formatting);
         suite.check("clippy", clippy);
         suite.check("clippy, kernel programs", toolchain::clippy);
         suite.check("no circles among modules", no_circles);
         if !arguments.unprivileged {
-            suite.check("vagrant validate", vagrant::validate);
+            suite.judge("vagrant validate", vagrant::validate);
         }
     }
     suite.tests(arguments)?;
 
-    let Suite { tally, failed, .. } = suite;
+    let Suite { tally, failed, skipped, .. } = suite;
     println!("\n{} min {} s", started.elapsed().as_secs() / 60, started.elapsed().as_secs() % 60);
+    for line in &skipped {
+        println!("SKIPPED  {line}");
+    }
     for name in &failed {
         println!("FAILED  {name}");
     }
@@ -75,13 +78,21 @@ struct Suite<'a> {
     workspace: &'a Workspace,
     tally: Tally,
     failed: Vec<String>,
+    /// What could not be tried here, and why.
+    skipped: Vec<String>,
 }
 
 impl Suite<'_> {
     fn check(&mut self, name: &str, check: impl FnOnce(&Workspace) -> Result<()>) {
+        self.judge(name, |workspace| check(workspace).map(|()| None));
+    }
+
+    /// A check that may say why it cannot be tried here.
+    fn judge(&mut self, name: &str, check: impl FnOnce(&Workspace) -> Result<Option<String>>) {
         println!("== {name}");
         match check(self.workspace) {
-            Ok(()) => self.tally.passed += 1,
+            Ok(None) => self.tally.passed += 1,
+            Ok(Some(why)) => self.skip(name, &why),
             Err(error) => {
                 eprintln!("{error:#}");
                 self.fail(name);
@@ -92,6 +103,12 @@ impl Suite<'_> {
     fn fail(&mut self, name: &str) {
         self.tally.failed += 1;
         self.failed.push(name.to_owned());
+    }
+
+    fn skip(&mut self, name: &str, why: &str) {
+        println!("not applicable: {why}");
+        self.tally.skipped += 1;
+        self.skipped.push(format!("{name}: {why}"));
     }
 
     fn tests(&mut self, arguments: &Arguments) -> Result<()> {
@@ -169,12 +186,15 @@ impl Suite<'_> {
         path.push(tools::path(self.workspace)?);
         command.arg(path).arg("timeout");
         let mut command = binary.command(command, limit);
-        command.args(["--exact", name, "--include-ignored", "--test-threads=1"]);
+        command.args(["--exact", name, "--include-ignored", "--test-threads=1", "--show-output"]);
         let began = Instant::now();
         let (success, text) = logged(command, &log)?;
         println!("{:.1} s", began.elapsed().as_secs_f64());
         if success && Tally::of_libtest(&text).passed == 1 {
-            self.tally.passed += 1;
+            match tally::not_applicable(&text) {
+                Some(why) => self.skip(&shown, why),
+                None => self.tally.passed += 1,
+            }
             return Ok(());
         }
         println!("{}", text.trim_end());

@@ -47,9 +47,14 @@ pub fn failures(text: &str) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
+/// Why a test that succeeded shows nothing here, if it says so: in a line of its own, `not applicable: WHY`.
+pub fn not_applicable(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("not applicable: "))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Tally, failures};
+    use super::{Tally, failures, not_applicable};
 
     const FAILED: &str = "running 3 tests\n\nfailures:\n\n---- a::b stdout ----\nboom\n\n\nfailures:\n    a::b\n    c\n\n\
         test result: FAILED. 1 passed; 2 failed; 4 ignored; 0 measured; 7 filtered out; finished in 0.00s\n";
@@ -63,6 +68,14 @@ mod tests {
         assert_eq!(sum, Tally { passed: 11, failed: 2, skipped: 5 });
         assert_eq!(sum.to_string(), "11 passed, 2 failed, 5 skipped");
         assert_eq!(Tally::of_libtest("killed"), Tally::default());
+    }
+
+    #[test]
+    fn a_test_says_that_it_does_not_apply() {
+        let text =
+            "successes:\n\n---- a stdout ----\nnot applicable: there is no helm\n\ntest result: ok. 1 passed";
+        assert_eq!(not_applicable(text), Some("there is no helm"));
+        assert_eq!(not_applicable("it said \"not applicable: x\""), None);
     }
 
     #[test]
