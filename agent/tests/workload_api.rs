@@ -259,6 +259,9 @@ fn own_identity_alone() -> Result<()> {
     }
     ensure!(slowed && counted("rate")? > 0);
     own(&at(stranger, "svids")?.line(0)?, &shop.stranger, &ceremony)?;
+    ensure!(socket.exists());
+    agent.terminate()?;
+    ensure!(!socket.exists(), "an agent that ends takes its socket along");
     shop.shut()
 }
 

@@ -19,7 +19,7 @@ use super::{
     Failure, cni,
     config::{Config, ConfigError, Flags, Resources},
     door::{Bounds, RunDirectory, RunDirectoryError, SOCKET, SUCCESSION, Server, caller::Own},
-    logging, mountinfo, process, render,
+    logging, mountinfo, process, render, workload_api,
 };
 use crate::capture::keep_little_memory;
 use crate::cluster::{
@@ -414,6 +414,12 @@ async fn serve<O: Opened>(
     tokio::select! {
         () = node.drain(DRAIN) => {}
         signal = signals.next() => tracing::warn!(signal, "told again: not waiting for connections to end"),
+    }
+    // While the lock is held: the next agent's socket may be in its place afterwards.
+    if let Some(folder) = &config.workload_api
+        && let Err(error) = workload_api::withdraw(folder)
+    {
+        tracing::warn!(%error, folder = %folder.display(), "the workloads' socket stays behind");
     }
     directory.close();
     Ok(())

@@ -23,4 +23,4 @@ mod rpc {
 pub use attest::{Pod, Pods, Refusal};
 pub use counts::Counts;
 pub use service::{Parts, serve};
-pub use socket::{Beside, SOCKET, listen};
+pub use socket::{Beside, SOCKET, listen, withdraw};

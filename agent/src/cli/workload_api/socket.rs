@@ -95,6 +95,20 @@ pub fn listen(folder: &Path) -> Result<Beside, Failure> {
     Ok(Beside { listener, fresh, socket })
 }
 
+/// Takes the socket out of `folder`: its agent ends, and no other has taken its place. What is no socket stays.
+///
+/// # Errors
+/// If the system refuses.
+pub fn withdraw(folder: &Path) -> std::io::Result<()> {
+    let socket = folder.join(SOCKET);
+    match std::fs::symlink_metadata(&socket) {
+        Ok(meta) if meta.file_type().is_socket() => std::fs::remove_file(&socket),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,13 +132,16 @@ mod tests {
         let _called = std::os::unix::net::UnixStream::connect(folder.join(SOCKET)).unwrap();
         second.accept().unwrap();
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+        withdraw(&folder).unwrap();
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+        withdraw(&folder).unwrap();
 
         std::fs::set_permissions(&folder, Permissions::from_mode(0o777)).unwrap();
         let error = listen(&folder).unwrap_err().to_string();
         assert!(error.contains("nobody else may write"), "{error}");
         std::fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
-        std::fs::remove_file(folder.join(SOCKET)).unwrap();
         std::fs::write(folder.join(SOCKET), "").unwrap();
+        withdraw(&folder).unwrap();
         let error = listen(&folder).unwrap_err().to_string();
         assert!(error.contains("no socket"), "{error}");
     }
