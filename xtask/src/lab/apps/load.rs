@@ -81,12 +81,33 @@ pub fn flood(address: SocketAddr, time: Duration) -> Result<()> {
         stream.write_all(&block)?;
         sent += block.len() as u64;
     }
+    received(stream, sent, began)
+}
+
+/// Ends the stream, and tells how much the receiver has counted and since when.
+fn received(mut stream: TcpStream, sent: u64, began: Instant) -> Result<()> {
     stream.shutdown(Shutdown::Write)?;
     let mut counted = [0u8; 8];
     stream.read_exact(&mut counted).context("the receiver did not say how much it got")?;
     let bytes = u64::from_be_bytes(counted);
     ensure!(bytes == sent, "{sent} bytes were sent and {bytes} received");
     print(&Flood { bytes, seconds: began.elapsed().as_secs_f64() })
+}
+
+/// As [`flood`], no faster than `rate` bytes a second over the whole time: what was held up is made up for.
+pub fn pace(address: SocketAddr, rate: f64, time: Duration) -> Result<()> {
+    let mut stream = connect(address)?;
+    let block = vec![0x5au8; 64 * 1024];
+    let (began, mut sent) = (Instant::now(), 0u64);
+    while began.elapsed() < time {
+        if sent as f64 > began.elapsed().as_secs_f64() * rate {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        stream.write_all(&block)?;
+        sent += block.len() as u64;
+    }
+    received(stream, sent, began)
 }
 
 pub fn burst(address: SocketAddr, threads: u32, time: Duration) -> Result<()> {

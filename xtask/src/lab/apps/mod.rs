@@ -74,6 +74,9 @@ fn run(arguments: &[String]) -> Result<()> {
         ["flood", address, milliseconds] => {
             load::flood(address.parse()?, Duration::from_millis(milliseconds.parse()?))
         }
+        ["pace", address, rate, milliseconds] => {
+            load::pace(address.parse()?, rate.parse()?, Duration::from_millis(milliseconds.parse()?))
+        }
         ["burst", address, threads, milliseconds] => {
             load::burst(address.parse()?, threads.parse()?, Duration::from_millis(milliseconds.parse()?))
         }
@@ -175,6 +178,15 @@ pub fn volley(place: &Place, to: std::net::SocketAddr, count: u32) -> Result<Vol
 pub fn flood(place: &Place, to: std::net::SocketAddr, time: Duration) -> Result<Flood> {
     let milliseconds = time.as_millis().to_string();
     ask(place, &["flood", &to.to_string(), &milliseconds], time + Duration::from_secs(60))
+}
+
+/// One stream to a `sink` for `time`, no faster than `rate` bytes a second.
+///
+/// # Errors
+/// When the connection fails or bytes were lost.
+pub fn pace(place: &Place, to: std::net::SocketAddr, rate: f64, time: Duration) -> Result<Flood> {
+    let milliseconds = time.as_millis().to_string();
+    ask(place, &["pace", &to.to_string(), &rate.to_string(), &milliseconds], time + Duration::from_secs(60))
 }
 
 /// New connections to a `once`, each with one byte there and back, from `threads` threads for `time`.
