@@ -47,6 +47,6 @@ pub use self::{
     request::{AttachRefusal, AttachRequest, Attachment},
     seen::{DirectCounts, DirectSeen},
     sockets::{OriginalDestination, PodSockets},
-    syscalls::{give_memory_back, keep_little_memory, netns_cookie},
+    syscalls::{give_memory_back, keep_little_memory, let_go_of_text, netns_cookie},
     tables::{Publication, TableRows},
 };

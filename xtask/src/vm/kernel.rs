@@ -6,6 +6,7 @@ use crate::apt;
 use crate::command;
 use crate::workspace::Workspace;
 use anyhow::{Result, anyhow, bail};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,13 +46,13 @@ pub fn find(workspace: &Workspace, version: &Version, architecture: Architecture
     }
     let kernels = workspace.cache.join("kernels");
     let own = lists::of_machine(workspace, architecture)?;
-    if let Some(package) = offered(version, architecture, &own)? {
-        return fetched(&kernels, &package, &own);
+    if let Some(offer) = offered(version, architecture, &own)? {
+        return fetched(&kernels, &offer, &own);
     }
     for suite in SUITES {
         let options = lists::of_suite(workspace, suite, architecture)?;
         match offered(version, architecture, &options)? {
-            Some(package) => return fetched(&kernels, &package, &options),
+            Some(offer) => return fetched(&kernels, &offer, &options),
             None => eprintln!("no kernel {}.{} in {suite}", version.0, version.1),
         }
     }
@@ -63,11 +64,11 @@ pub fn find(workspace: &Workspace, version: &Version, architecture: Architecture
     )
 }
 
-fn fetched(kernels: &Path, package: &str, options: &[String]) -> Result<Kernel> {
-    let folder = kernels.join(package);
+fn fetched(kernels: &Path, offer: &Offer, options: &[String]) -> Result<Kernel> {
+    let folder = kernels.join(format!("linux-image-{}", offer.release));
     if !folder.is_dir() {
-        eprintln!("fetching {package} into {} (not installed)", folder.display());
-        apt::unpack(&[package.to_owned()], &folder, options)?;
+        eprintln!("fetching {} into {} (not installed)", offer.packages.join(", "), folder.display());
+        apt::unpack(&offer.packages, &folder, options)?;
     }
     opened(&folder)
 }
@@ -90,18 +91,38 @@ fn opened(folder: &Path) -> Result<Kernel> {
     Err(anyhow!("{} holds no kernel: remove the folder, so that it is fetched again", folder.display()))
 }
 
-/// The newest package of the series that apt offers.
-fn offered(version: &Version, architecture: Architecture, options: &[String]) -> Result<Option<String>> {
+/// A kernel that apt offers.
+#[derive(PartialEq, Eq, Debug)]
+struct Offer {
+    release: String,
+    /// One that holds it all, or from 7.x on the kernel, its modules, and one that names them both.
+    packages: Vec<String>,
+}
+
+/// The newest of the series that apt offers.
+fn offered(version: &Version, architecture: Architecture, options: &[String]) -> Result<Option<Offer>> {
     let pattern = format!(
-        "^linux-(image|binary)-{}\\.{}[.+~-][^ ]*cloud-{}$",
+        "^linux-(image|binary|modules)-{}\\.{}[.+~-][^ ]*cloud-{}$",
         version.0,
         version.1,
         architecture.debian()
     );
     let mut search = Command::new("apt-cache");
     let names = command::output(search.args(options).args(["search", "--names-only", &pattern]))?;
-    let names = names.lines().filter_map(|line| line.split(' ').next());
-    Ok(names.max_by_key(|name| numbers(name)).map(str::to_owned))
+    Ok(newest(names.lines().filter_map(|line| line.split(' ').next())))
+}
+
+/// Of packages' names all that are of the newest release.
+fn newest<'a>(names: impl Iterator<Item = &'a str>) -> Option<Offer> {
+    let mut releases: BTreeMap<(Vec<u64>, &str), Vec<String>> = BTreeMap::new();
+    for name in names {
+        let Some((_, release)) = name.strip_prefix("linux-").and_then(|rest| rest.split_once('-')) else {
+            continue;
+        };
+        releases.entry((numbers(release), release)).or_default().push(name.to_owned());
+    }
+    let ((_, release), packages) = releases.pop_last()?;
+    Some(Offer { release: release.to_owned(), packages })
 }
 
 /// The numbers in a name, for comparing `6.1.0-9` with `6.1.0-56`.
@@ -111,7 +132,7 @@ fn numbers(name: &str) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Version, numbers};
+    use super::{Offer, Version, newest};
 
     #[test]
     fn a_series_is_two_numbers() {
@@ -122,12 +143,25 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_a_series_is_taken() {
+    fn the_newest_of_a_series_is_taken_with_all_that_belongs_to_it() {
         let names = [
             "linux-image-6.1.0-9-cloud-amd64",
             "linux-image-6.1.0-56-cloud-amd64",
             "linux-image-6.1.0-48-cloud-amd64",
         ];
-        assert_eq!(names.into_iter().max_by_key(|name| numbers(name)), Some(names[1]));
+        let offer = |release: &str, packages: &[&str]| {
+            let packages = packages.iter().map(|&name| name.to_owned()).collect();
+            Some(Offer { release: release.to_owned(), packages })
+        };
+        assert_eq!(newest(names.into_iter()), offer("6.1.0-56-cloud-amd64", &names[1..2]));
+        let parts = [
+            "linux-binary-7.2.12+deb14-cloud-amd64",
+            "linux-image-7.2.9+deb14-cloud-amd64",
+            "linux-image-7.2.12+deb14-cloud-amd64",
+            "linux-modules-7.2.12+deb14-cloud-amd64",
+        ];
+        let own = [parts[0], parts[2], parts[3]];
+        assert_eq!(newest(parts.into_iter()), offer("7.2.12+deb14-cloud-amd64", &own));
+        assert_eq!(newest([].into_iter()), None);
     }
 }

@@ -168,11 +168,13 @@ pub(super) async fn sweep(
 
 /// Now and then, and first when what the start took is no longer needed.
 pub(super) async fn give_memory_back() {
+    tokio::time::sleep(MEMORY).await;
+    crate::capture::let_go_of_text();
     loop {
-        tokio::time::sleep(MEMORY).await;
         if let Err(error) = tokio::task::spawn_blocking(crate::capture::give_memory_back).await {
             tracing::debug!(%error, "memory was not given back");
         }
+        tokio::time::sleep(MEMORY).await;
     }
 }
 
