@@ -1,7 +1,8 @@
 //! What the developer's commands share with the privileged tests: the lab (nodes and pods out of network
-//! namespaces), the demo that runs on it, the same over two machines, the bench, the verifier's cost and the chart.
+//! namespaces), the demo that runs on it, the same over two machines, the bench, the verifier's cost, the chart and an API server alone.
 #![forbid(unsafe_code)]
 
+pub mod api_server;
 pub mod bench;
 pub mod chart;
 pub mod demo;

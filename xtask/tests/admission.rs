@@ -2,138 +2,22 @@
 //! policies of `deploy/admission` are put into it, and every golden manifest is shown to it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{
-    env, fs,
-    io::Write,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
-use xtask::lab::eventually;
+use xtask::{api_server::ApiServer, lab::eventually};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-const TOKEN: &str = "of-a-server-that-lives-for-one-test";
 /// Patience with a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An API server of its own on this machine's loopback, gone with this value.
-struct ApiServer {
-    folder: tempfile::TempDir,
-    kubectl: PathBuf,
-    port: u16,
-    children: Vec<Child>,
+fn must(server: &ApiServer, arguments: &[&str]) {
+    server.check(arguments, "").unwrap();
 }
 
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// Where the newest Kubernetes in the cache is, and etcd: `cargo xtask cluster` puts them there.
-fn programs() -> Option<(PathBuf, PathBuf)> {
-    let cache = match env::var_os("XDG_CACHE_HOME") {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(env::var_os("HOME")?).join(".cache"),
-    };
-    let folder = cache.join("heddle/kubernetes");
-    let versions = fs::read_dir(&folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
-    let kubernetes = versions.filter(|it| it.join("kube-apiserver").exists()).max()?;
-    let etcd = [folder.join("debian/usr/bin/etcd"), PathBuf::from("/usr/bin/etcd")];
-    Some((kubernetes, etcd.into_iter().find(|it| it.exists())?))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-}
-
-impl ApiServer {
-    fn start(kubernetes: &Path, etcd: &Path) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        let key = rcgen::KeyPair::generate().unwrap();
-        fs::write(at("accounts.key"), key.serialize_pem()).unwrap();
-        fs::write(at("accounts.pub"), key.public_key_pem()).unwrap();
-        fs::write(at("tokens.csv"), format!("{TOKEN},test,test,system:masters\n")).unwrap();
-        let (port, client, peer) = (free_port(), free_port(), free_port());
-        let run = |program: &Path, log: &str, arguments: &[String]| {
-            let log = fs::File::create(at(log)).unwrap();
-            Command::new(program)
-                .args(arguments)
-                .stdin(Stdio::null())
-                .stdout(log.try_clone().unwrap())
-                .stderr(log)
-                .spawn()
-                .unwrap()
-        };
-        let etcd = run(
-            etcd,
-            "etcd.log",
-            &[
-                format!("--data-dir={}", at("etcd").display()),
-                format!("--listen-client-urls=http://127.0.0.1:{client}"),
-                format!("--advertise-client-urls=http://127.0.0.1:{client}"),
-                format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
-                "--unsafe-no-fsync".to_owned(),
-            ],
-        );
-        let api = run(
-            &kubernetes.join("kube-apiserver"),
-            "api.log",
-            &[
-                format!("--etcd-servers=http://127.0.0.1:{client}"),
-                "--bind-address=127.0.0.1".to_owned(),
-                format!("--secure-port={port}"),
-                format!("--cert-dir={}", at("certificates").display()),
-                "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-                format!("--service-account-key-file={}", at("accounts.pub").display()),
-                format!("--service-account-signing-key-file={}", at("accounts.key").display()),
-                format!("--token-auth-file={}", at("tokens.csv").display()),
-                "--authorization-mode=RBAC".to_owned(),
-                "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-                // No controller makes the accounts that pods are given.
-                "--disable-admission-plugins=ServiceAccount".to_owned(),
-            ],
-        );
-        let it = Self { kubectl: kubernetes.join("kubectl"), port, children: vec![etcd, api], folder };
-        let ready = || Ok(it.kubectl(&["get", "--raw", "/readyz"], "").status.success());
-        if let Err(error) = eventually("an API server that is ready", PATIENCE, ready) {
-            let log = fs::read_to_string(it.folder.path().join("api.log")).unwrap_or_default();
-            panic!("{error}: {}", log.lines().last().unwrap_or_default());
-        }
-        it
-    }
-
-    fn kubectl(&self, arguments: &[&str], input: &str) -> Output {
-        let mut child = Command::new(&self.kubectl)
-            .arg(format!("--server=https://127.0.0.1:{}", self.port))
-            .args(["--insecure-skip-tls-verify", "--token", TOKEN])
-            .args(arguments)
-            .env("HOME", self.folder.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        child.wait_with_output().unwrap()
-    }
-
-    fn must(&self, arguments: &[&str]) {
-        let out = self.kubectl(arguments, "");
-        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
-    }
-
-    /// Whether it would take a manifest, and what it says.
-    fn takes(&self, manifest: &str) -> (bool, String) {
-        let out = self.kubectl(&["create", "--dry-run=server", "--filename=-"], manifest);
-        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
-    }
+/// Whether it would take a manifest, and what it says.
+fn takes(server: &ApiServer, manifest: &str) -> (bool, String) {
+    let out = server.kubectl(&["create", "--dry-run=server", "--filename=-"], manifest).unwrap();
+    (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
 }
 
 fn golden(name: &str) -> Vec<String> {
@@ -144,17 +28,13 @@ fn golden(name: &str) -> Vec<String> {
 #[test]
 #[ignore = "starts a kube-apiserver and etcd, which `cargo xtask cluster` builds"]
 fn an_api_server_takes_what_is_sound_and_refuses_the_rest() {
-    let Some((kubernetes, etcd)) = programs() else {
-        println!("not applicable: there is no kube-apiserver or no etcd in ~/.cache/heddle/kubernetes");
-        return;
-    };
-    let server = ApiServer::start(&kubernetes, &etcd);
+    let Some(server) = ApiServer::start().unwrap() else { return };
     for folder in ["crds", "crds/linkerd"] {
         let folder = format!("--filename={ROOT}/deploy/{folder}");
-        server.must(&["apply", "--server-side", &folder]);
+        must(&server, &["apply", "--server-side", &folder]);
     }
-    server.must(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]);
-    server.must(&["create", "namespace", "shop"]);
+    must(&server, &["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]);
+    must(&server, &["create", "namespace", "shop"]);
 
     let rejected = golden("rejected");
     assert!(rejected.len() >= 40);
@@ -163,22 +43,22 @@ fn an_api_server_takes_what_is_sound_and_refuses_the_rest() {
         line.unwrap_or_else(|| panic!("no reason: {manifest}")).to_owned()
     };
     // Schemas alone do not know what the policies know.
-    let taken = rejected.iter().filter(|manifest| server.takes(manifest).0).count();
+    let taken = rejected.iter().filter(|manifest| takes(&server, manifest).0).count();
     assert!(taken >= 15, "the policies would make no difference: {taken}");
 
-    server.must(&["apply", "--server-side", &format!("--filename={ROOT}/deploy/admission")]);
+    must(&server, &["apply", "--server-side", &format!("--filename={ROOT}/deploy/admission")]);
     for manifest in &rejected {
         let mut said = String::new();
         // Policies come into force one after the other.
         let refused = eventually("a refusal", PATIENCE, || {
-            let (taken, what) = server.takes(manifest);
+            let (taken, what) = takes(&server, manifest);
             said = what;
             Ok(!taken && said.contains(&because(manifest)))
         });
         assert!(refused.is_ok(), "{manifest}\nis not refused as it should be: {said}");
     }
     for manifest in golden("accepted") {
-        let (taken, said) = server.takes(&manifest);
+        let (taken, said) = takes(&server, &manifest);
         assert!(taken, "{manifest}\nis refused: {said}");
     }
 }
@@ -217,29 +97,25 @@ const WHOLE: [(&str, &str); 2] = [
 #[test]
 #[ignore = "starts a kube-apiserver and etcd, which `cargo xtask cluster` builds"]
 fn a_tenant_edits_the_rules_of_its_own_namespace_and_nothing_else() {
-    let Some((kubernetes, etcd)) = programs() else {
-        println!("not applicable: there is no kube-apiserver or no etcd in ~/.cache/heddle/kubernetes");
-        return;
-    };
-    let server = ApiServer::start(&kubernetes, &etcd);
+    let Some(server) = ApiServer::start().unwrap() else { return };
     for folder in ["crds", "crds/linkerd"] {
-        server.must(&["apply", "--server-side", &format!("--filename={ROOT}/deploy/{folder}")]);
+        must(&server, &["apply", "--server-side", &format!("--filename={ROOT}/deploy/{folder}")]);
     }
-    server.must(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]);
+    must(&server, &["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]);
     // Every manifest, roles among them: what the chart renders is sound to an API server.
-    server.must(&["apply", "--server-side", &format!("--filename={ROOT}/deploy/kubernetes/heddle.yaml")]);
+    must(&server, &["apply", "--server-side", &format!("--filename={ROOT}/deploy/kubernetes/heddle.yaml")]);
     for namespace in ["shop", "bank"] {
-        server.must(&["create", "namespace", namespace]);
+        must(&server, &["create", "namespace", namespace]);
     }
     let of = |role: &str| format!("--clusterrole=heddle-{role}");
-    server.must(&["create", "rolebinding", "t", "-n", "shop", &of("tenant-editor"), "--user=tenant"]);
-    server.must(&["create", "clusterrolebinding", "v", &of("viewer"), "--user=viewer"]);
-    server.must(&["create", "clusterrolebinding", "s", &of("security-admin"), "--user=security"]);
+    must(&server, &["create", "rolebinding", "t", "-n", "shop", &of("tenant-editor"), "--user=tenant"]);
+    must(&server, &["create", "clusterrolebinding", "v", &of("viewer"), "--user=viewer"]);
+    must(&server, &["create", "clusterrolebinding", "s", &of("security-admin"), "--user=security"]);
 
     let run = |user: &str, words: &[&str], input: &str| {
         let user = format!("--as={user}");
         let all: Vec<&str> = [&*user].into_iter().chain(words.iter().copied()).collect();
-        let out = server.kubectl(&all, input);
+        let out = server.kubectl(&all, input).unwrap();
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         // Whatever else it says would be a mistake of the test.
         assert!(out.status.success() || said.contains("forbidden"), "{user} {words:?}: {said}");
@@ -269,7 +145,7 @@ fn a_tenant_edits_the_rules_of_its_own_namespace_and_nothing_else() {
         assert!(create("security", manifest), "{resource}");
     }
     let (_, denies) = WHOLE[0];
-    assert!(server.kubectl(&["create", "--filename=-"], denies).status.success());
+    assert!(server.kubectl(&["create", "--filename=-"], denies).unwrap().status.success());
     assert!(!run("tenant", &["delete", "clusteraccessrule", "tried"], ""), "a tenant lifts a rule of all");
     for user in ["tenant", "viewer", "security"] {
         let leave = &["annotate", "namespace", "shop", "heddle.io/mesh=disabled"];
@@ -280,4 +156,154 @@ fn a_tenant_edits_the_rules_of_its_own_namespace_and_nothing_else() {
     let widen = &["create", "clusterrolebinding", "more", &of("security-admin"), "--user=tenant"];
     assert!(!run("tenant", widen, ""), "a tenant gives itself more");
     assert!(run("security", &["delete", "clusteraccessrule", "tried"], ""));
+}
+
+const REQUIRED: &str =
+    "{apiVersion: v1, kind: Namespace, metadata: {name: vault, annotations: {heddle.io/mesh: required}}}";
+
+fn pod(namespace: &str, annotations: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: tried, namespace: {namespace}, annotations: {{{annotations}}}}}, \
+         spec: {{{spec}}}}}"
+    )
+}
+
+#[test]
+#[ignore = "starts a kube-apiserver and etcd, which `cargo xtask cluster` builds"]
+fn where_the_mesh_is_required_nobody_leaves_it_and_no_pod_owns_the_node() {
+    let Some(server) = ApiServer::start().unwrap() else { return };
+    must(&server, &["apply", "--server-side", &format!("--filename={ROOT}/deploy/kubernetes/heddle.yaml")]);
+    server.check(&["create", "--filename=-"], REQUIRED).unwrap();
+    must(&server, &["create", "namespace", "shop"]);
+    // A tenant to whom its namespace is as good as its own.
+    let everything = ["create", "clusterrole", "owner", "--verb=*", "--resource=namespaces,pods"];
+    must(&server, &everything);
+    must(&server, &["create", "clusterrolebinding", "t", "--clusterrole=owner", "--user=tenant"]);
+    must(&server, &["create", "clusterrolebinding", "o", "--clusterrole=owner", "--user=officer"]);
+    let admin = "--clusterrole=heddle-security-admin";
+    must(&server, &["create", "clusterrolebinding", "s", admin, "--user=officer"]);
+
+    let annotate = |user: &str, namespace: &str, mesh: &str| {
+        let user = format!("--as={user}");
+        let words =
+            [&*user, "annotate", "--overwrite", "--dry-run=server", "namespace", namespace, mesh].to_vec();
+        let out = server.kubectl(&words, "").unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let create = |manifest: &str| {
+        let words = ["--as=tenant", "create", "--dry-run=server", "--filename=-"];
+        let out = server.kubectl(&words, manifest).unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let simple = "containers: [{name: c, image: i}]";
+    let refused = |what: &str, because: &str, ask: &dyn Fn() -> (bool, String)| {
+        let mut said = String::new();
+        let seen = eventually("a refusal", PATIENCE, || {
+            let (taken, what) = ask();
+            said = what;
+            Ok(!taken && said.contains(because))
+        });
+        assert!(seen.is_ok(), "{what} is not refused because of {because:?}: {said}");
+    };
+    for mesh in ["heddle.io/mesh=disabled", "heddle.io/mesh=enabled", "heddle.io/mesh-"] {
+        refused(mesh, "the verb leave", &|| annotate("tenant", "vault", mesh));
+        assert!(annotate("tenant", "shop", mesh).0, "control: {mesh} where it is not required");
+        let (taken, said) = annotate("officer", "vault", mesh);
+        assert!(taken, "who may: {said}");
+    }
+    assert!(annotate("tenant", "vault", "team=blue").0, "control: anything else");
+
+    for (annotations, spec, because) in [
+        ("heddle.io/mesh: disabled", simple, "cannot be annotated"),
+        ("", "hostNetwork: true, containers: [{name: c, image: i}]", "host's network"),
+        ("", "hostPID: true, containers: [{name: c, image: i}]", "pid or ipc"),
+        ("", "containers: [{name: c, image: i, securityContext: {privileged: true}}]", "privileged"),
+        (
+            "",
+            "containers: [{name: c, image: i}], \
+             initContainers: [{name: d, image: i, securityContext: {capabilities: {add: [SYS_ADMIN]}}}]",
+            "CAP_SYS_ADMIN",
+        ),
+        ("", "containers: [{name: c, image: i}], volumes: [{name: v, hostPath: {path: /}}]", "hostPath"),
+        ("", "containers: [{name: c, image: i}], volumes: [{name: v, hostPath: {path: /var}}]", "hostPath"),
+        (
+            "",
+            "containers: [{name: c, image: i}], volumes: [{name: v, hostPath: {path: //sys/fs/bpf}}]",
+            "hostPath",
+        ),
+        (
+            "",
+            "containers: [{name: c, image: i}], volumes: [{name: v, hostPath: {path: /run/containerd/containerd.sock}}]",
+            "hostPath",
+        ),
+    ] {
+        let bad = pod("vault", annotations, spec);
+        refused(&bad, because, &|| create(&bad));
+        let elsewhere = pod("shop", annotations, spec);
+        let (taken, said) = create(&elsewhere);
+        assert!(taken, "control: where the mesh is not required: {elsewhere}: {said}");
+    }
+    for (annotations, spec) in [
+        ("", simple),
+        ("heddle.io/mesh: enabled", simple),
+        ("", "containers: [{name: c, image: i, securityContext: {capabilities: {add: [NET_RAW]}}}]"),
+        ("", "containers: [{name: c, image: i}], volumes: [{name: v, hostPath: {path: /srv/data}}]"),
+        ("", "containers: [{name: c, image: i}], volumes: [{name: v, emptyDir: {}}]"),
+    ] {
+        let good = pod("vault", annotations, spec);
+        let (taken, said) = create(&good);
+        assert!(taken, "control: {good}: {said}");
+    }
+    // What runs already may go on to end.
+    server.check(&["create", "--filename=-"], &pod("vault", "", simple)).unwrap();
+    must(&server, &["label", "pod", "tried", "-n", "vault", "team=blue"]);
+    must(&server, &["delete", "pod", "tried", "-n", "vault", "--wait=false"]);
+}
+
+/// Every verb that an account has on a resource beyond reading, but for what anybody may ask of itself.
+fn writes(server: &ApiServer, account: &str, namespace: &str) -> Vec<String> {
+    let user = format!("--as=system:serviceaccount:heddle-system:{account}");
+    let words = ["auth", "can-i", "--list", "--no-headers", &user, "--as-group=system:serviceaccounts"];
+    let all: Vec<&str> =
+        words.into_iter().chain(["--as-group=system:authenticated", "--namespace", namespace]).collect();
+    let told = server.check(&all, "").unwrap();
+    let mut found = Vec::new();
+    for line in told.lines() {
+        // RESOURCE, [PATHS], [NAMES], [VERBS]
+        let (rest, verbs) = line.trim_end().rsplit_once('[').unwrap();
+        let verbs = verbs.trim_end_matches(']').split(' ');
+        let what = rest.split_whitespace().collect::<Vec<_>>().join(" ").replace(" [] []", "");
+        let anybody = ["selfsubjectreviews", "selfsubjectaccessreviews", "selfsubjectrulesreviews"];
+        if anybody.iter().any(|it| what.starts_with(it)) {
+            continue;
+        }
+        assert!(!what.starts_with("secrets") && !what.starts_with('*'), "{account}: {line}");
+        let beyond = verbs.filter(|verb| !["get", "list", "watch"].contains(verb));
+        found.extend(beyond.map(|verb| format!("{verb} {what}")));
+    }
+    assert!(told.contains("pods"), "control: {account} reads something: {told}");
+    found.sort();
+    found
+}
+
+#[test]
+#[ignore = "starts a kube-apiserver and etcd, which `cargo xtask cluster` builds"]
+fn no_account_of_heddles_writes_more_than_it_must_and_none_reads_a_secret() {
+    let Some(server) = ApiServer::start().unwrap() else { return };
+    must(&server, &["apply", "--server-side", &format!("--filename={ROOT}/deploy/kubernetes/heddle.yaml")]);
+    let controller =
+        ["create events.events.k8s.io", "patch accessrules.heddle.io/status", "patch clusteraccessrules.heddle.io/status"];
+    let mut at_home = controller.to_vec();
+    at_home.extend(["create leases.coordination.k8s.io", "update leases.coordination.k8s.io [] [heddle-controller]"]);
+    at_home.sort_unstable();
+    // Roles come into force a moment after they are written.
+    eventually("the roles", PATIENCE, || Ok(writes(&server, "heddle-controller", "heddle-system") == at_home))
+        .unwrap_or_else(|error| panic!("{error}: {:?}", writes(&server, "heddle-controller", "heddle-system")));
+    assert_eq!(writes(&server, "heddle-controller", "shop"), controller);
+    for namespace in ["heddle-system", "kube-system", "shop"] {
+        // An agent writes nothing at all, so that nothing of it needs to be bound to its node.
+        assert_eq!(writes(&server, "heddle-agent", namespace), Vec::<String>::new(), "{namespace}");
+        // Of a token it asks whose it is.
+        assert_eq!(writes(&server, "heddle-ca", namespace), ["create tokenreviews.authentication.k8s.io"]);
+    }
 }

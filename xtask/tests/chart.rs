@@ -10,12 +10,12 @@ use xtask::chart;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// What the plain manifests begin with.
-const HEAD: &str = "# Heddle in a cluster: an agent on every node, and the certificate authority that they ask. Rendered from
+const HEAD: &str = "# Heddle in a cluster: an agent on every node, the certificate authority that they ask, and what tells of rules. Rendered from
 # deploy/helm/heddle, where every value is described: `HEDDLE_WRITE=1 cargo test -p xtask --test chart` writes it anew.
 #
 # Beforehand: the issuer's keys as Secret heddle-issuer (tls.key, tls.crt, ca.crt; `heddle ca init` and `heddle ca issuer`
 # make them) and its root as ConfigMap heddle-trust-roots (ca.crt), both in heddle-system. In ConfigMap heddle-agent the
-# networks must be the cluster's own.
+# networks must be the cluster's own. Where nobody has brought Linkerd's kinds yet: deploy/crds/linkerd.
 ";
 
 /// helm, where `cargo xtask cluster` has put it.
@@ -68,6 +68,8 @@ fn values_that_are_not_known_or_not_sound_are_refused() {
         ("agent.resources.requests.memory=much", "memory"),
         ("image.pullPolicy=Perhaps", "pullPolicy"),
         ("ca.apiServerPorts={70000}", "apiServerPorts"),
+        ("controller.replicas=-1", "replicas"),
+        ("crds=perhaps", "crds"),
     ] {
         let said = render(wrong).unwrap_err().to_string();
         assert!(said.contains(field), "{wrong}: {said}");
@@ -75,5 +77,15 @@ fn values_that_are_not_known_or_not_sound_are_refused() {
     let changed = render("ca.replicas=3").unwrap();
     assert!(changed.contains("replicas: 3"), "control: a sound value is taken");
     assert!(!render("roles=false").unwrap().contains("heddle-tenant-editor"));
-    assert!(!render("ca.networkPolicy=false").unwrap().contains("NetworkPolicy"));
+    let closed = |set: &str| render(set).unwrap().matches("kind: NetworkPolicy").count();
+    assert_eq!((closed("roles=true"), closed("ca.networkPolicy=false")), (2, 1));
+    for (without, kind) in [
+        ("crds=false", "kind: CustomResourceDefinition"),
+        ("admission=false", "kind: ValidatingAdmissionPolicy"),
+        ("controller.replicas=0", "heddle-controller"),
+    ] {
+        assert!(changed.contains(kind) && !render(without).unwrap().contains(kind), "{without}");
+    }
+    // Linkerd's may be another's: none of them is a part of the release.
+    assert!(!changed.contains("name: servers.policy.linkerd.io"));
 }

@@ -9,6 +9,7 @@ mod check;
 mod client;
 mod cni;
 pub mod config;
+mod controller;
 pub mod door;
 mod events;
 mod flows;
@@ -79,6 +80,9 @@ enum Command {
         #[command(subcommand)]
         command: ca::CaCommand,
     },
+    /// Tell on each object of the cluster what its rule lacks
+    #[command(long_about = controller::ABOUT)]
+    Controller(controller::Flags),
     /// The plugin for the container runtime, which calls it; or take it off this host
     Cni {
         #[command(subcommand)]
@@ -222,6 +226,7 @@ pub fn main() -> ExitCode {
         Command::Agent { flags, print_config: true } => agent::print_config(&flags),
         Command::Agent { flags, print_config: false } => agent::run(&flags),
         Command::Ca { command } => ca::run(command),
+        Command::Controller(flags) => controller::run(&flags),
         Command::Cni { command: None } => return cni::run(),
         Command::Cni { command: Some(CniCommand::Uninstall { plugins, networks }) } => {
             cni::uninstall(&plugins, &networks).map(|()| ExitCode::SUCCESS).map_err(|error| {

@@ -276,6 +276,31 @@ impl Config {
         given.judge(|name, file| validate::validate(name, file, flags))
     }
 
+    /// What the file that agents share says of the cluster. Each agent is told its node and its authority by flags, so that
+    /// they are not in it.
+    ///
+    /// # Errors
+    /// As of [`Self::load`].
+    pub fn shared(path: &Path, text: Option<String>) -> Result<ClusterSettings, ConfigError> {
+        let given = match text {
+            Some(text) => Given::parse(path, text)?,
+            None => Given::read(Some(path))?,
+        };
+        let flags = Flags { node: Some("any".to_owned()), ca_memory: true, ..Flags::default() };
+        let config = given.judge(|name, mut file| {
+            file.ca = None;
+            validate::validate(name, file, &flags)
+        })?;
+        config.cluster_settings().map_err(|error| ConfigError {
+            problems: vec![Problem::new(
+                heddle_policy::Severity::Error,
+                &heddle_policy::Origin::default(),
+                error.to_string(),
+            )],
+            text: None,
+        })
+    }
+
     /// The kernel tables' sizes.
     pub fn table_capacity(&self) -> Capacity {
         let default = Capacity::default();

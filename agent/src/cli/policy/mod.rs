@@ -21,6 +21,8 @@ mod templates;
 mod testing;
 
 use super::Failure;
+use crate::cluster::kubernetes::whole::Look;
+use heddle_policy::{ClusterSettings, Problem};
 use std::process::ExitCode;
 
 /// How answers are printed.
@@ -32,8 +34,8 @@ enum Output {
     Json,
 }
 
-pub(super) const ABOUT: &str = "Looks at rules without putting them in force. Each command reads a folder of manifests, one file, standard input (`-`) or \
-the resources that a running agent has in force (`--socket PATH`).
+pub(super) const ABOUT: &str = "Looks at rules without putting them in force. Each command reads a folder of manifests, one file, standard input (`-`), \
+the resources that a running agent has in force (`--socket PATH`) or the whole cluster's (`--cluster`).
 
   check     what is wrong with them
   explain   why one client may or may not reach one destination
@@ -77,4 +79,9 @@ pub(super) fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Suggest(arguments) => suggest::run(arguments),
         Command::Test(arguments) => assertions::run(arguments),
     }
+}
+
+/// What is wrong with a cluster's rules: the same as `heddle policy check --cluster` prints.
+pub(super) fn problems(look: &Look, settings: ClusterSettings) -> Vec<Problem> {
+    picture::Picture::of(source::of_look("the cluster", look, settings)).problems
 }

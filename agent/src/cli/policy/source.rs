@@ -3,34 +3,51 @@
 use crate::{
     cli::{
         Failure, client,
-        config::{Config, Flags, PlaceFlags},
+        config::{Config, ConfigError, Flags, PlaceFlags},
         door::api::PolicyInForce,
     },
-    cluster::folder::{Folder, Limits},
+    cluster::{
+        folder::{Folder, Limits},
+        kubernetes::{self, whole},
+    },
 };
 use heddle_policy::{
-    ClusterSettings, Origin, Problem, Severity,
+    ClusterSettings, EndpointSource, Origin, Problem, Severity,
     resources::{DefaultPolicy, Document, Parsed, parse_file, read_documents},
 };
 use hyper::Method;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
 use miette::miette;
 use std::{
     collections::BTreeMap,
     io::Read as _,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+/// What a person writes for the API server in the place of a folder.
+const CLUSTER: &str = "cluster:";
+/// Where the agents are, and their configuration.
+const NAMESPACE: &str = "heddle-system";
+const AGENTS: &str = "heddle-agent";
+/// For everything to be listed.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the rules are read from.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(in crate::cli) struct Rules {
     /// A folder of manifests, one file of them, `-` for standard input (as of `kubectl get … -o yaml`), or the socket of a
     /// running agent
-    #[arg(value_name = "DIR", required_unless_present = "socket")]
+    #[arg(value_name = "DIR", required_unless_present_any = ["socket", "cluster"])]
     place: Option<PathBuf>,
     /// Ask the agent at this socket for the resources that it has in force
     #[arg(long, value_name = "PATH", conflicts_with = "place")]
     socket: Option<PathBuf>,
+    /// Ask the API server for the whole cluster's resources, by --kubeconfig
+    #[arg(long, conflicts_with_all = ["place", "socket"])]
+    cluster: bool,
     #[command(flatten)]
     settings: SettingFlags,
 }
@@ -44,6 +61,9 @@ pub(in crate::cli) struct SettingFlags {
     /// What holds for a port that no Server selects [default: deny, or what --config or the agent says]
     #[arg(long, value_name = "POLICY")]
     default_inbound_policy: Option<DefaultPolicy>,
+    /// How to reach the API server [default: KUBECONFIG, ~/.kube/config, or as a pod of the cluster does]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
 }
 
 /// What was read, before anything is made of it.
@@ -78,10 +98,16 @@ impl SourceFile {
 impl Rules {
     /// As a person named them.
     pub fn name(&self) -> String {
+        if self.cluster {
+            return CLUSTER.to_owned();
+        }
         self.socket.as_ref().or(self.place.as_ref()).map_or_else(String::new, |it| it.display().to_string())
     }
 
     pub fn read(&self) -> Result<Source, Failure> {
+        if self.cluster {
+            return from_cluster(&self.settings);
+        }
         match (&self.socket, &self.place) {
             (Some(socket), _) => from_agent(socket, &self.settings),
             (None, Some(place)) => read(place, &self.settings),
@@ -110,17 +136,22 @@ impl SettingFlags {
 /// What an agent's configuration says.
 fn configured(path: &Path) -> Result<ClusterSettings, Failure> {
     let place = PlaceFlags { config: Some(path.to_owned()), ..PlaceFlags::default() };
-    let config = Config::load(&Flags { place, ..Flags::default() }).map_err(|error| {
-        let problems: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
-        miette!(help = "`heddle agent --help` lists the fields", "{}", problems.join("\n"))
-    })?;
+    let config = Config::load(&Flags { place, ..Flags::default() }).map_err(|error| unfit(&error))?;
     config
         .cluster_settings()
         .map_err(|error| miette!("{}: identities cannot be named: {error}", path.display()))
 }
 
-/// Reads a folder, a file, `-`, or asks the agent whose socket it is.
+fn unfit(error: &ConfigError) -> Failure {
+    let problems: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
+    miette!(help = "`heddle agent --help` lists the fields", "{}", problems.join("\n"))
+}
+
+/// Reads a folder, a file, `-`, asks the agent whose socket it is, or (`cluster:`) the API server.
 pub(super) fn read(place: &Path, flags: &SettingFlags) -> Result<Source, Failure> {
+    if place == Path::new(CLUSTER) {
+        return from_cluster(flags);
+    }
     if place == Path::new("-") {
         let mut text = String::new();
         let limit = Limits::default().total_bytes;
@@ -136,6 +167,41 @@ pub(super) fn read(place: &Path, flags: &SettingFlags) -> Result<Source, Failure
         Ok(meta) if meta.is_file() => from_file(place, meta.len(), flags),
         _ => from_folder(place, flags),
     }
+}
+
+/// Asks the API server. What holds for the whole cluster is what the agents' ConfigMap says, if it can be read.
+fn from_cluster(flags: &SettingFlags) -> Result<Source, Failure> {
+    let (look, config) = client::run(async {
+        let client = kubernetes::personal(flags.kubeconfig.as_deref()).await.map_err(|error| {
+            miette!(help = "name a --kubeconfig, or set KUBECONFIG", "no way to the API server: {error}")
+        })?;
+        let look = whole::look(&client, PATIENCE).await.map_err(|unseen| {
+            miette!(
+                help = "it takes the right to list it in every namespace: ClusterRole heddle-viewer, and view",
+                "{unseen}"
+            )
+        })?;
+        let maps = Api::<ConfigMap>::namespaced(client, NAMESPACE);
+        Ok((look, maps.get_opt(AGENTS).await.ok().flatten()))
+    })?;
+    let text = config.and_then(|mut it| it.data.as_mut()?.remove("heddle.yaml"));
+    let mut settings = match (&flags.config, text) {
+        (None, Some(text)) => {
+            let name = Path::new("configmaps/heddle-system/heddle-agent");
+            Config::shared(name, Some(text)).map_err(|error| unfit(&error))?
+        }
+        _ => flags.settings()?,
+    };
+    flags.lay_over(&mut settings);
+    Ok(of_look(CLUSTER, &look, settings))
+}
+
+/// What was read of a cluster.
+pub(super) fn of_look(name: &str, look: &whole::Look, settings: ClusterSettings) -> Source {
+    // A controller writes slices for whatever a Service selects.
+    let settings = ClusterSettings { endpoints: EndpointSource::Slices, ..settings };
+    let files = look.iter().map(|(file, object)| SourceFile::new(file.clone(), object.text.to_string()));
+    Source { name: name.to_owned(), settings, files: files.collect(), unread: Vec::new() }
 }
 
 fn from_file(path: &Path, length: u64, flags: &SettingFlags) -> Result<Source, Failure> {

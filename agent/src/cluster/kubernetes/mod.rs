@@ -5,14 +5,17 @@
 //! force, and [`ClusterStatus`] says since when and why. Nothing is put in force before every kind is listed or known to be
 //! absent, for a rule that denies may be among those that are still to come.
 //!
-//! [`kinds`] says what is watched, [`watch`] watches, [`trim`] keeps what is needed, [`objects`] remembers what is in
-//! force and [`early`] what the API server does not know yet.
+//! [`kinds`] says what is watched, [`watch`] watches, [`watched`] knows of one kind what there is, [`trim`] keeps what is
+//! needed, [`objects`] remembers what is in force and [`early`] what the API server does not know yet. [`whole`] is the
+//! same resources for whoever looks at the whole cluster and puts nothing in force.
 
 mod early;
 mod kinds;
 mod objects;
 mod trim;
 mod watch;
+mod watched;
+pub mod whole;
 
 pub use early::Unfit;
 
@@ -20,7 +23,7 @@ use super::{manifests::SharedPublisher, rules::now};
 use heddle_policy::ClusterSettings;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
-use objects::{Objects, Standing};
+use objects::Objects;
 use serde::Serialize;
 use std::{
     collections::BTreeSet,
@@ -36,6 +39,7 @@ use tokio::{
     sync::{oneshot, watch as latest},
     task::JoinSet,
 };
+use watched::Standing;
 
 /// Changes come in volleys, as when a Deployment is rolled out: they are put in force together after so long a quiet.
 const QUIET: Duration = Duration::from_millis(20);
@@ -59,6 +63,20 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, String> {
         }
     };
     Client::try_from(config).map_err(|error| error.to_string())
+}
+
+/// A client for a person: by this kubeconfig, else by `KUBECONFIG` or `~/.kube/config`, else as a pod of the cluster.
+///
+/// # Errors
+/// None of them can be read.
+pub async fn personal(kubeconfig: Option<&Path>) -> Result<Client, String> {
+    match kubeconfig {
+        Some(path) => client(Some(path)).await,
+        None => {
+            let config = kube::Config::infer().await.map_err(|error| error.to_string())?;
+            Client::try_from(config).map_err(|error| error.to_string())
+        }
+    }
 }
 
 /// What is in force from the API server, for people.

@@ -3,47 +3,18 @@
 
 use super::{
     early::{EarlyPods, Known, Unfit},
-    kinds::{KINDS, Kind},
+    kinds::KINDS,
     trim::trim,
+    watched::{Change, Standing, Told, Watched},
 };
 use crate::cluster::rules::Rules;
 use heddle_policy::{ClusterSettings, Compiled, EndpointSource, Origin, Problem, resources::parse_value};
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::IpAddr,
     sync::Arc,
 };
-
-/// What a watch tells.
-#[derive(Debug)]
-pub(super) enum Told {
-    /// The API server does not serve the kind.
-    Absent,
-    /// A list begins: what it does not hold at its end is gone.
-    Listing,
-    /// An object of the list.
-    Listed(Value),
-    /// The list's end.
-    Complete,
-    /// An object is new or another.
-    Applied(Value),
-    /// An object is gone.
-    Gone(Value),
-    /// The kind cannot be watched now; what is known of it stays in force.
-    Broken(String),
-}
-
-/// How a kind stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Nothing is known yet.
-    Unknown,
-    /// Not served.
-    Absent,
-    /// Listed and watched.
-    Watched,
-}
 
 struct Object {
     text: Arc<str>,
@@ -51,17 +22,10 @@ struct Object {
     value: Option<Value>,
 }
 
-struct Watched {
-    standing: Standing,
-    error: Option<String>,
-    objects: BTreeMap<String, Object>,
-    listed: Option<BTreeSet<String>>,
-}
-
 /// Everything that is known of the cluster.
 pub(super) struct Objects {
     node: String,
-    kinds: Vec<Watched>,
+    kinds: Vec<Watched<Object>>,
     rules: Rules,
     early: EarlyPods,
     changed: bool,
@@ -69,31 +33,12 @@ pub(super) struct Objects {
 
 const POD: &str = "Pod";
 
-/// `pods/shop/web`, as problems and `heddle policy` name it.
-fn file(kind: &Kind, object: &Value) -> String {
-    let text = |field: &str| {
-        object.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    let (namespace, name) = (text("namespace"), text("name"));
-    if namespace.is_empty() {
-        format!("{}/{name}", kind.resource())
-    } else {
-        format!("{}/{namespace}/{name}", kind.resource())
-    }
-}
-
 impl Objects {
     pub(super) fn new(settings: ClusterSettings, node: String) -> Self {
         // A controller writes slices for whatever a Service selects.
         let settings = ClusterSettings { endpoints: EndpointSource::Slices, ..settings };
-        let kinds = KINDS.iter().map(|_| Watched {
-            standing: Standing::Unknown,
-            error: None,
-            objects: BTreeMap::new(),
-            listed: None,
-        });
         Self {
-            kinds: kinds.collect(),
+            kinds: KINDS.iter().map(Watched::new).collect(),
             rules: Rules::new(settings, node.clone()),
             early: EarlyPods::default(),
             node,
@@ -103,50 +48,20 @@ impl Objects {
 
     /// Takes what the watch of a kind tells.
     pub(super) fn take(&mut self, kind: usize, told: Told) {
-        let (Some(watched), Some(of)) = (self.kinds.get_mut(kind), KINDS.get(kind)) else { return };
-        match told {
-            Told::Absent => {
-                // What was known before stays: a server that starts anew does not know its own kinds for a moment.
-                if watched.standing == Standing::Unknown {
-                    watched.standing = Standing::Absent;
-                    self.changed = true;
-                }
-                watched.error = None;
+        let Some(watched) = self.kinds.get_mut(kind) else { return };
+        for change in watched.take(told) {
+            match change {
+                Change::Standing => self.changed = true,
+                Change::Put(file, object) => self.put(kind, file, object),
+                Change::Gone(file) => self.remove(kind, &file),
             }
-            Told::Broken(error) => watched.error = Some(error),
-            Told::Listing => watched.listed = Some(BTreeSet::new()),
-            Told::Listed(object) => {
-                let file = file(of, &object);
-                if let Some(listed) = &mut watched.listed {
-                    listed.insert(file.clone());
-                }
-                self.put(kind, file, object);
-            }
-            Told::Complete => {
-                let listed = watched.listed.take().unwrap_or_default();
-                let gone: Vec<String> =
-                    watched.objects.keys().filter(|file| !listed.contains(*file)).cloned().collect();
-                if watched.standing != Standing::Watched {
-                    watched.standing = Standing::Watched;
-                    self.changed = true;
-                }
-                watched.error = None;
-                for file in gone {
-                    self.remove(kind, &file);
-                }
-            }
-            Told::Applied(object) => {
-                watched.error = None;
-                self.put(kind, file(of, &object), object);
-            }
-            Told::Gone(object) => self.remove(kind, &file(of, &object)),
         }
     }
 
     fn put(&mut self, kind: usize, file: String, object: Value) {
-        let (Some(watched), Some(of)) = (self.kinds.get_mut(kind), KINDS.get(kind)) else { return };
-        let kept = trim(object, of.kind, &self.node);
-        let pod = of.kind == POD;
+        let Some(watched) = self.kinds.get_mut(kind) else { return };
+        let kept = trim(object, watched.kind.kind, &self.node);
+        let pod = watched.kind.kind == POD;
         let shown = if pod { self.early.lay_over(&file, &kept) } else { kept.clone() };
         let text: Arc<str> = shown.to_string().into();
         if watched.objects.get(&file).is_some_and(|before| before.text == text) {

@@ -2,7 +2,7 @@
 
 use super::{
     kinds::{KINDS, Kind},
-    objects::Told,
+    watched::Told,
 };
 use futures_util::StreamExt;
 use kube::{

@@ -21,7 +21,8 @@ could not be read.
   heddle policy check ./manifests
   heddle policy check ./manifests --deny-warnings --output sarif > policy.sarif
   kubectl get pods,serviceaccounts,servers,authorizationpolicies -A -o yaml | heddle policy check -
-  heddle policy check --socket /run/heddle/agent.sock";
+  heddle policy check --socket /run/heddle/agent.sock
+  heddle policy check --cluster";
 
 /// The arguments.
 #[derive(clap::Args)]

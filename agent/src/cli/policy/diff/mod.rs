@@ -17,13 +17,14 @@ use serde::Serialize;
 use std::{path::PathBuf, process::ExitCode};
 
 pub(super) const ABOUT: &str = "Says which flows between the actual workloads a change of rules would newly allow or newly refuse, and by which rule before \
-and after. OLD and NEW are each a folder of manifests, a file, `-`, or an agent's socket.
+and after. OLD and NEW are each a folder of manifests, a file, `-`, an agent's socket, or `cluster:` for what the API server has.
 
 With --observed FILE, it says which of the flows that really happened would be refused under NEW.
 
 Ends with 0; with 1 if something that happened would be refused; with 2 if it could not run.
 
   heddle policy diff ./main/manifests ./branch/manifests
+  heddle policy diff cluster: ./manifests
   heddle policy diff /run/heddle/agent.sock ./manifests --observed flows.jsonl
   heddle policy diff ./manifests ./manifests --observed flows.jsonl   # would today's rules refuse what happened?";
 
