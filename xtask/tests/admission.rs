@@ -291,14 +291,24 @@ fn writes(server: &ApiServer, account: &str, namespace: &str) -> Vec<String> {
 fn no_account_of_heddles_writes_more_than_it_must_and_none_reads_a_secret() {
     let Some(server) = ApiServer::start().unwrap() else { return };
     must(&server, &["apply", "--server-side", &format!("--filename={ROOT}/deploy/kubernetes/heddle.yaml")]);
-    let controller =
-        ["create events.events.k8s.io", "patch accessrules.heddle.io/status", "patch clusteraccessrules.heddle.io/status"];
+    let controller = [
+        "create events.events.k8s.io",
+        "patch accessrules.heddle.io/status",
+        "patch clusteraccessrules.heddle.io/status",
+    ];
     let mut at_home = controller.to_vec();
-    at_home.extend(["create leases.coordination.k8s.io", "update leases.coordination.k8s.io [] [heddle-controller]"]);
+    at_home.extend([
+        "create leases.coordination.k8s.io",
+        "update leases.coordination.k8s.io [] [heddle-controller]",
+    ]);
     at_home.sort_unstable();
     // Roles come into force a moment after they are written.
-    eventually("the roles", PATIENCE, || Ok(writes(&server, "heddle-controller", "heddle-system") == at_home))
-        .unwrap_or_else(|error| panic!("{error}: {:?}", writes(&server, "heddle-controller", "heddle-system")));
+    eventually(
+        "the roles",
+        PATIENCE,
+        || Ok(writes(&server, "heddle-controller", "heddle-system") == at_home),
+    )
+    .unwrap_or_else(|error| panic!("{error}: {:?}", writes(&server, "heddle-controller", "heddle-system")));
     assert_eq!(writes(&server, "heddle-controller", "shop"), controller);
     for namespace in ["heddle-system", "kube-system", "shop"] {
         // An agent writes nothing at all, so that nothing of it needs to be bound to its node.

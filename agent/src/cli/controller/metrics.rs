@@ -40,8 +40,16 @@ impl Metrics {
         let mut registry = Registry::with_prefix("heddle_controller");
         registry.register("elected", "1 while this replica is the one that tells", elected.clone());
         registry.register("ready", "1 while the API server answers", ready.clone());
-        registry.register("problems", "What is wrong with the rules now, by severity", Family::clone(&problems));
-        registry.register("written", "Events and conditions, by what became of them", Family::clone(&written));
+        registry.register(
+            "problems",
+            "What is wrong with the rules now, by severity",
+            Family::clone(&problems),
+        );
+        registry.register(
+            "written",
+            "Events and conditions, by what became of them",
+            Family::clone(&written),
+        );
         Self { registry, elected, ready, problems, written }
     }
 
@@ -79,9 +87,11 @@ pub(super) async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> Result<
     let app = Router::new()
         .route(
             "/ready",
-            get(async move || {
-                if ready.ready.get() == 1 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
-            }),
+            get(
+                async move || {
+                    if ready.ready.get() == 1 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+                },
+            ),
         )
         .route("/metrics", get(async move || metrics.text()));
     tokio::spawn(async move {

@@ -240,9 +240,8 @@ impl Teller {
                 }
             }
         }
-        let wrong = look
-            .iter()
-            .flat_map(|(file, object)| of(file).into_iter().map(move |problem| (object, problem)));
+        let wrong =
+            look.iter().flat_map(|(file, object)| of(file).into_iter().map(move |problem| (object, problem)));
         let due = self.told.due(wrong, &self.instance, seconds());
         for due in due {
             // What is not told now is due again.

@@ -177,7 +177,8 @@ fn from_cluster(flags: &SettingFlags) -> Result<Source, Failure> {
         })?;
         let look = whole::look(&client, PATIENCE).await.map_err(|unseen| {
             miette!(
-                help = "it takes the right to list it in every namespace: ClusterRole heddle-viewer, and view",
+                help =
+                    "it takes the right to list it in every namespace: ClusterRole heddle-viewer, and view",
                 "{unseen}"
             )
         })?;

@@ -10,11 +10,7 @@ use super::{
 use crate::cluster::rules::Rules;
 use heddle_policy::{ClusterSettings, Compiled, EndpointSource, Origin, Problem, resources::parse_value};
 use serde_json::Value;
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 struct Object {
     text: Arc<str>,

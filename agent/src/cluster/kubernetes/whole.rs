@@ -89,9 +89,10 @@ impl Whole {
 
     /// A kind that was never read and cannot be now.
     fn unseen(&self) -> Option<Unseen> {
-        self.kinds.iter().filter(|kind| kind.standing == Standing::Unknown).find_map(|kind| {
-            Some(Unseen { kind: kind.kind.resource(), error: kind.error.clone()? })
-        })
+        self.kinds
+            .iter()
+            .filter(|kind| kind.standing == Standing::Unknown)
+            .find_map(|kind| Some(Unseen { kind: kind.kind.resource(), error: kind.error.clone()? }))
     }
 
     fn look(&self) -> Look {
