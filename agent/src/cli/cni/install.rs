@@ -5,16 +5,18 @@
 //! away, it is back a moment later.
 
 use super::request::ANNOTATIONS;
+use crate::cluster::folder::is_change;
 use notify::{RecursiveMode, Watcher};
 use serde_json::{Value, json};
 use std::{
-    fs, io,
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, channel},
+        mpsc::{Receiver, Sender, channel},
     },
     time::Duration,
 };
@@ -25,6 +27,8 @@ pub const PLUGIN: &str = "heddle-cni";
 const CHAINED: &str = "00-heddle.conflist";
 /// The same, where another's name goes before that.
 const BEFORE_ALL: &str = "-heddle.conflist";
+/// The plugin's.
+const MODE: u32 = 0o755;
 /// How often the folders are looked at without a sign of change.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -50,13 +54,32 @@ pub enum Installed {
     NoNetwork,
 }
 
+/// The plugin's file, as it was when it was this program: it need not be read again before it is another.
+#[derive(Debug, Default)]
+pub struct Sound(Option<[i64; 6]>);
+
+impl Sound {
+    fn of(path: &Path) -> Option<[i64; 6]> {
+        let it = fs::symlink_metadata(path).ok()?;
+        #[allow(clippy::cast_possible_wrap, reason = "compared alone")]
+        Some([
+            it.dev() as i64,
+            it.ino() as i64,
+            it.size() as i64,
+            it.mtime_nsec(),
+            it.ctime(),
+            it.ctime_nsec(),
+        ])
+    }
+}
+
 impl Places {
     /// Puts plugin and configuration in their places, where they are not.
     ///
     /// # Errors
     /// A folder cannot be read or written.
-    pub fn put(&self) -> io::Result<Installed> {
-        self.put_plugin()?;
+    pub fn put(&self, sound: &mut Sound) -> io::Result<Installed> {
+        self.put_plugin(sound)?;
         let Some((name, other)) = first_other(&self.networks)? else {
             remove_configurations(&self.networks, None)?;
             return Ok(Installed::NoNetwork);
@@ -65,21 +88,28 @@ impl Places {
         let chained = serde_json::to_string_pretty(&self.chained(other))?;
         let path = self.networks.join(own);
         if fs::read_to_string(&path).ok().as_deref() != Some(chained.as_str()) {
-            replace(&path, chained.as_bytes(), 0o600)?;
+            replace(&path, &mut chained.as_bytes(), 0o600)?;
             tracing::info!(path = %path.display(), after = name, "the plugin is chained");
         }
         remove_configurations(&self.networks, Some(own))?;
         Ok(Installed::After(name))
     }
 
-    fn put_plugin(&self) -> io::Result<()> {
-        let program = fs::read("/proc/self/exe")?;
+    fn put_plugin(&self, sound: &mut Sound) -> io::Result<()> {
         let path = self.plugins.join(PLUGIN);
-        if fs::read(&path).ok().as_deref() != Some(program.as_slice()) {
+        let now = Sound::of(&path);
+        if now.is_some() && now == sound.0 {
+            return Ok(());
+        }
+        let mut program = File::open("/proc/self/exe")?;
+        let runs = fs::symlink_metadata(&path).is_ok_and(|it| it.is_file() && it.mode() & 0o7777 == MODE);
+        if !runs || !File::open(&path).and_then(|there| same(there, &program)).unwrap_or(false) {
+            io::Seek::rewind(&mut program)?;
             // The old one may be running: its file stays whole until the new one bears its name.
-            replace(&path, &program, 0o755)?;
+            replace(&path, &mut program, MODE)?;
             tracing::info!(path = %path.display(), "the plugin is installed");
         }
+        sound.0 = Sound::of(&path);
         Ok(())
     }
 
@@ -113,12 +143,8 @@ impl Places {
     pub fn keep(self, others: Arc<AtomicBool>) -> io::Result<()> {
         std::thread::Builder::new().name("heddle-cni".into()).spawn(move || {
             let (signs, received) = channel();
-            let watching = notify::recommended_watcher(move |_| {
-                // The thread that listens ends with the program.
-                let _ = signs.send(());
-            });
-            let mut watching = watching.ok();
-            let mut told = None;
+            let mut watching = watcher(signs).ok();
+            let (mut told, mut sound) = (None, Sound::default());
             while !others.load(Ordering::Acquire) {
                 if let Some(watcher) = &mut watching {
                     for folder in [&self.networks, &self.plugins] {
@@ -126,7 +152,7 @@ impl Places {
                         let _ = watcher.watch(folder, RecursiveMode::NonRecursive);
                     }
                 }
-                let now = self.put().map_err(|error| error.to_string());
+                let now = self.put(&mut sound).map_err(|error| error.to_string());
                 if told.as_ref() != Some(&now) {
                     match &now {
                         Ok(Installed::After(_)) => {}
@@ -142,6 +168,38 @@ impl Places {
             }
         })?;
         Ok(())
+    }
+}
+
+/// Tells of changes in the folders that it is given, and not of what is read there.
+fn watcher(signs: Sender<()>) -> notify::Result<notify::RecommendedWatcher> {
+    notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|it| !is_change(&it.kind)) {
+            return;
+        }
+        // The thread that listens ends with the program.
+        let _ = signs.send(());
+    })
+}
+
+/// Whether two files hold the same. A program is too large to be held in memory for that.
+fn same(mut one: File, mut other: &File) -> io::Result<bool> {
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    loop {
+        let count = one.read(&mut left)?;
+        if count == 0 {
+            return Ok(other.read(&mut right)? == 0);
+        }
+        let Some((left, right)) = left.get(..count).zip(right.get_mut(..count)) else { return Ok(false) };
+        if let Err(error) = other.read_exact(right) {
+            return if error.kind() == io::ErrorKind::UnexpectedEof { Ok(false) } else { Err(error) };
+        }
+        if left != right {
+            return Ok(false);
+        }
     }
 }
 
@@ -194,13 +252,50 @@ fn first_other(networks: &Path) -> io::Result<Option<(String, Value)>> {
     Ok(None)
 }
 
-fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+fn replace(path: &Path, content: &mut dyn Read, mode: u32) -> io::Result<()> {
     // Of no ending that the runtime reads.
     let mut unborn = path.as_os_str().to_owned();
     unborn.push(".new");
     let unborn = PathBuf::from(unborn);
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&unborn)?;
-    io::Write::write_all(&mut file, content)?;
+    io::copy(content, &mut file)?;
     file.sync_all()?;
     fs::rename(&unborn, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_what_it_watches_comes_to_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("10-pods.conflist");
+        fs::write(&path, "{}").unwrap();
+        let (signs, received) = channel();
+        let mut watcher = watcher(signs).unwrap();
+        watcher.watch(folder.path(), RecursiveMode::NonRecursive).unwrap();
+        fs::read(&path).unwrap();
+        fs::read_dir(folder.path()).unwrap().count();
+        assert!(received.recv_timeout(Duration::from_millis(300)).is_err(), "its own reading is no sign");
+        fs::write(&path, "[]").unwrap();
+        assert!(received.recv_timeout(Duration::from_secs(10)).is_ok(), "control: a change is one");
+    }
+
+    #[test]
+    fn files_are_the_same_where_every_byte_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, content).unwrap();
+            File::open(path).unwrap()
+        };
+        let mut long = vec![7; 200_000];
+        let one = file("one", &long);
+        assert!(same(file("two", &long), &one).unwrap());
+        let one = file("one", &long);
+        long[199_999] = 8;
+        assert!(!same(file("two", &long), &one).unwrap());
+        assert!(!same(file("three", &long[..100]), &file("one", &long)).unwrap());
+    }
 }

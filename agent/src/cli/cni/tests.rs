@@ -1,6 +1,6 @@
 use super::{
     away::{PLAIN, Plain},
-    install::{Installed, PLUGIN, Places, uninstall},
+    install::{Installed, PLUGIN, Places, Sound, uninstall},
     request::{ANNOTATIONS, Config, Pod},
     *,
 };
@@ -154,15 +154,15 @@ fn first(networks: &Path) -> Value {
 #[test]
 fn the_plugin_is_chained_before_whatever_is_there_and_follows_it() {
     let dir = tempfile::tempdir().unwrap();
-    let places = places(dir.path());
-    assert_eq!(places.put().unwrap(), Installed::NoNetwork);
+    let (places, mut sound) = (places(dir.path()), Sound::default());
+    assert_eq!(places.put(&mut sound).unwrap(), Installed::NoNetwork);
     let ptp = |subnet: &str| {
         format!(
             r#"{{"cniVersion": "1.0.0", "name": "pods", "plugins": [{{"type": "ptp", "subnet": "{subnet}"}}]}}"#
         )
     };
     fs::write(places.networks.join("10-pods.conflist"), ptp("a")).unwrap();
-    assert_eq!(places.put().unwrap(), Installed::After("10-pods.conflist".into()));
+    assert_eq!(places.put(&mut sound).unwrap(), Installed::After("10-pods.conflist".into()));
     let chained = first(&places.networks);
     assert_eq!(chained["plugins"][0]["type"], "ptp");
     assert_eq!(chained["plugins"][1]["type"], PLUGIN);
@@ -171,23 +171,32 @@ fn the_plugin_is_chained_before_whatever_is_there_and_follows_it() {
     assert_eq!(mode & 0o777, 0o755);
     // Another subnet, another file before it, a plain `.conf`: what the runtime takes first is ours.
     fs::write(places.networks.join("10-pods.conflist"), ptp("b")).unwrap();
-    places.put().unwrap();
+    places.put(&mut sound).unwrap();
     assert_eq!(first(&places.networks)["plugins"][0]["subnet"], "b");
     fs::write(
         places.networks.join("00-a.conf"),
         r#"{"cniVersion": "0.3.1", "name": "one", "type": "bridge"}"#,
     )
     .unwrap();
-    places.put().unwrap();
+    places.put(&mut sound).unwrap();
     let chained = first(&places.networks);
     assert_eq!(
         (&chained["plugins"][0]["type"], &chained["plugins"][1]["type"]),
         (&"bridge".into(), &PLUGIN.into())
     );
     fs::remove_file(places.networks.join("00-a.conf")).unwrap();
-    places.put().unwrap();
+    places.put(&mut sound).unwrap();
     assert_eq!(first(&places.networks)["plugins"][0]["type"], "ptp");
     assert_eq!(fs::read_dir(&places.networks).unwrap().count(), 2);
+    // Whatever somebody made of the plugin, it is this program again.
+    let plugin = places.plugins.join(PLUGIN);
+    let program = fs::metadata("/proc/self/exe").unwrap().len();
+    fs::write(&plugin, "#!/bin/true").unwrap();
+    places.put(&mut sound).unwrap();
+    assert_eq!(fs::metadata(&plugin).unwrap().len(), program);
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o600)).unwrap();
+    places.put(&mut sound).unwrap();
+    assert_eq!(fs::metadata(&plugin).unwrap().permissions().mode() & 0o777, 0o755);
     uninstall(&places.plugins, &places.networks).unwrap();
     assert_eq!(fs::read_dir(&places.networks).unwrap().count(), 1);
     assert_eq!(fs::read_dir(&places.plugins).unwrap().count(), 0);

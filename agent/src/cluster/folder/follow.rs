@@ -166,8 +166,7 @@ impl Watch {
 fn start(path: PathBuf, signs: Sender<Sign>) -> notify::Result<notify::RecommendedWatcher> {
     let tell = move |event: notify::Result<notify::Event>| {
         let sign = match event {
-            // What the reader itself does is no change.
-            Ok(event) if event.kind.is_access() && !is_close_of_write(&event.kind) => return,
+            Ok(event) if !is_change(&event.kind) => return,
             Ok(event) if event.need_rescan() => Sign::Lost,
             Ok(_) => Sign::Changed,
             Err(_) => Sign::Lost,
@@ -184,7 +183,8 @@ fn start(path: PathBuf, signs: Sender<Sign>) -> notify::Result<notify::Recommend
     Ok(watcher)
 }
 
-fn is_close_of_write(kind: &notify::EventKind) -> bool {
+/// Whether something changed. That somebody read is told as well: whoever looks at each sign and reads would never come to rest.
+pub fn is_change(kind: &notify::EventKind) -> bool {
     use notify::event::{AccessKind, AccessMode};
-    matches!(kind, notify::EventKind::Access(AccessKind::Close(AccessMode::Write)))
+    !kind.is_access() || matches!(kind, notify::EventKind::Access(AccessKind::Close(AccessMode::Write)))
 }

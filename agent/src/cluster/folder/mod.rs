@@ -16,7 +16,7 @@ mod scan;
 mod tests;
 
 pub use fault::{Fault, Malformed};
-pub use follow::{Following, Pace, follow};
+pub use follow::{Following, Pace, follow, is_change};
 pub use keep::{Alarm, Folder, FolderStatus, Refreshed, StaleFile};
 
 /// Bounds on what is read.
