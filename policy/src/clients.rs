@@ -12,6 +12,9 @@ pub enum ClientIdentity {
     None,
     /// It completed mesh TLS and showed no certificate.
     Anonymous,
+    /// It showed the certificate of a service account of this mesh's. Its names were read when the handshake ended, so that
+    /// no decision about it has to.
+    Account(IdentityName),
     /// It showed a certificate, which was verified, with these names.
     Mesh {
         /// The DNS form.
@@ -23,7 +26,7 @@ pub enum ClientIdentity {
 
 impl From<&IdentityName> for ClientIdentity {
     fn from(name: &IdentityName) -> Self {
-        Self::Mesh { dns: Some(name.dns().to_owned()), spiffe: Some(name.spiffe().to_owned()) }
+        Self::Account(name.clone())
     }
 }
 

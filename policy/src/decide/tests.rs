@@ -1,6 +1,6 @@
 use super::*;
 use crate::compile::tests::{SHOP, address, compiled};
-use crate::{Hop, Route};
+use crate::{Hop, Route, names::IdentityNaming};
 
 fn named(dns: Option<&str>, spiffe: Option<&str>) -> ClientIdentity {
     ClientIdentity::Mesh { dns: dns.map(str::to_owned), spiffe: spiffe.map(str::to_owned) }
@@ -16,7 +16,10 @@ fn judge(text: &str, client: &ClientIdentity) -> Decision {
 
 #[test]
 fn either_spelling_of_an_identity_serves() {
-    for client in [named(Some(WEB), None), named(None, Some(WEB_URI)), named(Some(WEB), Some(WEB_URI))] {
+    let read = ClientIdentity::from(&IdentityNaming::default().parse(WEB).unwrap());
+    for client in
+        [named(Some(WEB), None), named(None, Some(WEB_URI)), named(Some(WEB), Some(WEB_URI)), read]
+    {
         let decision = judge(SHOP, &client);
         assert_eq!(decision.verdict.reason, Reason::Authorized, "{client:?}");
         assert_eq!(&*decision.rule, "AuthorizationPolicy shop/allow-web");
