@@ -374,7 +374,9 @@ fn policy_bench(criterion: &mut Criterion) {
     };
     let naive = naively("connection", || reference.inbound(server, 6379, &client));
     compared("connection, by identity (bound: 100 ns)", naive, || compiled.decide(black_box(&connection)));
-    compared("the same with its certificate's names read anew", naive, || compiled.decide(black_box(&unread)));
+    compared("the same with its certificate's names read anew", naive, || {
+        compiled.decide(black_box(&unread))
+    });
     compared("connection, by the tables (bound: 100 ns)", naive, || verdict::outbound(&view, &connect));
     let allocated = allocation_counter::measure(|| {
         black_box(compiled.decide_request(black_box(&http), black_box(&request)));

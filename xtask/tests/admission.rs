@@ -96,7 +96,9 @@ impl Expression {
             manifest.lines().any(|line| line.starts_with("apiVersion: ") && line.ends_with(&format!("/{it}")))
         };
         match &self.about {
-            Some((kind, name)) => is("kind", kind) && version(name) && self.message.contains(because(manifest)),
+            Some((kind, name)) => {
+                is("kind", kind) && version(name) && self.message.contains(because(manifest))
+            }
             // An expression that cannot be evaluated refuses as well, in words of the API server's.
             None if because(manifest) == "resulted in error" => self.message.contains("cannot be read"),
             None => self.message.contains(because(manifest)),
@@ -116,10 +118,15 @@ fn expressions(object: &Value) -> Vec<Expression> {
             Value::Array(list) => {
                 for (i, inner) in list.iter().enumerate() {
                     let here = format!("{pointer}/{i}");
-                    let field = if pointer.ends_with("/x-kubernetes-validations") { "rule" } else { "expression" };
+                    let field =
+                        if pointer.ends_with("/x-kubernetes-validations") { "rule" } else { "expression" };
                     if pointer.ends_with("alidations") && inner[field].is_string() {
                         let message = inner["message"].as_str().unwrap_or_default().to_owned();
-                        found.push(Expression { pointer: format!("{here}/{field}"), message, about: about.cloned() });
+                        found.push(Expression {
+                            pointer: format!("{here}/{field}"),
+                            message,
+                            about: about.cloned(),
+                        });
                     } else {
                         walk(inner, &here, about, found);
                     }

@@ -17,8 +17,7 @@ fn judge(text: &str, client: &ClientIdentity) -> Decision {
 #[test]
 fn either_spelling_of_an_identity_serves() {
     let read = ClientIdentity::from(&IdentityNaming::default().parse(WEB).unwrap());
-    for client in
-        [named(Some(WEB), None), named(None, Some(WEB_URI)), named(Some(WEB), Some(WEB_URI)), read]
+    for client in [named(Some(WEB), None), named(None, Some(WEB_URI)), named(Some(WEB), Some(WEB_URI)), read]
     {
         let decision = judge(SHOP, &client);
         assert_eq!(decision.verdict.reason, Reason::Authorized, "{client:?}");

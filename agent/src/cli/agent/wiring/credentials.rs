@@ -52,9 +52,7 @@ impl Credentials for PodCredentials {
     fn server(&self, pod: PodId) -> Option<ServerCredentials> {
         let entry = self.pods.get(pod)?;
         match entry.workload.server_config(SystemTime::now()) {
-            Ok(config) => {
-                Some(ServerCredentials { config, own: PeerName::from(entry.workload.identity()) })
-            }
+            Ok(config) => Some(ServerCredentials { config, own: PeerName::from(entry.workload.identity()) }),
             Err(error) => {
                 tracing::debug!(pod = %entry.name, %error, "no connection can be accepted");
                 None
