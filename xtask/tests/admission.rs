@@ -34,7 +34,8 @@ fn define(server: &ApiServer) {
 
 /// What it has of a kind, as JSON.
 fn list(server: &ApiServer, kind: &str) -> Vec<Value> {
-    let list: Value = serde_json::from_str(&server.check(&["get", kind, "--output=json"], "").unwrap()).unwrap();
+    let list: Value =
+        serde_json::from_str(&server.check(&["get", kind, "--output=json"], "").unwrap()).unwrap();
     list["items"].as_array().unwrap().clone()
 }
 
@@ -183,7 +184,9 @@ fn without_any_one_expression_something_is_taken_that_was_refused() {
         let taken = eventually("manifests that are taken now", SOON, || {
             waiting.retain(|(_, expression)| {
                 let speaks = (0..rejected.len()).find(|i| {
-                    !spoken.contains(i) && expression.refuses(&rejected[*i]) && takes(&server, &rejected[*i]).0
+                    !spoken.contains(i)
+                        && expression.refuses(&rejected[*i])
+                        && takes(&server, &rejected[*i]).0
                 });
                 spoken.extend(speaks);
                 speaks.is_none()
