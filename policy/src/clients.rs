@@ -108,7 +108,8 @@ impl Match {
             Self::Any => true,
             Self::Name(name) => client.namespace.is_some() && client.dns == name,
             Self::Namespace(namespace) => client.namespace == Some(namespace),
-            Self::Suffix(suffix) => client.dns.len() > suffix.len() && client.dns.ends_with(suffix.as_str()),
+            // A suffix begins with a dot, as no name does: something stands before it.
+            Self::Suffix(suffix) => client.dns.ends_with(suffix.as_str()),
             Self::Dns(dns) => client.namespace.is_none() && client.dns == dns,
             Self::Spiffe(spiffe) => client.spiffe == spiffe,
         }

@@ -115,3 +115,19 @@ fn a_pod_of_another_node_is_demanded_by_name() {
         Reason::NotCaptured
     );
 }
+
+#[test]
+fn each_refusal_is_told_to_clients_of_http_and_grpc_in_their_own_codes() {
+    for (reason, status) in [
+        (Reason::Unauthorized, (403, 7)),
+        (Reason::Denied, (403, 7)),
+        (Reason::NoIdentity, (403, 7)),
+        (Reason::NoRoute, (404, 5)),
+        (Reason::RateLimited, (429, 8)),
+        (Reason::InvalidPolicy, (500, 13)),
+        (Reason::BadRequest, (400, 3)),
+    ] {
+        let decision = Decision::of(Verdict::refuse(reason, 0), Arc::default());
+        assert_eq!((decision.status(), decision.allowed()), (status, false), "{reason:?}");
+    }
+}
