@@ -56,11 +56,26 @@ fn datagrams_pass_by_identity_on_one_node_and_never_between_nodes() -> Result<()
     for (pod, port) in [(&near, 5000), (&near, 5001), (&far, 5000)] {
         ensure!(echoed(&stranger, None, (pod.v4, port).into(), "before")?, "without the mesh it answers");
     }
-    lab.start_agents()?;
+    let flows = lab.directory().join("flows.jsonl");
+    let mut settings = lab.settings().clone();
+    settings.set("flowLog", serde_json::json!({"file": flows, "megabytes": 8}));
+    lab.agent("node-a")?.start(&lab.heddle()?, &settings)?;
+    lab.start_agent("node-a")?;
+    lab.start_agent("node-b")?;
     let events = lab.agent("node-a")?.events()?;
     for to in of_pod(&near, 5000) {
         ensure!(echoed(&client, None, to, "allowed")?, "the rule names the client: {to}");
     }
+    let recorded = |from: &Pod, outcome: &str, rule: &str| -> Result<bool> {
+        let text = std::fs::read_to_string(&flows).unwrap_or_default();
+        let of_udp = text.lines().filter(|line| line.contains("\"protocol\":\"udp\""));
+        let wanted =
+            [format!("\"address\":\"{}\"", from.v4), format!("\"outcome\":\"{outcome}\""), rule.to_owned()];
+        Ok(of_udp.into_iter().any(|line| wanted.iter().all(|part| line.contains(part.as_str()))))
+    };
+    eventually("what passed to be recorded", SOON, || {
+        recorded(&client, "allowed", "\"rule\":\"AccessRule shop/")
+    })?;
     let refused = [(&stranger, &near, 5000, "unauthorized"), (&client, &near, 5001, "unauthorized")];
     let between = [(&client, &far, 5000, "plain_to_meshed")];
     let capture = lab.capture("node-b")?;
@@ -72,6 +87,8 @@ fn datagrams_pass_by_identity_on_one_node_and_never_between_nodes() -> Result<()
             ensure!(field(&event, "hook") == "guard_from_pod", "{event}");
         }
     }
+    eventually("what was refused to be recorded", SOON, || recorded(&stranger, "refused", "unauthorized"))?;
+    ensure!(!recorded(&stranger, "allowed", "")?, "a stranger's datagrams never passed");
     let traffic = capture.stop()?;
     for (own, far) in [(IpAddr::from(client.v4), far.v4.into()), (client.v6.into(), IpAddr::from(far.v6))] {
         ensure!(traffic.packets_between(own, far) == 0, "a datagram to {far} left the node");

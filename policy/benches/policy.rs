@@ -180,6 +180,7 @@ fn scene() -> Scene {
 
 /// A port with so many rules about it, each for a service account of its own; the last of them is the one that is asked.
 fn many_rules(rules: usize) -> (Compiled, ClientIdentity) {
+    let naming = ClusterSettings::default().naming;
     let mut compiler = Compiler::new(ClusterSettings::default(), Some("here".to_owned()));
     let mut own = meta("", "n0".to_owned());
     own.annotations.insert("heddle.io/mesh".to_owned(), "enabled".to_owned());
@@ -201,10 +202,7 @@ fn many_rules(rules: usize) -> (Compiled, ClientIdentity) {
         compiler.apply(Resource::AuthorizationPolicy(AuthorizationPolicy { meta, rule: Some(rule) }));
     }
     let last = rules - 1;
-    let identity = ClientIdentity::Mesh {
-        dns: Some(format!("client{last}.n0.serviceaccount.identity.linkerd.cluster.local")),
-        spiffe: Some(format!("spiffe://cluster.local/ns/n0/sa/client{last}")),
-    };
+    let identity = ClientIdentity::from(&naming.name("n0", &format!("client{last}")).unwrap());
     (compiler.compile(0), identity)
 }
 
@@ -229,7 +227,7 @@ fn growth() {
         let (_, numbered) = timed(1_000_000, || verdict::outbound(&view, black_box(&connect)));
         let (a, b) = *first.get_or_insert((named, numbered));
         println!(
-            "{rules} rules about the port: {:.0} ns by name ({:.2} of the first), {:.0} ns by the tables ({:.2})",
+            "{rules} rules about the port: {:.0} ns by identity ({:.2} of the first), {:.0} ns by the tables ({:.2})",
             named * 1e9,
             named / a,
             numbered * 1e9,
@@ -340,11 +338,18 @@ fn policy_bench(criterion: &mut Criterion) {
         protocol: verdict::TCP,
         random: 0,
     };
-    let connection = Connection { client: &identity, address: far, server: server.into(), port: 6379 };
+    // As an agent asks: the names were read once, when the handshake ended.
+    let account = ClientIdentity::from(&settings.naming.parse(name).unwrap());
+    let connection = Connection { client: &account, address: far, server: server.into(), port: 6379 };
+    let unread = Connection { client: &identity, ..connection };
     assert!(compiled.decide(&connection).allowed());
+    assert_eq!(compiled.decide(&connection), compiled.decide(&unread));
     assert_eq!(verdict::outbound(&view, &connect).verdict.outcome, heddle_ebpf::codes::Outcome::Direct);
-    criterion.bench_function("connection, by name", |bench| {
+    criterion.bench_function("connection, by identity", |bench| {
         bench.iter(|| compiled.decide(black_box(&connection)));
+    });
+    criterion.bench_function("connection, with its certificate's names read", |bench| {
+        bench.iter(|| compiled.decide(black_box(&unread)));
     });
     criterion.bench_function("connection, by the tables", |bench| {
         bench.iter(|| verdict::outbound(&view, black_box(&connect)));
@@ -368,7 +373,10 @@ fn policy_bench(criterion: &mut Criterion) {
         headers: Vec::new(),
     };
     let naive = naively("connection", || reference.inbound(server, 6379, &client));
-    compared("connection, by name (bound: 100 ns)", naive, || compiled.decide(&connection));
+    compared("connection, by identity (bound: 100 ns)", naive, || compiled.decide(black_box(&connection)));
+    compared("the same with its certificate's names read anew", naive, || {
+        compiled.decide(black_box(&unread))
+    });
     compared("connection, by the tables (bound: 100 ns)", naive, || verdict::outbound(&view, &connect));
     let allocated = allocation_counter::measure(|| {
         black_box(compiled.decide_request(black_box(&http), black_box(&request)));

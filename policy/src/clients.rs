@@ -12,6 +12,9 @@ pub enum ClientIdentity {
     None,
     /// It completed mesh TLS and showed no certificate.
     Anonymous,
+    /// It showed the certificate of a service account of this mesh's. Its names were read when the handshake ended, so that
+    /// no decision about it has to.
+    Account(IdentityName),
     /// It showed a certificate, which was verified, with these names.
     Mesh {
         /// The DNS form.
@@ -23,7 +26,7 @@ pub enum ClientIdentity {
 
 impl From<&IdentityName> for ClientIdentity {
     fn from(name: &IdentityName) -> Self {
-        Self::Mesh { dns: Some(name.dns().to_owned()), spiffe: Some(name.spiffe().to_owned()) }
+        Self::Account(name.clone())
     }
 }
 
@@ -105,7 +108,8 @@ impl Match {
             Self::Any => true,
             Self::Name(name) => client.namespace.is_some() && client.dns == name,
             Self::Namespace(namespace) => client.namespace == Some(namespace),
-            Self::Suffix(suffix) => client.dns.len() > suffix.len() && client.dns.ends_with(suffix.as_str()),
+            // A suffix begins with a dot, as no name does: something stands before it.
+            Self::Suffix(suffix) => client.dns.ends_with(suffix.as_str()),
             Self::Dns(dns) => client.namespace.is_none() && client.dns == dns,
             Self::Spiffe(spiffe) => client.spiffe == spiffe,
         }

@@ -74,6 +74,10 @@ impl Compiler {
     /// Adds or replaces a resource.
     pub fn apply(&mut self, resource: Resource) {
         let id = resource.id();
+        // A watch tells everything again after it was interrupted, and of objects whose status alone changed.
+        if self.index.get(id.kind, &ObjectName::new(&*id.namespace, &*id.name)) == Some(&resource) {
+            return;
+        }
         self.touch_service(&id);
         self.index.apply(resource);
         self.touch(&id);

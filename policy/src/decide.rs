@@ -9,7 +9,7 @@ use heddle_ebpf::{
 };
 
 use crate::{
-    clients::{ClientIdentity, Presented},
+    clients::ClientIdentity,
     compile::Compiled,
     grant_set::{Found, GrantSet},
     grants::{Specificity, Who},
@@ -170,26 +170,18 @@ impl Compiled {
     ) -> Decision {
         let client_address = connection.address.to_canonical();
         let mut buffer = String::new();
-        let who = match connection.client {
-            ClientIdentity::None => {
-                if client_address.is_loopback() {
-                    return Decision::of(Verdict::proxy(Reason::Loopback, 0), Arc::clone(&rules.governs));
-                }
-                let address = Address::from(client_address);
-                if let Some(refused) = self.refuse_unauthenticated(&address, rules, grants) {
-                    return refused;
-                }
-                Who::Nobody
-            }
-            ClientIdentity::Anonymous => Who::Anonymous,
-            ClientIdentity::Mesh { dns, spiffe } => {
-                let naming = &self.settings.naming;
-                match Presented::read(naming, dns.as_deref(), spiffe.as_deref(), &mut buffer) {
-                    Some(presented) => Who::Known(presented),
-                    None => return self.refuse_by(Reason::NoIdentity, &rules.governs),
-                }
-            }
+        let Some(who) = Who::of(connection.client, &self.settings.naming, &mut buffer) else {
+            return self.refuse_by(Reason::NoIdentity, &rules.governs);
         };
+        if matches!(who, Who::Nobody) {
+            if client_address.is_loopback() {
+                return Decision::of(Verdict::proxy(Reason::Loopback, 0), Arc::clone(&rules.governs));
+            }
+            let address = Address::from(client_address);
+            if let Some(refused) = self.refuse_unauthenticated(&address, rules, grants) {
+                return refused;
+            }
+        }
         self.found(&who, &client_address, rules, grants)
     }
 

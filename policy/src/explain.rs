@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 use heddle_ebpf::{Address, policy::PORT_NEEDS_REQUEST};
 
 use crate::{
-    clients::{ClientIdentity, Match, Presented},
+    clients::Match,
     compile::Compiled,
     decide::{Connection, Decision},
     grant_set::GrantSet,
@@ -78,17 +78,7 @@ impl Compiled {
         it.needs_request = rules.flags & PORT_NEEDS_REQUEST != 0;
         let grants = self.routes(rules, request, &mut it.chain);
         let mut buffer = String::new();
-        let who = match connection.client {
-            ClientIdentity::None => Who::Nobody,
-            ClientIdentity::Anonymous => Who::Anonymous,
-            ClientIdentity::Mesh { dns, spiffe } => {
-                let naming = &self.settings.naming;
-                match Presented::read(naming, dns.as_deref(), spiffe.as_deref(), &mut buffer) {
-                    Some(presented) => Who::Known(presented),
-                    None => return it,
-                }
-            }
-        };
+        let Some(who) = Who::of(connection.client, &self.settings.naming, &mut buffer) else { return it };
         let address = Address::from(connection.address).to_ip();
         consider(&mut it, grants, &who, &address);
         it

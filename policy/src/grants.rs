@@ -5,7 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use crate::{
-    clients::{Match, Presented},
+    clients::{ClientIdentity, Match, Presented},
+    names::IdentityNaming,
     resources::{DefaultPolicy, NetworkMatch},
     settings::canonical,
 };
@@ -48,6 +49,25 @@ pub(crate) enum Who<'a> {
     Anonymous,
     /// With one.
     Known(Presented<'a>),
+}
+
+impl<'a> Who<'a> {
+    /// What a client is to the rules; a name that is to be written anew goes into `buffer`. `None`: its certificate bears no
+    /// name that could be judged.
+    pub(crate) fn of(
+        client: &'a ClientIdentity,
+        naming: &IdentityNaming,
+        buffer: &'a mut String,
+    ) -> Option<Self> {
+        Some(match client {
+            ClientIdentity::None => Self::Nobody,
+            ClientIdentity::Anonymous => Self::Anonymous,
+            ClientIdentity::Account(name) => Self::Known(Presented::of(name)),
+            ClientIdentity::Mesh { dns, spiffe } => {
+                Self::Known(Presented::read(naming, dns.as_deref(), spiffe.as_deref(), buffer)?)
+            }
+        })
+    }
 }
 
 /// One rule. Sorts in the order in which rules are credited.

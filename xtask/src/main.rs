@@ -8,6 +8,7 @@ mod circles;
 mod cluster;
 mod command;
 mod ebpf;
+mod mutants;
 mod on_the_lab;
 mod preflight;
 mod privilege;
@@ -46,6 +47,7 @@ enum Command {
     #[command(args_conflicts_with_subcommands = true)]
     Bench(Bench),
     Test(test::Arguments),
+    Mutants(mutants::Arguments),
     Build(ebpf::Build),
     Ebpf(ebpf::Arguments),
     Verifier(verify_programs::Arguments),
@@ -124,6 +126,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench(Bench { part: Some(Part::Identity), .. }) => bench_crate::run("identity"),
         Command::Bench(Bench { part: None, whole }) => on_the_lab::run(&whole),
         Command::Test(arguments) => test::run(&workspace()?, &arguments),
+        Command::Mutants(arguments) => mutants::run(&workspace()?, &arguments),
         Command::Build(arguments) => ebpf::build(&workspace()?, &arguments).map(|()| ExitCode::SUCCESS),
         Command::Ebpf(arguments) => ebpf::run(&workspace()?, &arguments).map(|_| ExitCode::SUCCESS),
         Command::Verifier(arguments) => verify_programs::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -4,6 +4,7 @@
 //! kernel sends to the rest of the agent.
 
 mod clock;
+mod conversations;
 mod counters;
 mod early;
 mod error;

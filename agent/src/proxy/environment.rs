@@ -2,10 +2,16 @@
 //!
 //! All of them are called on the workers' threads, once or a few times a connection, and must not block.
 
-use std::{fmt, io, net::IpAddr, net::SocketAddr, sync::Arc};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use heddle_ebpf::codes::{Hook, Reason};
-use heddle_policy::resources::Check;
+use heddle_policy::{names::IdentityName, resources::Check};
 use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
 use tokio::sync::watch;
 
@@ -14,30 +20,70 @@ use tokio::sync::watch;
 pub struct PodId(pub u64);
 
 /// An identity in its DNS form: what a certificate says first and what a client names in SNI.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerName(Arc<str>);
+#[derive(Clone)]
+pub struct PeerName(Spelled);
+
+#[derive(Clone)]
+enum Spelled {
+    /// A service account's of this mesh, read once: nothing that asks about it has to read it again.
+    Account(IdentityName),
+    /// Anybody else's.
+    Other(Arc<str>),
+}
 
 impl PeerName {
     /// The identity of this name, which the caller has checked.
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Self(name.into())
+        Self(Spelled::Other(name.into()))
     }
 
     /// The name.
     pub fn as_str(&self) -> &str {
-        &self.0
+        match &self.0 {
+            Spelled::Account(name) => name.dns(),
+            Spelled::Other(name) => name,
+        }
+    }
+
+    /// The service account of this mesh's, where it was made of one.
+    pub const fn account(&self) -> Option<&IdentityName> {
+        match &self.0 {
+            Spelled::Account(name) => Some(name),
+            Spelled::Other(_) => None,
+        }
+    }
+}
+
+impl From<&IdentityName> for PeerName {
+    fn from(name: &IdentityName) -> Self {
+        Self(Spelled::Account(name.clone()))
+    }
+}
+
+// However it was made, a name is a name.
+impl PartialEq for PeerName {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for PeerName {}
+
+impl Hash for PeerName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
 impl fmt::Debug for PeerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Display for PeerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 

@@ -225,6 +225,22 @@ fn what_touches_more_than_the_pod_works_out_everything() {
 }
 
 #[test]
+fn what_is_told_again_unchanged_works_out_nothing() {
+    let mut it = compiler();
+    let before = it.compile(0);
+    for resource in parse_file("r", RULES).resources {
+        it.apply(resource);
+    }
+    let again = it.compile(0);
+    assert!(Arc::ptr_eq(&before.base, &again.base));
+    let changed = RULES.replace("name: shop, annotations", "name: shop, labels: {a: b}, annotations");
+    for resource in parse_file("r", &changed).resources {
+        it.apply(resource);
+    }
+    assert!(!Arc::ptr_eq(&before.base, &it.compile(0).base), "the control: a namespace's label");
+}
+
+#[test]
 fn rules_about_identities_that_leave_follow_the_pods() {
     let mut it = compiler();
     let denied = |it: &mut Compiler| {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::compile::tests::{SHOP, address, compiled};
-use crate::{Hop, Route};
+use crate::{Hop, Route, names::IdentityNaming};
 
 fn named(dns: Option<&str>, spiffe: Option<&str>) -> ClientIdentity {
     ClientIdentity::Mesh { dns: dns.map(str::to_owned), spiffe: spiffe.map(str::to_owned) }
@@ -16,7 +16,9 @@ fn judge(text: &str, client: &ClientIdentity) -> Decision {
 
 #[test]
 fn either_spelling_of_an_identity_serves() {
-    for client in [named(Some(WEB), None), named(None, Some(WEB_URI)), named(Some(WEB), Some(WEB_URI))] {
+    let read = ClientIdentity::from(&IdentityNaming::default().parse(WEB).unwrap());
+    for client in [named(Some(WEB), None), named(None, Some(WEB_URI)), named(Some(WEB), Some(WEB_URI)), read]
+    {
         let decision = judge(SHOP, &client);
         assert_eq!(decision.verdict.reason, Reason::Authorized, "{client:?}");
         assert_eq!(&*decision.rule, "AuthorizationPolicy shop/allow-web");
@@ -112,4 +114,20 @@ fn a_pod_of_another_node_is_demanded_by_name() {
             .reason,
         Reason::NotCaptured
     );
+}
+
+#[test]
+fn each_refusal_is_told_to_clients_of_http_and_grpc_in_their_own_codes() {
+    for (reason, status) in [
+        (Reason::Unauthorized, (403, 7)),
+        (Reason::Denied, (403, 7)),
+        (Reason::NoIdentity, (403, 7)),
+        (Reason::NoRoute, (404, 5)),
+        (Reason::RateLimited, (429, 8)),
+        (Reason::InvalidPolicy, (500, 13)),
+        (Reason::BadRequest, (400, 3)),
+    ] {
+        let decision = Decision::of(Verdict::refuse(reason, 0), Arc::default());
+        assert_eq!((decision.status(), decision.allowed()), (status, false), "{reason:?}");
+    }
 }

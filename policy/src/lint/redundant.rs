@@ -29,8 +29,7 @@ impl Compiled {
             let grants = &set.allows;
             for (i, grant) in grants.iter().enumerate() {
                 let by = grants.iter().enumerate().find(|(j, other)| {
-                    i != *j
-                        && other.rule != grant.rule
+                    other.rule != grant.rule
                         && other.specificity != Specificity::Audit
                         && covers(other, grant)
                         // Of two that are alike the first is credited.
@@ -80,9 +79,7 @@ fn includes(wide: &Match, narrow: &Match) -> bool {
             .split_once(".serviceaccount.identity.")
             .and_then(|(own, _)| own.rsplit_once('.'))
             .is_some_and(|(_, own)| own == namespace),
-        (Match::Suffix(suffix), Match::Name(dns) | Match::Dns(dns)) => {
-            dns.len() > suffix.len() && dns.ends_with(suffix.as_str())
-        }
+        (Match::Suffix(suffix), Match::Name(dns) | Match::Dns(dns)) => dns.ends_with(suffix.as_str()),
         (Match::Suffix(wide), Match::Suffix(narrow)) => narrow.ends_with(wide.as_str()),
         (wide, narrow) => wide == narrow,
     }

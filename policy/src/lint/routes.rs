@@ -51,8 +51,9 @@ type Found = Option<(&'static str, String, &'static str)>;
 fn of_parent(index: &Index, route: &Route, parent: &Parent) -> Found {
     let name = ObjectName::new(&*parent.namespace, &*parent.name);
     match &parent.kind {
-        // Compiling tells of Servers that are not there.
+        // Compiling tells of Servers that are not there, parsing of those of another group.
         ParentKind::Server => None,
+        kind if kind.is_foreign_server() => None,
         ParentKind::Other(kind) => Some((
             ".kind",
             format!(

@@ -50,6 +50,10 @@ fn selectors_that_select_nothing_are_named_with_their_field() {
         ),
         &["AuthorizationPolicy kube-system/p: spec.targetRef: applies to every Server"],
     );
+    let of_a_server = with(
+        "apiVersion: policy.linkerd.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: kube-system}\nspec:\n  targetRef: {group: policy.linkerd.io, kind: Server, name: s}\n  requiredAuthenticationRefs: []\n",
+    );
+    assert!(!of_a_server.iter().any(|it| it.contains("applies to every Server")), "{of_a_server:#?}");
 }
 
 fn mesh(entries: &str) -> Vec<String> {
@@ -83,6 +87,19 @@ fn identities_that_nobody_has_are_named() {
         &["spec.identities[0]", "no known identity ends in"],
     );
     assert_eq!(mesh("identityRefs: [{kind: ServiceAccount, name: redis}]"), [""; 0], "the control");
+}
+
+#[test]
+fn where_no_namespace_is_known_none_is_missed() {
+    let alone = |entries: &str| {
+        found(&format!(
+            "apiVersion: policy.linkerd.io/v1alpha1\nkind: MeshTLSAuthentication\nmetadata: {{name: m, namespace: shop}}\n\
+             spec: {entries}\n"
+        ))
+    };
+    for entries in ["{identityRefs: [{kind: Namespace, name: ops}]}", "{identities: ['*.ops.example']}"] {
+        only(&alone(entries), &["no AuthorizationPolicy refers to it"]);
+    }
 }
 
 #[test]

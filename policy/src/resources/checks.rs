@@ -222,11 +222,14 @@ impl Checks<'_> {
 }
 
 /// Reads a network or a single address. IPv4 in its IPv6 form is refused: it would mean another network to each
-/// reader.
+/// reader. So would 010.0.0.0, which is 8.0.0.0 to some.
 fn cidr(text: &str) -> Option<IpNet> {
-    let net = match text.parse::<IpNet>() {
-        Ok(net) => net.trunc(),
-        Err(_) => IpNet::from(text.parse::<IpAddr>().ok()?),
+    let net = match text.split_once('/') {
+        None => IpNet::from(text.parse::<IpAddr>().ok()?),
+        Some((address, _)) => {
+            address.parse::<IpAddr>().ok()?;
+            text.parse::<IpNet>().ok()?.trunc()
+        }
     };
     match net {
         IpNet::V6(v6) if v6.prefix_len() >= 96 && v6.network().to_ipv4_mapped().is_some() => None,

@@ -191,7 +191,17 @@ fn parents(kind: Kind, meta: &Meta, spec: Option<&Value>, problems: &mut Vec<Pro
             section: raw.section_name,
         }
     };
-    Parents::These(raw.parent_refs.into_iter().flatten().map(parent).collect())
+    let parents: Vec<Parent> = raw.parent_refs.into_iter().flatten().map(parent).collect();
+    for (i, parent) in parents.iter().enumerate().filter(|(_, it)| it.kind.is_foreign_server()) {
+        let reason = format!(
+            "{}: a Server is of the group {GROUP}: the route is attached to nothing there",
+            parent.name
+        );
+        let field = format!("spec.parentRefs[{i}].group");
+        let problem = meta.problem(kind, Severity::Error, &field, reason);
+        problems.push(problem.remedy(format!("write group: {GROUP}")));
+    }
+    Parents::These(parents)
 }
 
 fn hostnames(checks: &mut Checks<'_>, written: Vec<String>) -> Vec<HostMatch> {

@@ -18,6 +18,13 @@ pub enum ParentKind {
     Other(String),
 }
 
+impl ParentKind {
+    /// Whether it is called a Server and is none of Linkerd's: the group is missing or wrong.
+    pub(crate) fn is_foreign_server(&self) -> bool {
+        matches!(self, Self::Other(kind) if kind.rsplit('/').next().is_some_and(|it| it.eq_ignore_ascii_case("Server")))
+    }
+}
+
 /// One of a route's parents.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Parent {

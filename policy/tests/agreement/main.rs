@@ -159,6 +159,10 @@ fn kernel_agent_and_reference_agree() {
         }
     }
     println!("{:#?}", tally.0);
+    if clusters() < CLUSTERS {
+        // A quick look, as at code that was broken on purpose: seldom answers may be missing.
+        return;
+    }
     assert!(tally.total() >= 1_000_000, "{}", tally.total());
     tally.demand(
         "without identity",
@@ -248,9 +252,15 @@ fn any_identity(scene: &Scene, server: IpAddr, port: u16, random: &mut Random, t
     names.dedup();
     let at = format!("seed {}: {names:?} at {address} to {server}:{port}", scene.seed);
     let (expected, rule) = scene.reference().inbound(server, port, &Client { names, address, tls: true });
+    let own = dns.as_deref().and_then(|dns| scene.settings.naming.parse_dns(dns).ok());
     let named =
         scene.compiled.authorize(&server.into(), port, &ClientIdentity::Mesh { dns, spiffe }, address);
     assert_eq!((answer(named.verdict.reason), &*named.rule), (expected, &*rule), "{at}");
+    if let Some(own) = own {
+        // Names that were read once, when the handshake ended.
+        let read = scene.compiled.authorize(&server.into(), port, &ClientIdentity::from(&own), address);
+        assert_eq!(read, named, "{at}: read before");
+    }
     // What an identity is allowed, the kernel must let through to the agent from a meshed address.
     if expected == Answer::Allowed && scene.meshed(address) {
         assert_eq!(scene.inbound(address, server, port), Verdict::proxy(Reason::Meshed, 0), "{at}");

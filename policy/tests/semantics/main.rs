@@ -3,6 +3,7 @@
 
 mod access_rules;
 mod bad_input;
+mod captured;
 mod datagrams;
 mod defects;
 mod golden;

@@ -27,6 +27,8 @@ pub struct SeenFlow {
     pub client_identity: Option<Arc<str>>,
     /// The server's address and port.
     pub server: SocketAddr,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
     /// What became of it.
     pub outcome: FlowOutcome,
     /// Why: [`heddle_ebpf::codes::Reason::as_str`].
@@ -104,7 +106,12 @@ impl FlowBook {
     /// A refusal was told as an event. What is no connection to a port, and what the far side alone can name the reason of,
     /// is no flow.
     pub fn refused(&self, event: &EventRecord) {
-        let connection = event.protocol == "tcp" && event.destination.port != 0 && event.length == 0;
+        let protocol = match &*event.protocol {
+            "tcp" if event.length == 0 => "tcp",
+            "udp" => "udp",
+            _ => return,
+        };
+        let connection = event.destination.port != 0;
         let not_here = [Reason::RefusedByPeer, Reason::Revoked].iter().any(|it| it.as_str() == event.reason);
         if !connection || !event.is_refusal() || not_here {
             return;
@@ -113,6 +120,7 @@ impl FlowBook {
             client: event.source.address,
             client_identity: event.source.identity.clone(),
             server: SocketAddr::new(event.destination.address, event.destination.port),
+            protocol,
             outcome: FlowOutcome::Refused,
             reason: event.reason,
             rule: event.rule.clone(),
@@ -150,7 +158,7 @@ impl FlowBook {
                     first: OffsetDateTime::from(kept.first),
                     last: OffsetDateTime::from(kept.last),
                     count: kept.count,
-                    protocol: "tcp".into(),
+                    protocol: flow.protocol.into(),
                     source: kept.source,
                     destination: kept.destination,
                     outcome: flow.outcome,
@@ -210,6 +218,7 @@ mod tests {
             client: client.parse().unwrap(),
             client_identity: None,
             server: SocketAddr::new("10.1.0.9".parse().unwrap(), port),
+            protocol: "tcp",
             outcome: FlowOutcome::Allowed,
             reason: Reason::Authorized.as_str(),
             rule: Some("Server shop/db (accessPolicy audit)".into()),

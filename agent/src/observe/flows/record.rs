@@ -54,7 +54,7 @@ pub struct FlowRecord {
     pub last: OffsetDateTime,
     /// How many there were.
     pub count: u64,
-    /// `tcp`.
+    /// `tcp` or `udp`.
     pub protocol: String,
     /// The client.
     pub source: FlowEnd,

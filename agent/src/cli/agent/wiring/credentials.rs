@@ -33,11 +33,14 @@ impl Standing for Believed {
 impl Credentials for PodCredentials {
     fn client(&self, pod: PodId, expected: &PeerName) -> Option<ClientCredentials> {
         let entry = self.pods.get(pod)?;
-        let peer = self.naming.parse_dns(expected.as_str()).ok()?;
+        let peer = match expected.account() {
+            Some(account) => account.clone(),
+            None => self.naming.parse_dns(expected.as_str()).ok()?,
+        };
         match entry.workload.client(&peer, SystemTime::now()) {
             Ok(client) => Some(ClientCredentials {
                 config: client.config,
-                own: PeerName::new(entry.workload.identity().dns()),
+                own: PeerName::from(entry.workload.identity()),
             }),
             Err(error) => {
                 tracing::debug!(pod = %entry.name, %error, "no connection can be made");
@@ -49,9 +52,7 @@ impl Credentials for PodCredentials {
     fn server(&self, pod: PodId) -> Option<ServerCredentials> {
         let entry = self.pods.get(pod)?;
         match entry.workload.server_config(SystemTime::now()) {
-            Ok(config) => {
-                Some(ServerCredentials { config, own: PeerName::new(entry.workload.identity().dns()) })
-            }
+            Ok(config) => Some(ServerCredentials { config, own: PeerName::from(entry.workload.identity()) }),
             Err(error) => {
                 tracing::debug!(pod = %entry.name, %error, "no connection can be accepted");
                 None
@@ -62,7 +63,7 @@ impl Credentials for PodCredentials {
     fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<Proven> {
         match peer_identity(&self.naming, chain) {
             Ok(identity) => Some(Proven {
-                name: PeerName::new(identity.dns()),
+                name: PeerName::from(&identity),
                 standing: Arc::new(Believed(self.standings.of(chain, SystemTime::now()))),
             }),
             Err(error) => {

@@ -59,7 +59,7 @@ fn refusal(decision: &heddle_policy::Decision) -> Refusal {
 fn upstream(endpoint: &Endpoint) -> Result<Upstream, Refusal> {
     let address = SocketAddr::new(endpoint.address.to_ip(), endpoint.port);
     match &endpoint.hop {
-        Hop::Mesh { identity, .. } => Ok(Upstream { address, expected: Some(PeerName::new(identity.dns())) }),
+        Hop::Mesh { identity, .. } => Ok(Upstream { address, expected: Some(PeerName::from(identity)) }),
         // The identity is asked for by its own name only: another SNI than the name that is demanded is not supported.
         Hop::External { workload, .. } if workload.identity == workload.server_name => {
             Ok(Upstream { address, expected: Some(PeerName::new(&*workload.identity)) })
@@ -140,9 +140,12 @@ impl Policy for SnapshotPolicy {
         }
         let identity = match identity {
             None => ClientIdentity::None,
-            Some(name) => match self.naming.parse_dns(name.as_str()) {
-                Ok(name) => ClientIdentity::from(&name),
-                Err(_) => return refuse(Reason::NoIdentity),
+            Some(name) => match name.account() {
+                Some(account) => ClientIdentity::from(account),
+                None => match self.naming.parse_dns(name.as_str()) {
+                    Ok(account) => ClientIdentity::from(&account),
+                    Err(_) => return refuse(Reason::NoIdentity),
+                },
             },
         };
         let decision = snapshot.compiled.authorize(&server, port, &identity, client.to_canonical());

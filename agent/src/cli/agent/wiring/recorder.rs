@@ -142,6 +142,7 @@ impl Inner {
             client: flow.client.ip(),
             client_identity: identity,
             server: flow.destination,
+            protocol: "tcp",
             outcome: FlowOutcome::Allowed,
             reason: reason.as_str(),
             rule: (!flow.rule.is_empty()).then(|| Arc::clone(&flow.rule)),
@@ -172,24 +173,31 @@ impl Inner {
 }
 
 impl Told {
-    /// Connections that the kernel carried alone.
+    /// Connections and conversations in UDP that the kernel carried alone.
     pub fn direct(&self, seen: &DirectSeen) {
         let told = &self.0;
         let client = told.names.workload(seen.client.ip());
-        let rule = told.names.rule(seen.generation, seen.rule);
         let identity = client.and_then(|it| it.identity);
-        let audit = told.shadow.would_refuse(seen.client.ip(), identity.as_deref(), seen.server);
+        let (rule, audit) = if seen.udp {
+            told.shadow.datagram(seen.client.ip(), seen.server)
+        } else {
+            let audit = told.shadow.would_refuse(seen.client.ip(), identity.as_deref(), seen.server);
+            (told.names.rule(seen.generation, seen.rule), audit)
+        };
         if let Some(refusal) = &audit {
             let server = told.names.workload(seen.server.ip());
             let pod = server.as_ref().map_or("", |it| &it.name);
             told.metrics.would_refuse(refusal.reason, &refusal.rule, pod, seen.count);
         }
+        let reason =
+            if seen.udp && identity.is_none() { Reason::Unauthenticated } else { Reason::Authorized };
         let flow = SeenFlow {
             client: seen.client.ip(),
             client_identity: identity,
             server: seen.server,
+            protocol: if seen.udp { "udp" } else { "tcp" },
             outcome: FlowOutcome::Allowed,
-            reason: Reason::Authorized.as_str(),
+            reason: reason.as_str(),
             rule,
             audit: audit.map(|refusal| refusal.reason.as_str()),
         };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use heddle_ebpf::{Address, codes::Reason};
-use heddle_policy::{ClientIdentity, Compiled, names::IdentityNaming};
+use heddle_policy::{ClientIdentity, Compiled, Datagram, Decision, Sender, names::IdentityNaming};
 
 use crate::cluster::snapshot::SnapshotReader;
 
@@ -46,12 +46,33 @@ impl Shadow {
         };
         let to = Address::from(server.ip().to_canonical());
         let decision = snapshot.compiled.authorize(&to, server.port(), &known, client.to_canonical());
-        if decision.audited {
-            let reason = if identity.is_some() { Reason::Unauthorized } else { Reason::NoIdentity };
-            return Some(WouldRefuse { reason, rule: decision.rule });
-        }
-        let tried =
-            decision.tried.filter(|_| decision.verdict.outcome != heddle_ebpf::codes::Outcome::Refuse)?;
-        Some(WouldRefuse { reason: Reason::Denied, rule: tried })
+        refused_but_for_audit(decision, identity.is_some())
     }
+
+    /// The rule by which a conversation in UDP was let pass, and why it would have been refused; none: it would not, or the
+    /// rules have changed since.
+    pub fn datagram(&self, client: IpAddr, server: SocketAddr) -> (Option<Arc<str>>, Option<WouldRefuse>) {
+        let snapshot = self.rules.peek();
+        let Some(snapshot) = snapshot.as_ref() else { return (None, None) };
+        let (from, to) = (client.to_canonical(), Address::from(server.ip().to_canonical()));
+        let pod = snapshot.compiled.workload(&Address::from(from)).filter(|it| it.local && it.meshed());
+        let sender = pod.and_then(|it| it.identity.as_ref()).map_or(Sender::Elsewhere, Sender::Here);
+        let asked = Datagram { sender, address: from, server: to, port: server.port() };
+        let decision = snapshot.compiled.decide_datagram(&asked);
+        if !decision.allowed() {
+            return (None, None);
+        }
+        let rule = (!decision.rule.is_empty()).then(|| Arc::clone(&decision.rule));
+        (rule, refused_but_for_audit(decision, matches!(sender, Sender::Here(_))))
+    }
+}
+
+fn refused_but_for_audit(decision: Decision, known: bool) -> Option<WouldRefuse> {
+    if decision.audited {
+        let reason = if known { Reason::Unauthorized } else { Reason::NoIdentity };
+        return Some(WouldRefuse { reason, rule: decision.rule });
+    }
+    let allowed = decision.allowed();
+    let tried = decision.tried.filter(|_| allowed)?;
+    Some(WouldRefuse { reason: Reason::Denied, rule: tried })
 }
