@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use heddle_identity::{Standings, names::IdentityNaming, peer_identity};
+use heddle_identity::{Standings, Trust};
 use rustls::pki_types::CertificateDer;
 
 use super::pods::Pods;
@@ -12,7 +12,7 @@ use crate::proxy::environment::{
 
 pub(super) struct PodCredentials {
     pub pods: Arc<Pods>,
-    pub naming: IdentityNaming,
+    pub trust: Arc<Trust>,
     pub standings: Standings,
 }
 
@@ -33,7 +33,7 @@ impl Standing for Believed {
 impl Credentials for PodCredentials {
     fn client(&self, pod: PodId, expected: &PeerName) -> Option<ClientCredentials> {
         let entry = self.pods.get(pod)?;
-        let peer = self.naming.parse_dns(expected.as_str()).ok()?;
+        let peer = self.trust.parse(expected.as_str()).ok()?;
         match entry.workload.client(&peer, SystemTime::now()) {
             Ok(client) => Some(ClientCredentials {
                 config: client.config,
@@ -60,7 +60,7 @@ impl Credentials for PodCredentials {
     }
 
     fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<Proven> {
-        match peer_identity(&self.naming, chain) {
+        match self.trust.peer_identity(chain) {
             Ok(identity) => Some(Proven {
                 name: PeerName::new(identity.dns()),
                 standing: Arc::new(Believed(self.standings.of(chain, SystemTime::now()))),
