@@ -1,4 +1,5 @@
-//! What identity costs: certificates signed, handshakes on both sides beside rustls' own bare ones, memory for an identity.
+//! What identity costs: certificates signed, handshakes on both sides beside rustls' own bare ones, memory for an identity
+//! and for a connection that is kept for the next stream.
 //!
 //! All on one thread, in turns within one run, by the processor's time: a busy machine stretches it less than the wall's.
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -16,10 +17,11 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use rustix::time::{ClockId, clock_gettime};
 use rustls::{
     ClientConfig, ClientConnection, NamedGroup, RootCertStore, ServerConfig, ServerConnection,
-    client::Resumption,
+    client::{Resumption, UnbufferedClientConnection},
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName},
-    server::WebPkiClientVerifier,
+    server::{UnbufferedServerConnection, WebPkiClientVerifier},
+    unbuffered::{ConnectionState, UnbufferedStatus},
     version::TLS13,
 };
 
@@ -27,6 +29,7 @@ const ROUNDS: usize = 9;
 const HANDSHAKES: usize = 150;
 const CERTIFICATES: usize = 500;
 const IDENTITIES: usize = 1000;
+const POOLED: usize = 200;
 
 /// The processor's time that this thread has used.
 fn used() -> Duration {
@@ -251,6 +254,88 @@ fn memory() {
     );
 }
 
+/// Takes one step of a handshake: how many bytes of the input are done with, and whether there is another step to take.
+fn step<D>(status: UnbufferedStatus<'_, '_, D>, output: &mut Vec<u8>) -> (usize, bool) {
+    let discard = status.discard;
+    let more = match status.state.unwrap() {
+        ConnectionState::EncodeTlsData(mut data) => {
+            let start = output.len();
+            output.resize(start + 16 * 1024, 0);
+            let written = data.encode(&mut output[start..]).unwrap();
+            output.truncate(start + written);
+            true
+        }
+        ConnectionState::TransmitTlsData(transmit) => {
+            transmit.done();
+            true
+        }
+        ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => false,
+        _ => panic!("no step of a handshake"),
+    };
+    (discard, more)
+}
+
+/// One side, without buffers of its own, as the agents keep it.
+trait Side {
+    fn advance(&mut self, input: &mut [u8], output: &mut Vec<u8>) -> (usize, bool);
+}
+
+impl Side for UnbufferedClientConnection {
+    fn advance(&mut self, input: &mut [u8], output: &mut Vec<u8>) -> (usize, bool) {
+        step(self.process_tls_records(input), output)
+    }
+}
+
+impl Side for UnbufferedServerConnection {
+    fn advance(&mut self, input: &mut [u8], output: &mut Vec<u8>) -> (usize, bool) {
+        step(self.process_tls_records(input), output)
+    }
+}
+
+/// Takes every step that the bytes in `input` allow.
+fn steps(side: &mut impl Side, input: &mut Vec<u8>, output: &mut Vec<u8>) {
+    loop {
+        let (done, more) = side.advance(input, output);
+        input.drain(..done);
+        if !more && done == 0 {
+            break;
+        }
+    }
+}
+
+/// What TLS keeps of connections that wait for their next stream, on each side.
+fn pooled() {
+    let pair = ours(Arc::new(provider()));
+    let measure = |keep_client: bool| {
+        let mut kept: (Vec<UnbufferedClientConnection>, Vec<UnbufferedServerConnection>) = Default::default();
+        let info = allocation_counter::measure(|| {
+            for _ in 0..POOLED {
+                let client = Arc::clone(&pair.client);
+                let mut client = UnbufferedClientConnection::new(client, pair.name.clone()).unwrap();
+                let mut server = UnbufferedServerConnection::new(Arc::clone(&pair.server)).unwrap();
+                let (mut to_client, mut to_server) = (Vec::new(), Vec::new());
+                while client.is_handshaking() || server.is_handshaking() || !to_server.is_empty() {
+                    steps(&mut client, &mut to_client, &mut to_server);
+                    steps(&mut server, &mut to_server, &mut to_client);
+                }
+                if keep_client {
+                    kept.0.push(client);
+                } else {
+                    kept.1.push(server);
+                }
+            }
+            kept.0.shrink_to_fit();
+            kept.1.shrink_to_fit();
+        });
+        info.bytes_current / i64::try_from(POOLED).unwrap()
+    };
+    println!(
+        "memory: {} bytes of TLS for a pooled connection of a client, {} of a server (what AWS-LC keeps for its keys not counted)",
+        measure(true),
+        measure(false)
+    );
+}
+
 fn main() {
     let hybrid = provider();
     let mut classical = provider();
@@ -260,4 +345,5 @@ fn main() {
     let group = classical.kx_groups[0].name();
     handshakes(group.as_str().unwrap_or("classical"), &classical);
     memory();
+    pooled();
 }

@@ -37,6 +37,19 @@ pub struct Module {
     pub in_force: bool,
 }
 
+impl Module {
+    /// The certificate of NIST's that the module of this version has where it is linked statically, as it is here; `None`:
+    /// none is known to this program, and none is claimed. What was certified is for the certificate's security policy to
+    /// say.
+    pub fn certificate(&self) -> Option<u32> {
+        match self.fips? {
+            2 => Some(4816),
+            3 => Some(5314),
+            _ => None,
+        }
+    }
+}
+
 /// What this program is linked with.
 pub fn module() -> Module {
     let in_force = aws_lc_rs::try_fips_mode().is_ok();
@@ -52,8 +65,12 @@ pub fn check_module() -> Result<(), &'static str> {
     if !cfg!(feature = "fips") {
         return Ok(());
     }
-    aws_lc_rs::try_fips_mode()?;
-    let provider = provider();
+    in_force(aws_lc_rs::try_fips_mode(), &provider())
+}
+
+/// What a build for FIPS demands of the module's own word and of what is used.
+fn in_force(mode: Result<(), &'static str>, provider: &CryptoProvider) -> Result<(), &'static str> {
+    mode?;
     if provider.cipher_suites.is_empty() || provider.kx_groups.is_empty() || !provider.fips() {
         return Err("suites or groups that are not the FIPS module's are in use");
     }
@@ -73,5 +90,27 @@ mod tests {
         assert_eq!(provider().cipher_suites.len(), if fips { 2 } else { 3 });
         assert!(module.version.starts_with(|c: char| c.is_ascii_digit()), "{module:?}");
         check_module().unwrap();
+    }
+
+    /// A build for FIPS does not start with a module that is not in force, nor with what is not the module's.
+    #[test]
+    fn what_is_not_the_modules_is_refused() {
+        assert!(in_force(Err("off"), &provider()).is_err());
+        // Of whatever build: what the module's validation does not cover is in use.
+        let mut with_others = provider();
+        with_others.kx_groups.push(kx_group::X25519);
+        assert!(in_force(Ok(()), &with_others).is_err());
+        let nothing = CryptoProvider { cipher_suites: Vec::new(), ..provider() };
+        assert!(in_force(Ok(()), &nothing).is_err());
+        // This program's own: refused as it is built ordinarily, taken as it is built for FIPS (the control).
+        let fips = cfg!(feature = "fips");
+        assert_eq!(in_force(aws_lc_rs::try_fips_mode(), &provider()).is_ok(), fips);
+        assert_eq!(in_force(Ok(()), &provider()).is_ok(), fips);
+    }
+
+    #[test]
+    fn no_certificate_is_claimed_but_the_modules_own() {
+        let of = |fips| Module { version: "1", fips, in_force: fips.is_some() }.certificate();
+        assert_eq!([None, Some(2), Some(3), Some(4)].map(of), [None, Some(4816), Some(5314), None]);
     }
 }

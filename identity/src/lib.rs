@@ -50,4 +50,4 @@ pub use tls::{
     ALPN, AuthorityServer, Client, HandshakeFault, Peer, PeerFault, Standing, Standings, TlsSettings,
     authority_client, confirm, verify_chain,
 };
-pub use trust::{Trust, TrustError, anchors_from_pem};
+pub use trust::{FederationError, Trust, TrustError, anchors_from_pem};

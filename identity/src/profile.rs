@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::CertificateDer;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use crate::names::{IdentityName, IdentityNaming, NameError};
+use crate::names::{IdentityName, IdentityNaming, NameError, trust_domain_of};
 
 /// Longest chain that is looked at: two intermediates between a leaf and its anchor, and one to spare.
 const MAX_CHAIN: usize = 4;
@@ -133,6 +133,19 @@ pub(crate) fn check_authority(certificate: &X509Certificate<'_>) -> Result<(), &
         return Err("its key may not sign certificates (keyCertSign is missing)");
     }
     Ok(())
+}
+
+/// The trust domain that a certificate's one URI name claims, verified or not.
+pub(crate) fn claimed_domain(der: &CertificateDer<'_>) -> Option<String> {
+    let certificate = parse(der).ok()?;
+    let mut uris = alternative_names(&certificate).ok()?.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => trust_domain_of(uri).map(str::to_owned),
+        _ => None,
+    }
 }
 
 /// Holds a leaf against the profile and gives its names.

@@ -145,7 +145,7 @@ struct Slot {
 impl Store {
     /// A store without certificates.
     pub fn new(trust: Arc<Trust>, tls: TlsSettings, settings: RenewalSettings) -> Self {
-        let slots = Slots { by_identity: HashMap::new(), trust_generation: trust.generation() };
+        let slots = Slots { by_identity: HashMap::new(), trust_generation: trust.own_generation() };
         Self {
             trust,
             tls,
@@ -210,7 +210,7 @@ impl Store {
 
     /// The renewals to begin now, at most `most`. One whose outcome is not told within half a minute is due again.
     pub fn due(&self, now: SystemTime, most: usize) -> Vec<Renewal> {
-        let generation = self.trust.generation();
+        let generation = self.trust.own_generation();
         let mut slots = self.slots();
         slots.by_identity.retain(|_, slot| slot.workload.strong_count() > 0);
         if slots.trust_generation != generation {

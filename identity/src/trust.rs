@@ -1,6 +1,12 @@
 //! The trust anchors: whose certificates are believed. They may be replaced at any time; the next handshake uses the new ones.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -19,6 +25,11 @@ use crate::{
     revocation::{ListError, Lists},
 };
 
+mod federation;
+
+pub(crate) use federation::Domain;
+pub use federation::FederationError;
+
 /// Why a set of anchors cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
@@ -33,6 +44,9 @@ pub enum TrustError {
         /// What is wrong with it.
         problem: String,
     },
+    /// One is another trust domain's.
+    #[error("a trust anchor is in force for the trust domain {0}: it cannot vouch for both")]
+    Shared(String),
     /// A revocation list is none, or not one that may be used.
     #[error(transparent)]
     List(#[from] ListError),
@@ -54,12 +68,17 @@ pub fn anchors_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Trus
     if anchors.is_empty() { Err(TrustError::Empty) } else { Ok(anchors) }
 }
 
-/// The anchors in force, for the identities of one trust domain.
+/// The anchors in force, for the identities of the own trust domain, and those of others for theirs.
 pub struct Trust {
     naming: IdentityNaming,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Bundle>,
+    domains: ArcSwap<federation::Domains>,
     generation: watch::Sender<u64>,
+    /// Grows with the own bundle alone.
+    own_generation: AtomicU64,
+    /// Whoever changes something is alone: what was compared stays as it was.
+    changing: Mutex<()>,
 }
 
 /// One set of anchors, with the verifiers made of it.
@@ -78,8 +97,15 @@ impl std::fmt::Debug for Trust {
         f.debug_struct("Trust")
             .field("naming", &self.naming)
             .field("anchors", &self.current.load().anchors.len())
+            .field("federated", &self.domains.load().len())
             .field("generation", &self.generation())
             .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Bundle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bundle").field("anchors", &self.anchors.len()).finish_non_exhaustive()
     }
 }
 
@@ -96,7 +122,10 @@ impl Trust {
             naming,
             provider,
             current: ArcSwap::from_pointee(bundle),
+            domains: ArcSwap::default(),
             generation: watch::Sender::new(1),
+            own_generation: AtomicU64::new(1),
+            changing: Mutex::default(),
         })
     }
 
@@ -104,22 +133,42 @@ impl Trust {
     /// (see [`Self::generation`]).
     ///
     /// # Errors
-    /// As [`Self::new`], or a list that cannot be used; the anchors and lists in force stay.
+    /// As [`Self::new`], an anchor of another trust domain's, or a list that cannot be used; the anchors and lists in force
+    /// stay.
     pub fn reload(
         &self,
         anchors: Vec<CertificateDer<'static>>,
         lists: &[CertificateRevocationListDer<'static>],
     ) -> Result<(), TrustError> {
+        let _alone = self.changing();
+        if let Some(domain) = self.shared(&anchors) {
+            return Err(TrustError::Shared(domain));
+        }
         let before = self.current.load();
         let bundle = Bundle::new(anchors, lists, &self.provider, Some(&before.lists))?;
         self.current.store(Arc::new(bundle));
-        self.generation.send_modify(|generation| *generation += 1);
+        self.own_generation.fetch_add(1, Ordering::Release);
+        self.grow();
         Ok(())
     }
 
-    /// Grows with each reload: a connection that was made under another generation may rest on an anchor that is gone.
+    /// Grows with each change: a connection that was made under another generation may rest on an anchor that is gone.
     pub fn generation(&self) -> u64 {
         *self.generation.borrow()
+    }
+
+    /// The same, for what rests on the own anchors alone.
+    pub(crate) fn own_generation(&self) -> u64 {
+        self.own_generation.load(Ordering::Acquire)
+    }
+
+    fn grow(&self) {
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Nothing panics under this lock, and there is nothing in it.
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells when other anchors are in force.

@@ -12,8 +12,8 @@ pub enum ClientIdentity {
     None,
     /// It completed mesh TLS and showed no certificate.
     Anonymous,
-    /// It showed the certificate of a service account of this mesh's. Its names were read when the handshake ended, so that
-    /// no decision about it has to.
+    /// It showed the certificate of a service account, whose names were read when the handshake ended, so that no decision
+    /// about it has to. One of another trust domain's is judged by its names.
     Account(IdentityName),
     /// It showed a certificate, which was verified, with these names.
     Mesh {
@@ -56,12 +56,14 @@ pub(crate) struct Presented<'a> {
     pub(crate) dns: &'a str,
     /// The SPIFFE form, where it is not a service account's of ours; empty: none.
     pub(crate) spiffe: &'a str,
+    /// It is another trust domain's: what allows must name it.
+    pub(crate) foreign: bool,
 }
 
 impl<'a> Presented<'a> {
     /// The names of a service account of ours.
     pub(crate) fn of(name: &'a IdentityName) -> Self {
-        Self { namespace: Some(name.namespace()), dns: name.dns(), spiffe: "" }
+        Self { namespace: Some(name.namespace()), dns: name.dns(), spiffe: "", foreign: false }
     }
 
     /// The names of a certificate; a DNS form of a SPIFFE name of ours is written into `buffer`. `None`: there is none,
@@ -72,6 +74,11 @@ impl<'a> Presented<'a> {
         spiffe: Option<&'a str>,
         buffer: &'a mut String,
     ) -> Option<Self> {
+        let own = |namespace, dns| Self { namespace: Some(namespace), dns, spiffe: "", foreign: false };
+        let other = |dns, spiffe| {
+            let foreign = naming.is_foreign(dns, spiffe);
+            Self { namespace: None, dns, spiffe, foreign }
+        };
         let own_dns = match dns {
             None => None,
             Some(text) => {
@@ -81,21 +88,19 @@ impl<'a> Presented<'a> {
         };
         match (dns, spiffe) {
             (None, None) | (_, Some("")) => None,
-            (Some(dns), None) => Some(Self { namespace: own_dns.map(|it| it.0), dns, spiffe: "" }),
+            (Some(dns), None) => Some(own_dns.map_or_else(|| other(dns, ""), |it| own(it.0, dns))),
             // One name in two forms, or two names of which neither is a service account's of ours.
             (Some(dns), Some(spiffe)) => match own_dns {
-                Some((namespace, account)) => naming
-                    .is_spiffe_of(spiffe, namespace, account)
-                    .then_some(Self { namespace: Some(namespace), dns, spiffe: "" }),
-                None => {
-                    naming.split_spiffe(spiffe).is_none().then_some(Self { namespace: None, dns, spiffe })
+                Some((namespace, account)) => {
+                    naming.is_spiffe_of(spiffe, namespace, account).then(|| own(namespace, dns))
                 }
+                None => naming.split_spiffe(spiffe).is_none().then(|| other(dns, spiffe)),
             },
             (None, Some(spiffe)) => match naming.split_spiffe(spiffe) {
-                None => Some(Self { namespace: None, dns: "", spiffe }),
+                None => Some(other("", spiffe)),
                 Some((namespace, account)) => {
                     naming.write_dns(namespace, account, buffer);
-                    Some(Self { namespace: Some(namespace), dns: buffer, spiffe: "" })
+                    Some(own(namespace, buffer))
                 }
             },
         }
@@ -103,6 +108,13 @@ impl<'a> Presented<'a> {
 }
 
 impl Match {
+    /// Whether a rule that allows means the client by this: another trust domain's only where it is named whole.
+    pub(crate) fn allows(&self, client: &Presented<'_>) -> bool {
+        let by_name = matches!(self, Self::Name(_) | Self::Dns(_) | Self::Spiffe(_));
+        (by_name || !client.foreign) && self.holds(client)
+    }
+
+    /// Whether the client is meant by this, whosever it is: for rules that deny.
     pub(crate) fn holds(&self, client: &Presented<'_>) -> bool {
         match self {
             Self::Any => true,
@@ -148,11 +160,13 @@ impl Match {
 
 #[cfg(test)]
 mod tests {
+    use crate::grants::Who;
+
     use super::*;
 
     #[test]
     fn an_entry_holds_for_whom_it_means_and_for_nobody_else() {
-        let presented = |namespace, dns, spiffe| Presented { namespace, dns, spiffe };
+        let presented = |namespace, dns, spiffe| Presented { namespace, dns, spiffe, foreign: false };
         let web = presented(Some("shop"), "web.shop.example", "");
         let foreign = presented(None, "web.far.example", "");
         let only_spiffe = presented(None, "", "spiffe://far/web");
@@ -169,5 +183,47 @@ mod tests {
         ] {
             assert_eq!([web, foreign, only_spiffe].map(|it| entry.holds(&it)), holds, "{entry:?}");
         }
+    }
+    /// A name that was read once is of a trust domain all the same.
+    #[test]
+    fn another_trust_domains_account_is_nobody_of_ours() {
+        let (own, far) = (IdentityNaming::default(), IdentityNaming::new("linkerd", "far.example").unwrap());
+        let (ours, theirs) = (own.name("shop", "web").unwrap(), far.name("shop", "web").unwrap());
+        let foreign =
+            |name: &IdentityName| match Who::of(&ClientIdentity::from(name), &own, &mut String::new()) {
+                Some(Who::Known(client)) => client.foreign && client.namespace.is_none(),
+                other => panic!("{other:?}"),
+            };
+        assert!(foreign(&theirs) && !foreign(&ours));
+    }
+
+    /// Another trust domain's workload is let in by its whole name alone; what denies means it like anybody.
+    #[test]
+    fn another_trust_domains_name_must_be_named() {
+        let naming = IdentityNaming::default();
+        let far_dns = "web.shop.serviceaccount.identity.linkerd.far.example";
+        let far = "spiffe://far.example/ns/shop/sa/web";
+        let (mut a, mut b, mut c) = (String::new(), String::new(), String::new());
+        let clients = [
+            Presented::read(&naming, Some(far_dns), Some(far), &mut a).unwrap(),
+            Presented::read(&naming, None, Some(far), &mut b).unwrap(),
+            Presented::read(&naming, Some(far_dns), None, &mut c).unwrap(),
+        ];
+        assert!(clients.iter().all(|client| client.foreign));
+        let wide =
+            [Match::Any, Match::Suffix(".far.example".to_owned()), Match::Namespace("shop".to_owned())];
+        for client in &clients {
+            assert!(wide.iter().all(|entry| !entry.allows(client)), "{client:?}");
+            assert!(Match::Any.holds(client), "{client:?}");
+            let whole = [Match::Dns(far_dns.to_owned()), Match::Spiffe(far.to_owned())];
+            assert!(whole.iter().any(|entry| entry.allows(client)), "{client:?}");
+        }
+        // The control: names of our own domain that are no service account's, and names of nobody's domain.
+        let mut buffer = String::new();
+        let vm = Presented::read(&naming, None, Some("spiffe://cluster.local/vm"), &mut buffer).unwrap();
+        assert!(!vm.foreign && Match::Any.allows(&vm));
+        let mut buffer = String::new();
+        let vm = Presented::read(&naming, Some("vm.far.example"), None, &mut buffer).unwrap();
+        assert!(!vm.foreign && Match::Any.allows(&vm));
     }
 }

@@ -203,6 +203,8 @@ fn addresses_of(rules: &Rules<'_>, identities: &[crate::resources::IdentityMatch
             namespace: None,
             dns: if external.identity.contains("://") { "" } else { &external.identity },
             spiffe: if external.identity.contains("://") { &external.identity } else { "" },
+            // Nobody is allowed by this.
+            foreign: false,
         };
         if wanted.iter().any(|it| it.holds(&name)) {
             found.push(NetworkMatch { cidr: IpNet::from(address.to_ip()), except: Vec::new() });

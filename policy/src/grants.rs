@@ -40,6 +40,9 @@ pub(crate) enum Clients {
     Except(Option<Arc<[Match]>>, Arc<[Match]>),
 }
 
+/// Whether an entry is about a client.
+type Means = fn(&Match, &Presented<'_>) -> bool;
+
 /// A client as a rule looks at it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Who<'a> {
@@ -62,7 +65,10 @@ impl<'a> Who<'a> {
         Some(match client {
             ClientIdentity::None => Self::Nobody,
             ClientIdentity::Anonymous => Self::Anonymous,
-            ClientIdentity::Account(name) => Self::Known(Presented::of(name)),
+            ClientIdentity::Account(name) if naming.owns(name) => Self::Known(Presented::of(name)),
+            ClientIdentity::Account(name) => {
+                Self::Known(Presented::read(naming, Some(name.dns()), Some(name.spiffe()), buffer)?)
+            }
             ClientIdentity::Mesh { dns, spiffe } => {
                 Self::Known(Presented::read(naming, dns.as_deref(), spiffe.as_deref(), buffer)?)
             }
@@ -86,18 +92,12 @@ pub(crate) struct Grant {
 }
 
 impl Clients {
-    /// Whether a rule that allows is about a client. Who shows no identity is never "not X".
+    /// Whether a rule that allows is about a client. Who shows no identity is never "not X", and a workload of another
+    /// trust domain must be named.
     pub(crate) fn allows(&self, who: &Who<'_>) -> bool {
-        let known = |matches: &[Match], client: &Presented<'_>| matches.iter().any(|it| it.holds(client));
         match (self, who) {
-            (Self::Everybody, _)
-            | (Self::MeshTls, Who::Anonymous | Who::Known(_))
-            | (Self::Unidentified, Who::Nobody) => true,
-            (Self::Any(matches), Who::Known(client)) => known(matches, client),
-            (Self::Except(matches, except), Who::Known(client)) => {
-                matches.as_ref().is_none_or(|matches| known(matches, client)) && !known(except, client)
-            }
-            _ => false,
+            (Self::Except(None, _), Who::Known(client)) if client.foreign => false,
+            _ => self.about(who, Match::allows, Match::holds),
         }
     }
 
@@ -105,7 +105,22 @@ impl Clients {
     pub(crate) fn denies(&self, who: &Who<'_>) -> bool {
         match (self, who) {
             (Self::Except(None, _), Who::Nobody | Who::Anonymous) => true,
-            _ => self.allows(who),
+            _ => self.about(who, Match::holds, Match::allows),
+        }
+    }
+
+    /// `means` tells whom an entry means, `spares` whom an exception does: whichever is in doubt falls to the stricter.
+    fn about(&self, who: &Who<'_>, means: Means, spares: Means) -> bool {
+        match (self, who) {
+            (Self::Everybody, _)
+            | (Self::MeshTls, Who::Anonymous | Who::Known(_))
+            | (Self::Unidentified, Who::Nobody) => true,
+            (Self::Any(matches), Who::Known(client)) => matches.iter().any(|it| means(it, client)),
+            (Self::Except(matches, except), Who::Known(client)) => {
+                matches.as_ref().is_none_or(|matches| matches.iter().any(|it| means(it, client)))
+                    && !except.iter().any(|it| spares(it, client))
+            }
+            _ => false,
         }
     }
 }

@@ -65,6 +65,8 @@ fn values_that_are_not_known_or_not_sound_are_refused() {
         ("agent.config.podNetworks={everything}", "podNetworks"),
         ("agent.config.defaultOutbound=sometimes", "defaultOutbound"),
         ("agent.config.runDirectory=/tmp", "runDirectory"),
+        ("agent.config.workloadApi=here", "workloadApi"),
+        ("agent.federationConfigMap=Upper", "federationConfigMap"),
         ("agent.resources.requests.memory=much", "memory"),
         ("image.pullPolicy=Perhaps", "pullPolicy"),
         ("ca.apiServerPorts={70000}", "apiServerPorts"),
@@ -76,6 +78,9 @@ fn values_that_are_not_known_or_not_sound_are_refused() {
     }
     let changed = render("ca.replicas=3").unwrap();
     assert!(changed.contains("replicas: 3"), "control: a sound value is taken");
+    let asked = render("agent.config.workloadApi=/run/workloads").unwrap();
+    assert_eq!(asked.matches("{name: workloads, ").count(), 2, "mounted, and the host's");
+    assert!(!changed.contains("{name: workloads, "), "nobody asked for it");
     assert!(!render("roles=false").unwrap().contains("heddle-tenant-editor"));
     let closed = |set: &str| render(set).unwrap().matches("kind: NetworkPolicy").count();
     assert_eq!((closed("roles=true"), closed("ca.networkPolicy=false")), (2, 1));

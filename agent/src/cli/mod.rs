@@ -255,7 +255,9 @@ fn version(json: bool) -> Result<ExitCode, Failure> {
     let (version, schema) = (env!("CARGO_PKG_VERSION"), heddle_ebpf::SCHEMA);
     let module = heddle_identity::module();
     if json {
-        let module = serde_json::json!({"awsLc": module.version, "fipsModule": module.fips});
+        let module = serde_json::json!({
+            "awsLc": module.version, "fipsModule": module.fips, "fipsCertificate": module.certificate(),
+        });
         let told = serde_json::json!({"version": version, "schema": schema, "cryptography": module});
         render::print(&told.to_string())?;
     } else {

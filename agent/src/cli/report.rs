@@ -39,10 +39,13 @@ pub(super) fn run(command: &ReportCommand) -> Result<ExitCode, Failure> {
 /// The module, as `heddle version` says it too.
 pub(super) fn described(module: &Module) -> String {
     match module.fips {
-        Some(fips) => format!(
-            "AWS-LC {} (FIPS module {fips}, in force; no certificate is claimed for it: look for its version at https://csrc.nist.gov/projects/cryptographic-module-validation-program)",
-            module.version
-        ),
+        Some(fips) => {
+            let certificate = match module.certificate() {
+                Some(number) => format!("certificate {number}"),
+                None => "no certificate is known for it: look for its version at https://csrc.nist.gov/projects/cryptographic-module-validation-program".to_owned(),
+            };
+            format!("AWS-LC {} (FIPS module {fips}, in force; {certificate})", module.version)
+        }
         None => format!("AWS-LC {} (no FIPS module)", module.version),
     }
 }
@@ -145,6 +148,14 @@ fn shown(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_module_is_described_by_its_certificate_or_by_the_lack_of_one() {
+        let of = |fips| described(&Module { version: "1.2.3", fips, in_force: fips.is_some() });
+        assert!(of(Some(3)).ends_with("(FIPS module 3, in force; certificate 5314)"), "{}", of(Some(3)));
+        assert!(of(Some(4)).contains("no certificate is known for it"), "{}", of(Some(4)));
+        assert_eq!(of(None), "AWS-LC 1.2.3 (no FIPS module)");
+    }
 
     #[test]
     fn what_is_reported_is_what_is_configured() {

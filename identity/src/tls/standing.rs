@@ -59,8 +59,7 @@ impl Standing {
             return true;
         }
         // One that serves servers alone.
-        let naming = self.trust.naming();
-        let Ok(identity) = profile::peer_identity(naming, &self.chain) else { return false };
+        let Ok(identity) = self.trust.peer_identity(&self.chain) else { return false };
         let Ok(name) = ServerName::try_from(identity.dns()) else { return false };
         let servers = verify::Servers::new(Arc::clone(&self.trust));
         servers.verify_server_cert(leaf, intermediates, &name, &[], self.at).is_ok()

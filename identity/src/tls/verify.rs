@@ -1,5 +1,6 @@
 //! Verification of the peer: webpki for the chain, the dates and the use, then the profile and the identity, read from
-//! the very certificate that was verified. The anchors are those in force at the time of the handshake.
+//! the very certificate that was verified. The anchors are those in force at the time of the handshake, for the trust domain
+//! whose names the certificate must then bear.
 
 use std::sync::Arc;
 
@@ -13,9 +14,9 @@ use rustls::{
 
 use super::PeerFault;
 use crate::{
-    names::IdentityName,
+    names::{IdentityName, IdentityNaming},
     profile::{self, PeerNameError, Side},
-    trust::Trust,
+    trust::{Bundle, Domain, Trust},
 };
 
 /// Verifies servers: exactly the identity that the connection's server name spells.
@@ -38,9 +39,25 @@ fn misnamed(error: PeerNameError) -> Error {
     refuse(PeerFault::Name(error))
 }
 
+/// Whose names, by whose anchors: another trust domain's, or the own.
+fn by<'a>(trust: &'a Trust, own: &'a Bundle, domain: Option<&'a Domain>) -> (&'a IdentityNaming, &'a Bundle) {
+    domain.map_or((trust.naming(), own), |domain| (&domain.naming, &domain.bundle))
+}
+
 impl Servers {
     pub(crate) fn new(trust: Arc<Trust>) -> Self {
         Self { trust }
+    }
+
+    /// The identity that a server name spells, and its trust domain where that is another's.
+    fn expected(&self, asked: &str) -> Result<(IdentityName, Option<Arc<Domain>>), Error> {
+        match self.trust.naming().parse_dns(asked) {
+            Ok(expected) => Ok((expected, None)),
+            Err(error) => match self.trust.domain_of(asked) {
+                Some((expected, domain)) => Ok((expected, Some(domain))),
+                None => Err(Error::General(error.to_string())),
+            },
+        }
     }
 }
 
@@ -56,13 +73,10 @@ impl ServerCertVerifier for Servers {
         let ServerName::DnsName(asked) = server_name else {
             return Err(Error::UnsupportedNameType);
         };
-        let expected: IdentityName = self
-            .trust
-            .naming()
-            .parse_dns(asked.as_ref())
-            .map_err(|error| Error::General(error.to_string()))?;
+        let (expected, domain) = self.expected(asked.as_ref())?;
         profile::bounded(leaf, intermediates).map_err(misnamed)?;
-        let bundle = self.trust.bundle();
+        let own = self.trust.bundle();
+        let (naming, bundle) = by(&self.trust, &own, domain.as_deref());
         let verified = bundle.servers.verify_server_cert(leaf, intermediates, server_name, ocsp, now);
         let wrong = |presented: String| {
             refuse(PeerFault::WrongIdentity { expected: expected.to_string(), presented })
@@ -76,7 +90,7 @@ impl ServerCertVerifier for Servers {
         })?;
         bundle.lists.check(leaf, intermediates, Side::Server, now)?;
         let names = profile::leaf(leaf, Side::Server).map_err(misnamed)?;
-        let identity = names.identity(self.trust.naming()).map_err(misnamed)?;
+        let identity = names.identity(naming).map_err(misnamed)?;
         if identity != expected {
             return Err(wrong(identity.to_string()));
         }
@@ -133,11 +147,12 @@ impl ClientCertVerifier for Clients {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         profile::bounded(leaf, intermediates).map_err(misnamed)?;
-        let bundle = self.trust.bundle();
+        let (own, domain) = (self.trust.bundle(), self.trust.claimed(leaf));
+        let (naming, bundle) = by(&self.trust, &own, domain.as_deref());
         let verified = bundle.clients.verify_client_cert(leaf, intermediates, now)?;
         bundle.lists.check(leaf, intermediates, Side::Client, now)?;
         let names = profile::leaf(leaf, Side::Client).map_err(misnamed)?;
-        names.identity(self.trust.naming()).map_err(misnamed)?;
+        names.identity(naming).map_err(misnamed)?;
         Ok(verified)
     }
 

@@ -133,6 +133,12 @@ impl fmt::Debug for IdentityName {
     }
 }
 
+/// The trust domain that a SPIFFE URI names; `None`: it names none.
+pub fn trust_domain_of(spiffe: &str) -> Option<&str> {
+    let (domain, _) = spiffe.strip_prefix("spiffe://")?.split_once('/')?;
+    check_dns_name(domain).is_ok().then_some(domain)
+}
+
 /// How identities are spelled in this cluster.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct IdentityNaming {
@@ -174,6 +180,23 @@ impl IdentityNaming {
     /// The trust domain.
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain
+    }
+
+    /// Whether no name can be read as an identity of both: their trust domains differ, and neither's DNS forms end as the
+    /// other's do.
+    pub fn is_apart_from(&self, other: &Self) -> bool {
+        !self.dns_suffix.ends_with(&other.dns_suffix) && !other.dns_suffix.ends_with(&self.dns_suffix)
+    }
+
+    /// Whether an identity is of this trust domain, and not of another that is trusted.
+    pub fn owns(&self, name: &IdentityName) -> bool {
+        name.spiffe().starts_with(&*self.spiffe_prefix) && name.dns().ends_with(&*self.dns_suffix)
+    }
+
+    /// Whether names that are not a service account's of ours are certainly another trust domain's.
+    pub(crate) fn is_foreign(&self, dns: &str, spiffe: &str) -> bool {
+        let own = |uri: &str| trust_domain_of(uri) == Some(self.trust_domain.as_str());
+        (!spiffe.is_empty() && !own(spiffe)) || dns.contains(".serviceaccount.identity.")
     }
 
     /// The identity of a service account. Fails when either name is not one that Kubernetes gives, or when the

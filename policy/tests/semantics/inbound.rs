@@ -127,7 +127,16 @@ fn mesh_tls_identities() {
     let far_dns = "vm.host.far.example";
     for (entries, who, holds) in [
         ("identities: ['*']", "web.shop", true),
-        ("identities: ['*']", far_uri, true),
+        ("identities: ['*']", "spiffe://cluster.local/vm", true),
+        // Another trust domain's must be named, and whole.
+        ("identities: ['*']", far_uri, false),
+        ("identities: ['*']", "web.shop.serviceaccount.identity.linkerd.far.example", false),
+        ("identities: ['*.far.example']", "web.shop.serviceaccount.identity.linkerd.far.example", false),
+        (
+            "identities: [web.shop.serviceaccount.identity.linkerd.far.example]",
+            "web.shop.serviceaccount.identity.linkerd.far.example",
+            true,
+        ),
         ("identities: ['*']", "", false),
         ("identities: ['*.far.example']", far_dns, true),
         ("identities: ['*.example']", far_dns, true),

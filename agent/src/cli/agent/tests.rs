@@ -121,7 +121,13 @@ impl Node for BenchNode {
         self.0.events.subscribe()
     }
     fn identities(&self) -> super::super::door::Identities {
-        super::super::door::Identities { identities: vec![], anchors: vec![], stale: None, warnings: vec![] }
+        super::super::door::Identities {
+            identities: vec![],
+            anchors: vec![],
+            federated: Default::default(),
+            stale: None,
+            warnings: vec![],
+        }
     }
     fn renew_identities(&self) -> usize {
         0

@@ -26,6 +26,8 @@ pub(super) struct File {
     pub(super) identity_namespace: Option<Spanned<String>>,
     pub(super) dns_service: Option<Spanned<String>>,
     pub(super) ca: Option<Ca>,
+    pub(super) federation: Option<Spanned<String>>,
+    pub(super) renew_after_percent: Option<Spanned<u64>>,
     pub(super) run_directory: Option<Spanned<String>>,
     pub(super) bpffs: Option<Spanned<String>>,
     pub(super) cgroup: Option<Spanned<String>>,

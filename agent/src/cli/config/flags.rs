@@ -84,6 +84,12 @@ pub struct Flags {
     /// The authority's own service account [default: heddle-system/heddle-ca]
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub ca_account: Option<String>,
+    /// Other trust domains' bundles: a folder of files TRUST-DOMAIN.pem, each with the anchors of one; followed as it changes
+    #[arg(long, value_name = "DIR")]
+    pub federation: Option<String>,
+    /// After how much of its life a certificate is renewed, 10 to 90; the authority may be away for the rest of it [default: 50]
+    #[arg(long, value_name = "N")]
+    pub renew_after_percent: Option<u64>,
     /// After how many milliseconds without a sign of life of the agent the kernel refuses what it would carry [default: 500]
     #[arg(long, value_name = "N")]
     pub heartbeat_milliseconds: Option<u64>,

@@ -66,6 +66,11 @@ pub struct Config {
     pub dns_service: ObjectName,
     /// Where the certificate authority's key comes from.
     pub ca: Ca,
+    /// The folder of other trust domains' bundles; absent: there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub federation: Option<PathBuf>,
+    /// After how much of its life a certificate is renewed.
+    pub renew_after_percent: u64,
     /// Where the agent's socket and lock are.
     pub run_directory: PathBuf,
     /// Where bpffs is mounted.

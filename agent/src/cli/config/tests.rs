@@ -29,6 +29,7 @@ fn the_least_file_gives_the_documented_defaults() {
     assert_eq!(config.cluster_networks.len(), 5);
     assert!((1..=4).contains(&config.workers));
     assert_eq!((config.cgroup, config.kubelet_cgroup), (None, None));
+    assert_eq!((config.federation, config.renew_after_percent), (None, 50));
 }
 
 #[test]
@@ -46,6 +47,8 @@ trustDomain: example.org
 identityNamespace: mesh
 dnsService: dns/coredns
 ca: {folder: /var/lib/heddle/ca}
+federation: /etc/heddle/federation
+renewAfterPercent: 70
 runDirectory: /run/h
 bpffs: /bpf
 cgroup: /sys/fs/cgroup/unified/lab
@@ -58,6 +61,8 @@ log: {format: json, filter: 'heddle::cluster=debug,info'}
 ";
     let config = load(text, Flags::default()).unwrap();
     assert_eq!(config.ca, Ca::Folder("/var/lib/heddle/ca".into()));
+    assert_eq!(config.federation.as_deref(), Some(Path::new("/etc/heddle/federation")));
+    assert_eq!(config.renew_after_percent, 70);
     assert_eq!(config.capacity, BTreeMap::from([("workloads".into(), 100), ("direct_flows".into(), 200)]));
     assert_eq!((config.workers, config.heartbeat_milliseconds, config.poll_microseconds), (2, 250, 50));
     assert_eq!(config.log, Log { format: LogFormat::Json, filter: "heddle::cluster=debug,info".into() });

@@ -23,6 +23,8 @@ const HEARTBEAT: std::ops::RangeInclusive<u64> = 100..=60_000;
 /// A day is the longest that a certificate lives.
 const DRAIN: std::ops::RangeInclusive<u64> = 1..=86_400;
 const POLL: std::ops::RangeInclusive<u64> = 0..=1_000;
+/// In hundredths of a certificate's life; what is left is what an authority may be away for.
+const RENEW_AFTER: std::ops::RangeInclusive<u64> = 10..=90;
 const WORKERS: std::ops::RangeInclusive<u64> = 1..=attach::WORKERS as u64;
 /// Less holds no busy minute, more is nothing that a person reads.
 const FLOW_MEGABYTES: std::ops::RangeInclusive<u64> = 1..=10_240;
@@ -258,6 +260,10 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let dns_service = given(flags.dns_service.as_ref(), file.dns_service, "kube-system/kube-dns".into());
     let dns = object_name(&mut check, "dnsService", &dns_service, "Service");
     let ca = ca(&mut check, file.ca.unwrap_or_default(), flags);
+    let federation = check.optional_path("federation", flags.federation.as_ref(), file.federation);
+
+    let renew_after = given(flags.renew_after_percent.as_ref(), file.renew_after_percent, 50);
+    let renew_after_percent = check.within("renewAfterPercent", &renew_after, &RENEW_AFTER);
 
     let Place { run_directory, bpffs, cgroup } =
         check.place(file.run_directory, file.bpffs, file.cgroup, &flags.place);
@@ -296,6 +302,8 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             identity_namespace: identity_namespace.value,
             dns_service: dns?,
             ca: ca?,
+            federation,
+            renew_after_percent,
             run_directory,
             bpffs,
             cgroup,

@@ -486,6 +486,9 @@ pub struct Identities {
     pub identities: Vec<IdentityStatus>,
     /// What is trusted.
     pub anchors: Vec<AnchorStatus>,
+    /// What is trusted of other trust domains, by their names.
+    #[serde(default)]
+    pub federated: std::collections::BTreeMap<String, Vec<AnchorStatus>>,
     /// Why the trust bundle on disk is not in force; absent: it is.
     pub stale: Option<String>,
     /// What should be looked at, in words; empty: nothing.

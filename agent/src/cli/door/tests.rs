@@ -75,7 +75,13 @@ impl Door for Fake {
     }
 
     fn identities(&self) -> Identities {
-        Identities { identities: vec![], anchors: vec![], stale: None, warnings: vec![] }
+        Identities {
+            identities: vec![],
+            anchors: vec![],
+            federated: Default::default(),
+            stale: None,
+            warnings: vec![],
+        }
     }
 
     fn renew_identities(&self) -> usize {

@@ -112,6 +112,18 @@ fn listed(identities: &Identities) -> String {
         let short: String = anchor.fingerprint.chars().take(12).collect();
         let _ = writeln!(out, "anchor {short}  expires {}  {}", date(anchor.expires), plain(&anchor.subject));
     }
+    for (domain, anchors) in &identities.federated {
+        for anchor in anchors {
+            let short: String = anchor.fingerprint.chars().take(12).collect();
+            let _ = writeln!(
+                out,
+                "federated {}  anchor {short}  expires {}  {}",
+                plain(domain),
+                date(anchor.expires),
+                plain(&anchor.subject)
+            );
+        }
+    }
     for warning in &identities.warnings {
         let _ = writeln!(out, "WARNING: {}", plain(warning));
     }

@@ -40,6 +40,7 @@ fn told(now: SystemTime) -> Identities {
             pem: pem(authority.anchors()),
             expires: at,
         }],
+        federated: Default::default(),
         stale: None,
         warnings: vec!["look at this".into()],
     }

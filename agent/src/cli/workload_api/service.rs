@@ -217,7 +217,7 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
             let own = format!("spiffe://{}", trust.naming().trust_domain());
             let answer = X509BundlesResponse {
                 crl: lists(&trust.lists()),
-                bundles: [(own, in_a_row(&trust.anchors()))].into(),
+                bundles: [(own, in_a_row(&trust.anchors()))].into_iter().chain(federated(trust)).collect(),
             };
             if !self.still_the_same(&send).await
                 || send.send(Ok(answer)).await.is_err()
@@ -253,7 +253,7 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
                 hint: String::new(),
             }],
             crl: lists(&trust.lists()),
-            federated_bundles: std::collections::HashMap::new(),
+            federated_bundles: federated(trust).collect(),
         }
     }
 
@@ -296,6 +296,11 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
 /// In DER, one after the other.
 fn in_a_row(certificates: &[CertificateDer<'_>]) -> Vec<u8> {
     certificates.iter().flat_map(|certificate| certificate.iter().copied()).collect()
+}
+
+/// Other trust domains' anchors, by their SPIFFE ids.
+fn federated(trust: &Trust) -> impl Iterator<Item = (String, Vec<u8>)> {
+    trust.federated().into_iter().map(|(domain, anchors)| (format!("spiffe://{domain}"), in_a_row(&anchors)))
 }
 
 fn lists(lists: &[CertificateRevocationListDer<'_>]) -> Vec<Vec<u8>> {

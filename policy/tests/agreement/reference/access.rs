@@ -11,7 +11,7 @@ use heddle_policy::{
     },
 };
 
-use super::{Client, Credit, Reference, dns, entry_allows, picks, spellings, within};
+use super::{Client, Credit, Reference, dns, entry_allows, entry_means, picks, spellings, within};
 use crate::random::NOW;
 
 fn covers(networks: &[NetworkMatch], address: IpAddr) -> bool {
@@ -104,6 +104,8 @@ impl<'a> Reference<'a> {
 
     fn peer_holds(&self, peer: &Peer, client: &Client, denies: bool) -> bool {
         let says_who = !peer.identities.is_empty() || peer.namespaces.is_some();
+        let (means, spares): (fn(&_, &_) -> bool, fn(&_, &_) -> bool) =
+            if denies { (entry_means, entry_allows) } else { (entry_allows, entry_means) };
         let in_namespace = |selector: &Selector| {
             let known = self.namespaces();
             known
@@ -112,12 +114,13 @@ impl<'a> Reference<'a> {
                 .any(|meta| entry_allows(&IdentityMatch::Namespace(meta.name.clone()), client))
         };
         let named = !says_who
-            || peer.identities.iter().any(|entry| entry_allows(entry, client))
+            || peer.identities.iter().any(|entry| means(entry, client))
             || peer.namespaces.as_ref().is_some_and(in_namespace);
-        let excepted = peer.except.iter().any(|entry| entry_allows(entry, client));
+        let excepted = peer.except.iter().any(|entry| spares(entry, client));
+        let anybody_else = !says_who && !peer.except.is_empty() && client.is_foreign();
         // Somebody without a name may be anybody: refused wherever "not X" is said.
         let unknown = !peer.except.is_empty() && client.names.is_empty();
-        let who = if unknown { denies && !says_who } else { named && !excepted };
+        let who = if unknown { denies && !says_who } else { named && !excepted && (denies || !anybody_else) };
         who && (peer.networks.is_empty() || covers(&peer.networks, client.address))
     }
 
@@ -173,7 +176,7 @@ impl<'a> Reference<'a> {
                         _ => Vec::new(),
                     };
                     let there = Client { names, address, tls: true };
-                    spec.action == Action::Deny && to.identities.iter().any(|it| entry_allows(it, &there))
+                    spec.action == Action::Deny && to.identities.iter().any(|it| entry_means(it, &there))
                 };
                 if holds {
                     found.push((spec.action == Action::Deny, !to.hosts.is_empty()));

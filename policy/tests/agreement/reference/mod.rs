@@ -217,7 +217,7 @@ impl<'a> Reference<'a> {
     }
 
     fn default_allows(&self, policy: DefaultPolicy, client: &Client) -> bool {
-        let identity = !client.names.is_empty();
+        let identity = !client.names.is_empty() && !client.is_foreign();
         match policy {
             DefaultPolicy::Deny => false,
             DefaultPolicy::AllUnauthenticated | DefaultPolicy::Audit => true,
@@ -549,7 +549,26 @@ fn dns(account: &ObjectName) -> String {
     format!("{}.{}.serviceaccount.identity.linkerd.cluster.local", account.name, account.namespace)
 }
 
+impl Client {
+    /// Another trust domain's.
+    fn is_foreign(&self) -> bool {
+        self.names.iter().any(|name| match name.strip_prefix("spiffe://") {
+            Some(rest) => !rest.starts_with("cluster.local/"),
+            None => {
+                name.contains(".serviceaccount.identity.")
+                    && !name.ends_with(".serviceaccount.identity.linkerd.cluster.local")
+            }
+        })
+    }
+}
+
+/// Whether an entry lets a client in: another trust domain's must be named.
 fn entry_allows(entry: &IdentityMatch, client: &Client) -> bool {
+    let wide = matches!(entry, IdentityMatch::Any | IdentityMatch::Suffix(_));
+    !(wide && client.is_foreign()) && entry_means(entry, client)
+}
+
+fn entry_means(entry: &IdentityMatch, client: &Client) -> bool {
     let any = |test: &dyn Fn(&str) -> bool| client.names.iter().any(|name| test(name));
     match entry {
         IdentityMatch::Any => any(&|_| true),

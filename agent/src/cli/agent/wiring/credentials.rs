@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use heddle_identity::{Standings, names::IdentityNaming, peer_identity};
+use heddle_identity::{Standings, Trust};
+use heddle_policy::names::IdentityName;
 use rustls::pki_types::CertificateDer;
 
 use super::pods::Pods;
@@ -12,7 +13,7 @@ use crate::proxy::environment::{
 
 pub(super) struct PodCredentials {
     pub pods: Arc<Pods>,
-    pub naming: IdentityNaming,
+    pub trust: Arc<Trust>,
     pub standings: Standings,
 }
 
@@ -30,12 +31,24 @@ impl Standing for Believed {
     }
 }
 
+impl PodCredentials {
+    /// A service account of this mesh is read once. One of another trust domain is read anew each time, for as long as
+    /// that is trusted.
+    fn spelled(&self, identity: &IdentityName) -> PeerName {
+        if self.trust.naming().owns(identity) {
+            PeerName::from(identity)
+        } else {
+            PeerName::new(identity.dns())
+        }
+    }
+}
+
 impl Credentials for PodCredentials {
     fn client(&self, pod: PodId, expected: &PeerName) -> Option<ClientCredentials> {
         let entry = self.pods.get(pod)?;
         let peer = match expected.account() {
             Some(account) => account.clone(),
-            None => self.naming.parse_dns(expected.as_str()).ok()?,
+            None => self.trust.parse(expected.as_str()).ok()?,
         };
         match entry.workload.client(&peer, SystemTime::now()) {
             Ok(client) => Some(ClientCredentials {
@@ -61,9 +74,9 @@ impl Credentials for PodCredentials {
     }
 
     fn peer_identity(&self, chain: &[CertificateDer<'_>]) -> Option<Proven> {
-        match peer_identity(&self.naming, chain) {
+        match self.trust.peer_identity(chain) {
             Ok(identity) => Some(Proven {
-                name: PeerName::from(&identity),
+                name: self.spelled(&identity),
                 standing: Arc::new(Believed(self.standings.of(chain, SystemTime::now()))),
             }),
             Err(error) => {

@@ -7,9 +7,10 @@ use std::{
 };
 
 use heddle_identity::{CertificateFacts, Store, anchor_of, fingerprint, pem};
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::{anchors::AnchorsFile, pods::Pods};
+use super::{anchors::AnchorsFile, federation::Federation, pods::Pods};
 use crate::cli::door::{AnchorStatus, CertificateStatus, Identities, IdentityStatus};
 
 /// How often it is looked whether there is something to warn of.
@@ -22,6 +23,7 @@ pub(super) struct KnownIdentities {
     pub pods: Arc<Pods>,
     pub store: Arc<Store>,
     pub anchors: Option<AnchorsFile>,
+    pub federation: Option<Federation>,
 }
 
 impl KnownIdentities {
@@ -50,25 +52,20 @@ impl KnownIdentities {
         let now = SystemTime::now();
         let mut warnings = Vec::new();
         let trusted = self.store.trust().anchors();
-        let anchors: Vec<AnchorStatus> = trusted
-            .iter()
-            .filter_map(|anchor| {
-                let facts = CertificateFacts::of(std::slice::from_ref(anchor)).ok()?;
-                if facts.not_after < now + ANCHOR_WARNING {
-                    warnings.push(format!(
-                        "the trust anchor {} expires within 60 days: add its successor to the bundle",
-                        facts.subject
-                    ));
-                }
-                let expires = OffsetDateTime::from(facts.not_after);
-                let pem = pem(std::slice::from_ref(anchor));
-                Some(AnchorStatus { subject: facts.subject, fingerprint: fingerprint(anchor), pem, expires })
-            })
-            .collect();
+        let anchors = told(&trusted, now, &mut warnings);
+        let federated = self.store.trust().federated().into_iter();
+        let federated =
+            federated.map(|(domain, anchors)| (domain, told(&anchors, now, &mut warnings))).collect();
         let stale = self.anchors.as_ref().and_then(AnchorsFile::stale);
         if let Some(stale) = &stale {
             warnings.push(format!(
                 "the trust bundle is not in force as it is since {}: {}",
+                stale.since, stale.error
+            ));
+        }
+        for stale in self.federation.as_ref().map(Federation::stale).unwrap_or_default() {
+            warnings.push(format!(
+                "another trust domain's bundle is not in force as it is since {}: {}",
                 stale.since, stale.error
             ));
         }
@@ -116,6 +113,27 @@ impl KnownIdentities {
                     }
                 })
                 .collect();
-        Identities { identities, anchors, stale: stale.map(|stale| stale.error), warnings }
+        Identities { identities, anchors, federated, stale: stale.map(|stale| stale.error), warnings }
     }
+}
+
+/// Anchors as they are told of; warns of those that expire soon.
+fn told(
+    anchors: &[CertificateDer<'static>],
+    now: SystemTime,
+    warnings: &mut Vec<String>,
+) -> Vec<AnchorStatus> {
+    let status = anchors.iter().filter_map(|anchor| {
+        let facts = CertificateFacts::of(std::slice::from_ref(anchor)).ok()?;
+        if facts.not_after < now + ANCHOR_WARNING {
+            warnings.push(format!(
+                "the trust anchor {} expires within 60 days: add its successor to the bundle",
+                facts.subject
+            ));
+        }
+        let expires = OffsetDateTime::from(facts.not_after);
+        let pem = pem(std::slice::from_ref(anchor));
+        Some(AnchorStatus { subject: facts.subject, fingerprint: fingerprint(anchor), pem, expires })
+    });
+    status.collect()
 }

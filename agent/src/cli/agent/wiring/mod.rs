@@ -4,6 +4,7 @@ mod anchors;
 mod chores;
 mod credentials;
 mod enforcer;
+mod federation;
 mod flows;
 mod identities;
 mod issuer;

@@ -18,6 +18,7 @@ use miette::miette;
 use super::super::Failure;
 use super::{
     anchors::{AnchorsFile, Bundle},
+    federation::Federation,
     issuer::{Issuer, Remote},
 };
 use crate::{
@@ -33,7 +34,6 @@ const BARE_SEGMENTS_PER_SECOND: u64 = 20_000;
 pub(in super::super) struct Wired {
     pub(super) capture: Arc<Capture>,
     pub(super) issuing: Issuing,
-    pub(super) naming: IdentityNaming,
     pub(super) node: String,
     pub(super) heartbeat: Duration,
     pub(super) poll: Duration,
@@ -81,7 +81,6 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
     Ok(Wired {
         capture,
         issuing,
-        naming,
         node: config.node.clone(),
         heartbeat,
         poll: Duration::from_micros(config.poll_microseconds),
@@ -96,6 +95,9 @@ pub(super) struct Issuing {
     pub store: Arc<Store>,
     /// A bundle that is followed, with its content; `None`: the authority is within the agent.
     pub anchors: Option<(AnchorsFile, Vec<u8>)>,
+    /// Other trust domains, as far as there is a folder of them.
+    pub federation: Option<Federation>,
+    pub renewal: RenewalSettings,
 }
 
 fn issuing(config: &Config, naming: &IdentityNaming) -> Result<Issuing, Failure> {
@@ -133,8 +135,12 @@ fn issuing(config: &Config, naming: &IdentityNaming) -> Result<Issuing, Failure>
             (trust, Issuer::Remote(Box::new(issuer)), Some((file, bytes)))
         }
     };
-    let store = Arc::new(Store::new(trust, tls, RenewalSettings::default()));
-    Ok(Issuing { issuer: Arc::new(issuer), store, anchors })
+    let federation = config.federation.clone().map(|folder| Federation::new(folder, &trust));
+    // A percentage: exact.
+    let renew_after = config.renew_after_percent as f64 / 100.0;
+    let renewal = RenewalSettings { renew_after, ..RenewalSettings::default() };
+    let store = Arc::new(Store::new(trust, tls, renewal));
+    Ok(Issuing { issuer: Arc::new(issuer), store, anchors, federation, renewal })
 }
 
 /// Said before anything is loaded, in the kernel's own words: what came later would be a verifier's log.

@@ -13,9 +13,9 @@ use heddle_ebpf::{
     codes::{Outcome, Reason},
     policy::PORT_L4_ONLY,
 };
+use heddle_identity::Trust;
 use heddle_policy::{
     ClientIdentity, Compiled, Endpoint, Hop, Route,
-    names::IdentityNaming,
     resources::Check,
     verdict::{self, TCP, Tables as _},
 };
@@ -30,7 +30,8 @@ use crate::{
 pub(super) struct SnapshotPolicy {
     pub pods: Arc<Pods>,
     pub rules: SnapshotReader<Compiled>,
-    pub naming: IdentityNaming,
+    /// Whose names are known: the own trust domain's and those that are federated with.
+    pub trust: Arc<Trust>,
     /// Chooses among a Service's endpoints, one after the other.
     pub turn: AtomicU32,
     pub changes: watch::Receiver<u64>,
@@ -56,15 +57,17 @@ fn refusal(decision: &heddle_policy::Decision) -> Refusal {
     Refusal::by(decision.verdict.reason, (&*decision.rule).into())
 }
 
-fn upstream(endpoint: &Endpoint) -> Result<Upstream, Refusal> {
+fn upstream(trust: &Trust, endpoint: &Endpoint) -> Result<Upstream, Refusal> {
     let address = SocketAddr::new(endpoint.address.to_ip(), endpoint.port);
     match &endpoint.hop {
         Hop::Mesh { identity, .. } => Ok(Upstream { address, expected: Some(PeerName::from(identity)) }),
         // The identity is asked for by its own name only: another SNI than the name that is demanded is not supported.
-        Hop::External { workload, .. } if workload.identity == workload.server_name => {
-            Ok(Upstream { address, expected: Some(PeerName::new(&*workload.identity)) })
-        }
-        Hop::External { .. } => Err(Refusal::new(Reason::NoIdentity)),
+        Hop::External { workload, .. } => match trust.parse(&workload.identity) {
+            Ok(identity) if identity.dns() == workload.server_name => {
+                Ok(Upstream { address, expected: Some(PeerName::new(identity.dns())) })
+            }
+            Ok(_) | Err(_) => Err(Refusal::new(Reason::NoIdentity)),
+        },
         Hop::Plain(_) => Ok(Upstream { address, expected: None }),
         Hop::Refuse(decision) => Err(refusal(decision)),
     }
@@ -79,7 +82,7 @@ impl Policy for SnapshotPolicy {
                 let after = endpoints.iter().cycle().skip(chosen).take(endpoints.len());
                 let mut first = Err(Refusal::new(Reason::NoEndpoints));
                 for (tried, endpoint) in after.enumerate() {
-                    let found = upstream(endpoint);
+                    let found = upstream(&self.trust, endpoint);
                     if found.is_ok() {
                         return found;
                     }
@@ -98,7 +101,11 @@ impl Policy for SnapshotPolicy {
             Route::To { endpoints, .. } => {
                 let endpoint = endpoints.first().ok_or_else(|| Refusal::new(Reason::NoEndpoints))?;
                 // Another pod at the same address is another destination.
-                if upstream(endpoint)? == *live { Ok(()) } else { Err(Refusal::new(Reason::Revoked)) }
+                if upstream(&self.trust, endpoint)? == *live {
+                    Ok(())
+                } else {
+                    Err(Refusal::new(Reason::Revoked))
+                }
             }
         }
     }
@@ -142,7 +149,8 @@ impl Policy for SnapshotPolicy {
             None => ClientIdentity::None,
             Some(name) => match name.account() {
                 Some(account) => ClientIdentity::from(account),
-                None => match self.naming.parse_dns(name.as_str()) {
+                // Of another trust domain, for as long as that is trusted.
+                None => match self.trust.parse(name.as_str()) {
                     Ok(account) => ClientIdentity::from(&account),
                     Err(_) => return refuse(Reason::NoIdentity),
                 },

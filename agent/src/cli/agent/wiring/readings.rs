@@ -10,7 +10,7 @@ use heddle_identity::{CertificateFacts, Store, fingerprint};
 use heddle_policy::Compiled;
 use rustls::pki_types::CertificateDer;
 
-use super::{anchors::AnchorsFile, pods::Pods};
+use super::{anchors::AnchorsFile, federation::Federation, pods::Pods};
 use crate::{
     capture::{Capture, Counters},
     cli::workload_api::Counts,
@@ -26,6 +26,7 @@ pub(super) struct NodeReadings {
     pub store: Arc<Store>,
     pub rules: SnapshotReader<Compiled>,
     pub anchors: Option<AnchorsFile>,
+    pub federation: Option<Federation>,
     /// What workloads were answered.
     pub workloads: Arc<Counts>,
 }
@@ -52,16 +53,18 @@ impl Readings for NodeReadings {
     }
 
     fn anchors(&self) -> Vec<(String, SystemTime)> {
-        let anchors = self.store.trust().anchors();
+        let trust = self.store.trust();
+        let others = trust.federated().into_iter().flat_map(|(_, anchors)| anchors);
         let told = |anchor: &CertificateDer<'_>| {
             let facts = CertificateFacts::of(std::slice::from_ref(anchor)).ok()?;
             Some((fingerprint(anchor), facts.not_after))
         };
-        anchors.iter().filter_map(told).collect()
+        trust.anchors().into_iter().chain(others).filter_map(|anchor| told(&anchor)).collect()
     }
 
     fn trust_stale(&self) -> bool {
         self.anchors.as_ref().is_some_and(|file| file.stale().is_some())
+            || self.federation.as_ref().is_some_and(|folder| !folder.stale().is_empty())
             || self.store.trust().overdue(SystemTime::now()).is_some()
     }
 

@@ -6,7 +6,8 @@ use std::{
 };
 
 use heddle_ebpf::{Address, codes::Reason};
-use heddle_policy::{ClientIdentity, Compiled, Datagram, Decision, Sender, names::IdentityNaming};
+use heddle_identity::Trust;
+use heddle_policy::{ClientIdentity, Compiled, Datagram, Decision, Sender};
 
 use crate::cluster::snapshot::SnapshotReader;
 
@@ -20,12 +21,12 @@ pub(super) struct WouldRefuse {
 /// Judges what was let pass once more, by the snapshot in force, for what the decision says beside its outcome.
 pub(super) struct Shadow {
     rules: SnapshotReader<Compiled>,
-    naming: IdentityNaming,
+    trust: Arc<Trust>,
 }
 
 impl Shadow {
-    pub const fn new(rules: SnapshotReader<Compiled>, naming: IdentityNaming) -> Self {
-        Self { rules, naming }
+    pub const fn new(rules: SnapshotReader<Compiled>, trust: Arc<Trust>) -> Self {
+        Self { rules, trust }
     }
 
     /// Why a connection that was let pass would have been refused; `None`: it would not.
@@ -39,7 +40,7 @@ impl Shadow {
         let snapshot = snapshot.as_ref()?;
         let known = match identity {
             None => ClientIdentity::None,
-            Some(text) => match self.naming.parse_dns(text) {
+            Some(text) => match self.trust.parse(text) {
                 Ok(name) => ClientIdentity::from(&name),
                 Err(_) => ClientIdentity::Mesh { dns: Some(text.to_owned()), spiffe: None },
             },

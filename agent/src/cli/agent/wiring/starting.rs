@@ -65,6 +65,7 @@ pub(in super::super) struct Prepared {
 struct Workloads {
     socket: workload_api::Beside,
     issuer: Arc<Issuer>,
+    renewal: RenewalSettings,
     counts: Arc<workload_api::Counts>,
 }
 
@@ -77,7 +78,7 @@ impl Workloads {
             pods: Arc::clone(&running.pods),
             issuer: self.issuer,
             trust: Arc::clone(running.store.trust()),
-            renewal: RenewalSettings::default(),
+            renewal: self.renewal,
             counts: self.counts,
         };
         tasks.spawn(async move {
@@ -95,8 +96,9 @@ impl Running {
     /// # Errors
     /// What failed, with its remedy.
     pub(super) fn prepare(wired: Wired, rules: SnapshotReader<Compiled>) -> Result<Prepared, Failure> {
-        let Wired { capture, issuing, naming, node, heartbeat, flow_log, poll, workload_api, .. } = wired;
-        let Issuing { issuer, store, anchors } = issuing;
+        let Wired { capture, issuing, node, heartbeat, flow_log, poll, workload_api, .. } = wired;
+        let Issuing { issuer, store, anchors, federation, renewal } = issuing;
+        let trust = Arc::clone(store.trust());
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
         let pods = Arc::new(Pods::default());
         let names = Arc::new(KnownNames { pods: Arc::clone(&pods), rules: rules.clone() });
@@ -108,6 +110,7 @@ impl Running {
             store: Arc::clone(&store),
             rules: rules.clone(),
             anchors: anchors.as_ref().map(|(file, _)| file.clone()),
+            federation: federation.clone(),
             workloads: Arc::default(),
         };
         let counts = Arc::clone(&readings.workloads);
@@ -120,7 +123,7 @@ impl Running {
             Arc::clone(&events),
             names,
             Arc::clone(&flows),
-            Shadow::new(rules.clone(), naming.clone()),
+            Shadow::new(rules.clone(), Arc::clone(&trust)),
         ));
         let keeper = Arc::new(FlowKeeper::new(Arc::clone(&told), flow_log, broadcast::Sender::new(EVENTS)));
         let (changed, changes) = watch::channel(0_u64);
@@ -133,14 +136,14 @@ impl Running {
             policy: Arc::new(SnapshotPolicy {
                 pods: Arc::clone(&pods),
                 rules: rules.clone(),
-                naming: naming.clone(),
+                trust: Arc::clone(&trust),
                 turn: AtomicU32::new(0),
                 changes,
             }),
             credentials: Arc::new(PodCredentials {
                 pods: Arc::clone(&pods),
-                naming,
-                standings: Standings::new(Arc::clone(store.trust())),
+                trust: Arc::clone(&trust),
+                standings: Standings::new(Arc::clone(&trust)),
             }),
             recorder: Arc::clone(&told) as _,
         };
@@ -155,6 +158,9 @@ impl Running {
         if let Some((file, known)) = anchors {
             tasks.spawn(file.follow(Arc::clone(&store), known));
         }
+        if let Some(federation) = federation.clone() {
+            tasks.spawn(federation.follow(trust));
+        }
         let lines = broadcast::Sender::new(EVENTS);
         tasks.spawn(tell(Arc::clone(&events), lines.clone(), flows));
         tasks.spawn(Arc::clone(&keeper).run());
@@ -166,6 +172,7 @@ impl Running {
                 pods: Arc::clone(&pods),
                 store: Arc::clone(&store),
                 anchors: bundle,
+                federation,
             },
             store,
             rules,
@@ -181,7 +188,7 @@ impl Running {
             _tasks: JoinSet::new(),
         };
         let socket = workload_api.as_deref().map(workload_api::listen).transpose()?;
-        let workloads = socket.map(|socket| Workloads { socket, issuer, counts });
+        let workloads = socket.map(|socket| Workloads { socket, issuer, renewal, counts });
         Ok(Prepared { running, tasks, told, changed, heartbeat, workloads, held: Vec::new() })
     }
 }
