@@ -14,6 +14,9 @@ use heddle_policy::{
 use super::{Client, Credit, Reference, dns, entry_allows, entry_means, picks, spellings, within};
 use crate::random::NOW;
 
+/// Whether an entry is about a client.
+type Means = fn(&IdentityMatch, &Client) -> bool;
+
 fn covers(networks: &[NetworkMatch], address: IpAddr) -> bool {
     networks.iter().any(|it| within(&it.cidr, address) && !it.except.iter().any(|cut| within(cut, address)))
 }
@@ -104,7 +107,7 @@ impl<'a> Reference<'a> {
 
     fn peer_holds(&self, peer: &Peer, client: &Client, denies: bool) -> bool {
         let says_who = !peer.identities.is_empty() || peer.namespaces.is_some();
-        let (means, spares): (fn(&_, &_) -> bool, fn(&_, &_) -> bool) =
+        let (means, spares): (Means, Means) =
             if denies { (entry_means, entry_allows) } else { (entry_allows, entry_means) };
         let in_namespace = |selector: &Selector| {
             let known = self.namespaces();
