@@ -14,9 +14,6 @@ use heddle_policy::{
 use super::{Client, Credit, Reference, dns, entry_allows, entry_means, picks, spellings, within};
 use crate::random::NOW;
 
-/// Whether an entry is about a client.
-type Means = fn(&IdentityMatch, &Client) -> bool;
-
 fn covers(networks: &[NetworkMatch], address: IpAddr) -> bool {
     networks.iter().any(|it| within(&it.cidr, address) && !it.except.iter().any(|cut| within(cut, address)))
 }
@@ -107,8 +104,12 @@ impl<'a> Reference<'a> {
 
     fn peer_holds(&self, peer: &Peer, client: &Client, denies: bool) -> bool {
         let says_who = !peer.identities.is_empty() || peer.namespaces.is_some();
-        let (means, spares): (Means, Means) =
-            if denies { (entry_means, entry_allows) } else { (entry_allows, entry_means) };
+        let means = |entry: &IdentityMatch| {
+            if denies { entry_means(entry, client) } else { entry_allows(entry, client) }
+        };
+        let spares = |entry: &IdentityMatch| {
+            if denies { entry_allows(entry, client) } else { entry_means(entry, client) }
+        };
         let in_namespace = |selector: &Selector| {
             let known = self.namespaces();
             known
@@ -117,9 +118,9 @@ impl<'a> Reference<'a> {
                 .any(|meta| entry_allows(&IdentityMatch::Namespace(meta.name.clone()), client))
         };
         let named = !says_who
-            || peer.identities.iter().any(|entry| means(entry, client))
+            || peer.identities.iter().any(means)
             || peer.namespaces.as_ref().is_some_and(in_namespace);
-        let excepted = peer.except.iter().any(|entry| spares(entry, client));
+        let excepted = peer.except.iter().any(spares);
         let anybody_else = !says_who && !peer.except.is_empty() && client.is_foreign();
         // Somebody without a name may be anybody: refused wherever "not X" is said.
         let unknown = !peer.except.is_empty() && client.names.is_empty();
