@@ -1,6 +1,7 @@
 //! Heddle's Helm chart, and the plain manifests that are made from it.
 
 use anyhow::{Context, Result, ensure};
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,6 +11,20 @@ pub const VERSION: &str = "v3.18.6";
 /// Where helm is, of the folder of Kubernetes' programs in the cache.
 pub fn helm(kubernetes: &Path) -> PathBuf {
     kubernetes.join(format!("helm-{VERSION}")).join("helm")
+}
+
+/// helm, where `cargo xtask cluster` has put it. None, and that is told, where it has not.
+pub fn installed() -> Option<PathBuf> {
+    let cache = match env::var_os("XDG_CACHE_HOME") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(env::var_os("HOME")?).join(".cache"),
+    };
+    let helm = helm(&cache.join("heddle/kubernetes"));
+    if !helm.exists() {
+        eprintln!("not applicable: there is no {}; `cargo xtask cluster up` builds it", helm.display());
+        return None;
+    }
+    Some(helm)
 }
 
 /// The chart of a tree.

@@ -1,10 +1,7 @@
 //! The chart is sound, refuses values that it does not know, and the plain manifests are what it renders.
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-};
+use std::{env, fs, path::Path};
 
 use xtask::chart;
 
@@ -18,24 +15,10 @@ const HEAD: &str = "# Heddle in a cluster: an agent on every node, the certifica
 # networks must be the cluster's own. Where nobody has brought Linkerd's kinds yet: deploy/crds/linkerd.
 ";
 
-/// helm, where `cargo xtask cluster` has put it.
-fn helm() -> Option<PathBuf> {
-    let cache = match env::var_os("XDG_CACHE_HOME") {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(env::var_os("HOME")?).join(".cache"),
-    };
-    let helm = chart::helm(&cache.join("heddle/kubernetes"));
-    if !helm.exists() {
-        println!("not applicable: there is no {}; `cargo xtask cluster up` builds it", helm.display());
-        return None;
-    }
-    Some(helm)
-}
-
 #[test]
 #[ignore = "runs helm, which `cargo xtask cluster` builds"]
 fn the_plain_manifests_are_what_the_chart_renders() {
-    let Some(helm) = helm() else { return };
+    let Some(helm) = chart::installed() else { return };
     let folder = chart::folder(Path::new(ROOT)).display().to_string();
     let said = chart::run(&helm, &["lint", "--strict", &folder]).unwrap();
     assert!(!said.contains("[WARNING]") && !said.contains("[ERROR]"), "{said}");
@@ -56,7 +39,7 @@ fn the_plain_manifests_are_what_the_chart_renders() {
 #[test]
 #[ignore = "runs helm, which `cargo xtask cluster` builds"]
 fn values_that_are_not_known_or_not_sound_are_refused() {
-    let Some(helm) = helm() else { return };
+    let Some(helm) = chart::installed() else { return };
     let render = |set: &str| chart::render(&helm, Path::new(ROOT), &["--set", set]);
     for (wrong, field) in [
         ("agents.config=x", "agents"),

@@ -14,6 +14,7 @@ pub mod door;
 mod events;
 mod flows;
 mod identity;
+mod install;
 mod logging;
 mod mountinfo;
 mod peer;
@@ -83,6 +84,13 @@ enum Command {
     /// Tell on each object of the cluster what its rule lacks
     #[command(long_about = controller::ABOUT)]
     Controller(controller::Flags),
+    /// Install Heddle in a cluster
+    #[command(long_about = install::ABOUT)]
+    Install(install::Flags),
+    /// Install it anew: another version, or other values
+    Upgrade(install::UpgradeFlags),
+    /// Take Heddle off a cluster and its nodes; rules, their kinds and the authority's keys stay
+    Uninstall(install::UninstallFlags),
     /// The plugin for the container runtime, which calls it; or take it off this host
     Cni {
         #[command(subcommand)]
@@ -143,8 +151,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say whether this host can run an agent, and what no mesh can hold here. Each thing that the kernel must offer is
-    /// tried: nothing is taken from its version, nothing is left behind
+    /// Say whether this host can run an agent, or what is wrong with a cluster's mesh; and what no mesh can hold there. Each
+    /// thing that the kernel must offer is tried: nothing is taken from its version, nothing is left behind
     Check {
         /// What to look at
         #[arg(value_enum, default_value = "node")]
@@ -152,6 +160,9 @@ enum Command {
         /// Where bpffs is mounted
         #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
         bpffs: PathBuf,
+        /// How to reach the API server [default: KUBECONFIG, ~/.kube/config, or as a pod of the cluster does]
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -199,6 +210,8 @@ enum CniCommand {
 enum Checked {
     /// This host, its kernel first
     Node,
+    /// The cluster, its API server first
+    Cluster,
 }
 
 /// Which agent to ask.
@@ -227,6 +240,9 @@ pub fn main() -> ExitCode {
         Command::Agent { flags, print_config: false } => agent::run(&flags),
         Command::Ca { command } => ca::run(command),
         Command::Controller(flags) => controller::run(&flags),
+        Command::Install(flags) => install::install(&flags),
+        Command::Upgrade(flags) => install::upgrade(&flags),
+        Command::Uninstall(flags) => install::uninstall(&flags),
         Command::Cni { command: None } => return cni::run(),
         Command::Cni { command: Some(CniCommand::Uninstall { plugins, networks }) } => {
             cni::uninstall(&plugins, &networks).map(|()| ExitCode::SUCCESS).map_err(|error| {
@@ -240,7 +256,10 @@ pub fn main() -> ExitCode {
         Command::Flows { at, output, megabytes } => flows::follow(&at.socket, output.as_ref(), megabytes),
         Command::Events { at, json } => events::follow(&at.socket, json),
         Command::Identity { command, at } => identity::run(&at.socket, &command),
-        Command::Check { what: Checked::Node, bpffs, json } => check::run(&bpffs, json),
+        Command::Check { what: Checked::Node, bpffs, json, .. } => check::run(&bpffs, json),
+        Command::Check { what: Checked::Cluster, kubeconfig, json, .. } => {
+            check::of_cluster(kubeconfig.as_deref(), json)
+        }
         Command::Policy { command } => policy::run(&command),
         Command::Report { command } => report::run(&command),
         Command::Version { json } => version(json),

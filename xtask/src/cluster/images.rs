@@ -15,6 +15,8 @@ use std::process::Command;
 
 /// Heddle's own image, as `deploy/kubernetes/heddle.yaml` names it.
 pub const HEDDLE: &str = "docker.io/library/heddle:0.1.0";
+/// The cluster's DNS server.
+pub const COREDNS: &str = "heddle.local/coredns:1";
 /// What the cluster's tests run.
 pub const APPS: &str = "heddle.local/apps:1";
 
@@ -62,6 +64,13 @@ impl Images {
                 .arg(source),
         )?;
         fs::write(pause.join("Dockerfile"), "FROM scratch\nCOPY pause /pause\nENTRYPOINT [\"/pause\"]\n")?;
+        let coredns = self.folder.join("coredns");
+        fs::create_dir_all(&coredns)?;
+        fs::copy(Programs::of(workspace).coredns(), coredns.join("coredns"))?;
+        fs::write(
+            coredns.join("Dockerfile"),
+            "FROM scratch\nCOPY coredns /coredns\nUSER 65532:65532\nENTRYPOINT [\"/coredns\"]\n",
+        )?;
         self.apps(&crate::tools::path(workspace)?)
     }
 
@@ -131,6 +140,7 @@ impl Images {
         for (name, file, context) in [
             (PAUSE, of("pause/Dockerfile"), of("pause")),
             (HEDDLE, heddle, of("heddle")),
+            (COREDNS, of("coredns/Dockerfile"), of("coredns")),
             (APPS, of("apps/Dockerfile"), of("apps")),
         ] {
             let archive = self.build(name, &file, &context).with_context(|| format!("image {name}"))?;

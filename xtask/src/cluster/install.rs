@@ -1,5 +1,6 @@
 //! Heddle in the cluster, by the chart of this tree.
 
+use super::dns;
 use super::images::Images;
 use super::programs::Programs;
 use super::state::State;
@@ -41,15 +42,24 @@ fn manifests(workspace: &Workspace, state: &State, programs: &Programs) -> Resul
 pub fn install(workspace: &Workspace, state: &State, programs: &Programs) -> Result<()> {
     let images = Images::of(workspace);
     images.load(state, programs)?;
+    let gateway = shown(programs.gateway_api());
+    state.check(programs, &["apply", "--server-side", "--filename", &gateway])?;
+    dns::install(state, programs)?;
     let heddle = images.heddle();
     let keys = state.folder.join("keys");
     let (root, issuer) = (keys.join("root"), keys.join("issuer"));
     let crds = workspace.root.join("deploy/crds");
-    state.check(programs, &["apply", "--server-side", "--recursive", "--filename", &shown(&crds)])?;
+    state.check(
+        programs,
+        &["apply", "--server-side", "--force-conflicts", "--recursive", "--filename", &shown(&crds)],
+    )?;
     // What these look at must be known before.
     state.check(programs, &["wait", "--for=condition=Established", "--timeout=25s", "crd", "--all"])?;
     let admission = workspace.root.join("deploy/admission");
-    state.check(programs, &["apply", "--server-side", "--filename", &shown(&admission)])?;
+    state.check(
+        programs,
+        &["apply", "--server-side", "--force-conflicts", "--filename", &shown(&admission)],
+    )?;
     let file = state.folder.join("heddle.yaml");
     fs::write(&file, manifests(workspace, state, programs)?)?;
     if !keys.exists() {
@@ -81,8 +91,9 @@ pub fn install(workspace: &Workspace, state: &State, programs: &Programs) -> Res
     let before = state
         .kubectl_output(programs, &["get", "--namespace=heddle-system", "daemonset", "heddle"])?
         .succeeded();
-    state.check(programs, &["apply", "--server-side", "--filename", &shown(&file)])?;
-    for what in ["deployment/heddle-ca", "daemonset/heddle"] {
+    // What `heddle install` put there is taken back.
+    state.check(programs, &["apply", "--server-side", "--force-conflicts", "--filename", &shown(&file)])?;
+    for what in ["deployment/heddle-ca", "deployment/heddle-controller", "daemonset/heddle"] {
         // The image's name is the same as before.
         if before {
             restart(state, programs, what)?;

@@ -3,6 +3,7 @@
 mod certificates;
 mod control_plane;
 mod daemon;
+mod dns;
 mod hierarchies;
 mod images;
 mod install;
@@ -137,7 +138,8 @@ fn inner(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
             if !installed {
                 install::install(workspace, &state, &programs)?;
             }
-            test::run(&state, &programs, steps, json.as_deref())
+            let heddle = Images::of(workspace).heddle();
+            test::run(&state, &programs, &heddle, steps, json.as_deref())
         }
         Part::Down => down(name).map(|()| ExitCode::SUCCESS),
         Part::Status => {
@@ -217,7 +219,7 @@ fn up(workspace: &Workspace, programs: &Programs, name: &str, api: bool) -> Resu
         })?;
     }
     if !api {
-        step("images by buildah, Heddle's authority and agents");
+        step("images by buildah, CoreDNS, the Gateway API's kinds, Heddle's authority and agents");
         install::install(workspace, &state, programs)?;
     }
     lab.keep()?;

@@ -21,6 +21,10 @@ const MODULE: [(&str, &str); 3] = [
 /// The names under which the one binary is a program.
 const NAMES: [&str; 6] =
     ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
+/// The cluster's DNS server.
+const COREDNS: &str = "v1.14.7";
+/// Whose CustomResourceDefinitions are put into the cluster.
+const GATEWAY_API: &str = "v1.3.0";
 const DEBIAN: [&str; 4] = ["etcd-server", "containerd", "runc", "containernetworking-plugins"];
 
 /// Where the programs are.
@@ -28,6 +32,8 @@ pub struct Programs {
     kubernetes: PathBuf,
     debian: PathBuf,
     helm: PathBuf,
+    coredns: PathBuf,
+    gateway_api: PathBuf,
 }
 
 impl Programs {
@@ -40,14 +46,24 @@ impl Programs {
             apt::unpack(&DEBIAN.map(str::to_owned), &programs.debian, &[])?;
         }
         programs.build(&workspace.cache.join("kubernetes"))?;
-        programs.build_helm()?;
+        let helm = format!("helm.sh/helm/v3/cmd/helm@{}", chart::VERSION);
+        build(&programs.helm, &helm, "about 5 minutes of a core's time")?;
+        let coredns = format!("github.com/coredns/coredns@{COREDNS}");
+        build(&programs.coredns, &coredns, "about 4 minutes of a core's time")?;
+        programs.fetch_gateway_api()?;
         Ok(programs)
     }
 
     /// Where they are once [`Self::prepare`] has been called.
     pub fn of(workspace: &Workspace) -> Self {
         let folder = workspace.cache.join("kubernetes");
-        Self { kubernetes: folder.join(VERSION), debian: folder.join("debian"), helm: chart::helm(&folder) }
+        Self {
+            kubernetes: folder.join(VERSION),
+            debian: folder.join("debian"),
+            helm: chart::helm(&folder),
+            coredns: folder.join(format!("coredns-{COREDNS}/coredns")),
+            gateway_api: folder.join(format!("gateway-api-{GATEWAY_API}")),
+        }
     }
 
     fn build(&self, folder: &Path) -> Result<()> {
@@ -92,20 +108,35 @@ impl Programs {
         Ok(())
     }
 
-    /// As a Go module, whose sum the module's own database vouches for.
-    fn build_helm(&self) -> Result<()> {
-        let Some(folder) = self.helm.parent().filter(|_| !self.helm.exists()) else { return Ok(()) };
-        eprintln!("building helm {}, once: about 5 minutes of a core's time", chart::VERSION);
-        let built = folder.with_extension("partial");
-        command::run(
-            Command::new("go")
-                .args(["install", "-trimpath", "-ldflags=-s -w"])
-                .arg(format!("helm.sh/helm/v3/cmd/helm@{}", chart::VERSION))
-                .env("GOBIN", &built)
-                .env("CGO_ENABLED", "0")
-                .env("GOFLAGS", ""),
-        )?;
-        fs::rename(&built, folder).with_context(|| format!("cannot make {}", folder.display()))
+    /// The standard kinds of the Gateway API, as they come with its Go module.
+    fn fetch_gateway_api(&self) -> Result<()> {
+        if self.gateway_api.is_dir() {
+            return Ok(());
+        }
+        let mut fetch = go()?;
+        fetch.args(["mod", "download", "-json", &format!("sigs.k8s.io/gateway-api@{GATEWAY_API}")]);
+        // Outside any module.
+        let told = command::output(fetch.current_dir("/"))?;
+        let told: serde_json::Value = serde_json::from_str(&told)?;
+        let folder = told.get("Dir").and_then(serde_json::Value::as_str).context("go names no folder")?;
+        let partial = PathBuf::from(format!("{}.partial", self.gateway_api.display()));
+        fs::create_dir_all(&partial)?;
+        for file in fs::read_dir(Path::new(folder).join("config/crd/standard"))? {
+            let file = file?;
+            fs::copy(file.path(), partial.join(file.file_name()))?;
+        }
+        fs::rename(&partial, &self.gateway_api)
+            .with_context(|| format!("cannot make {}", self.gateway_api.display()))
+    }
+
+    /// CoreDNS, statically linked.
+    pub fn coredns(&self) -> &Path {
+        &self.coredns
+    }
+
+    /// The folder of the Gateway API's kinds.
+    pub fn gateway_api(&self) -> &Path {
+        &self.gateway_api
     }
 
     /// helm.
@@ -148,4 +179,25 @@ impl Programs {
         let own = std::env::var("PATH").unwrap_or_default();
         format!("{0}/usr/bin:{0}/usr/sbin:{own}:/usr/sbin:/sbin:/usr/bin:/bin", self.debian.display())
     }
+}
+
+fn go() -> Result<Command> {
+    if command::find("go").is_none() {
+        bail!("there is no go in PATH: install Go 1.24 or newer");
+    }
+    let mut go = Command::new("go");
+    go.env("CGO_ENABLED", "0").env("GOFLAGS", "");
+    Ok(go)
+}
+
+/// Builds a program from its Go module, whose sum the module's own database vouches for, unless it is there.
+fn build(program: &Path, module: &str, takes: &str) -> Result<()> {
+    let Some(folder) = program.parent().filter(|_| !program.exists()) else { return Ok(()) };
+    eprintln!("building {module}, once: {takes}");
+    // Not by extension: a version has dots.
+    let built = PathBuf::from(format!("{}.partial", folder.display()));
+    command::run(
+        go()?.args(["install", "-trimpath", "-ldflags=-s -w", module]).env("GOBIN", &built).current_dir("/"),
+    )?;
+    fs::rename(&built, folder).with_context(|| format!("cannot make {}", folder.display()))
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xtask::lab::{Lab, Output, Place, kept};
 
@@ -75,6 +75,15 @@ impl State {
     /// Runs kubectl and returns what it printed.
     pub fn kubectl_output<S: AsRef<str>>(&self, programs: &Programs, arguments: &[S]) -> Result<Output> {
         self.router.run(&self.words(programs, arguments))
+    }
+
+    /// Runs heddle as the administrator.
+    pub fn heddle(&self, program: &Path, words: &[&str]) -> Result<Output> {
+        let program = program.display().to_string();
+        let mut all = vec![program.as_str()];
+        all.extend(words);
+        all.extend(["--kubeconfig", &self.kubeconfig]);
+        self.router.run(&all)
     }
 
     /// Runs kubectl, which must succeed.

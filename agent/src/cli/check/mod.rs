@@ -1,5 +1,7 @@
-//! `heddle check`: whether this host can run an agent, and what no mesh can hold here.
+//! `heddle check`: whether this host can run an agent, whether a cluster's mesh is as it should be, and what no mesh can
+//! hold.
 
+mod cluster;
 mod host;
 mod limits;
 mod mounts;
@@ -80,12 +82,7 @@ pub(super) fn run(bpffs: &Path, json: bool) -> Result<ExitCode, Failure> {
         let all = serde_json::json!({"canRun": sound, "findings": findings, "notHeld": NOT_HELD});
         print(&all.to_string())?;
     } else {
-        for finding in &findings {
-            print(&format!("{:<8} {:<16} {}", finding.outcome, finding.name, finding.found))?;
-            if !finding.remedy.is_empty() {
-                print(&format!("{:<25} do: {}", "", finding.remedy))?;
-            }
-        }
+        show(&findings)?;
         print(if sound { "\nAn agent can run here." } else { "\nAn agent cannot run here yet." })?;
         print("\nWhat is not held, on any host:")?;
         for limit in NOT_HELD {
@@ -93,6 +90,21 @@ pub(super) fn run(bpffs: &Path, json: bool) -> Result<ExitCode, Failure> {
         }
     }
     Ok(ExitCode::from(u8::from(!sound)))
+}
+
+/// `heddle check cluster`.
+pub(super) fn of_cluster(kubeconfig: Option<&Path>, json: bool) -> Result<ExitCode, Failure> {
+    cluster::run(kubeconfig, json)
+}
+
+fn show(findings: &[Finding]) -> Result<(), Failure> {
+    for finding in findings {
+        print(&format!("{:<8} {:<16} {}", finding.outcome, finding.name, finding.found))?;
+        if !finding.remedy.is_empty() {
+            print(&format!("{:<25} do: {}", "", finding.remedy))?;
+        }
+    }
+    Ok(())
 }
 
 fn sound(findings: &[Finding]) -> bool {

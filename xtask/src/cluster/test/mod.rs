@@ -1,6 +1,7 @@
 //! `cargo xtask cluster test`: what the mesh promises, seen in a real cluster.
 
 mod away;
+mod control;
 mod faults;
 mod life;
 mod rules;
@@ -21,7 +22,7 @@ use xtask::demo::report::{Step, summary};
 
 type Show = fn(&Scene, &mut Step) -> Result<()>;
 
-const STEPS: [(char, &str, Show); 9] = [
+const STEPS: [(char, &str, Show); 12] = [
     ('a', "A permitted request across nodes is TLS 1.3, and the marker is not seen", wire::across),
     ('b', "Everybody else is refused, the kubelet's probe is not", wire::refusals),
     ('c', "A rule that kubectl applies holds soon", rules::show),
@@ -30,16 +31,25 @@ const STEPS: [(char, &str, Show); 9] = [
     ('f', "Jobs finish, deleted pods are let go, new ones are captured", life::show),
     ('g', "Linkerd's rules hold, and a bad one is rejected", rules::linkerd),
     ('h', "The API server stopped, the CNI's configuration taken away", faults::show),
+    ('n', "Names lead where Services lead", control::names),
+    ('k', "What is wrong with the cluster and its rules is told", control::told),
+    ('m', "What Heddle itself takes", control::resources),
     ('i', "Services lead where their EndpointSlices say, the API server's among them", services::show),
 ];
 
 /// Runs the steps (all of them, where none is named). Success only if each was seen.
-pub fn run(state: &State, programs: &Programs, letters: &[char], report: Option<&Path>) -> Result<ExitCode> {
+pub fn run(
+    state: &State,
+    programs: &Programs,
+    heddle: &Path,
+    letters: &[char],
+    report: Option<&Path>,
+) -> Result<ExitCode> {
     for letter in letters {
         ensure!(STEPS.iter().any(|(known, ..)| known == letter), "there is no step {letter:?}");
     }
     let began = Instant::now();
-    let scene = Scene::set(state, programs)?;
+    let scene = Scene::set(state, programs, heddle)?;
     let mut steps = Vec::new();
     for (letter, title, show) in STEPS.iter().filter(|(it, ..)| letters.is_empty() || letters.contains(it)) {
         let mut step = Step::begin(*letter, title);

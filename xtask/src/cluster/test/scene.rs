@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 use xtask::lab::{Output, Place, Running, eventually, stretched};
 
@@ -22,12 +23,14 @@ const NAMESPACES: [&str; 3] = ["shop", "bank", "plain"];
 pub struct Scene<'a> {
     pub state: &'a State,
     pub programs: &'a Programs,
+    /// The program that the image holds.
+    heddle: &'a Path,
 }
 
 impl<'a> Scene<'a> {
     /// Starts the shop, anew if it is there.
-    pub fn set(state: &'a State, programs: &'a Programs) -> Result<Self> {
-        let scene = Self { state, programs };
+    pub fn set(state: &'a State, programs: &'a Programs, heddle: &'a Path) -> Result<Self> {
+        let scene = Self { state, programs, heddle };
         scene.clear()?;
         scene.apply("shop.yaml", SHOP)?;
         eventually("the shop's pods to be ready", Duration::from_secs(60), || scene.all_ready())
@@ -72,6 +75,11 @@ impl<'a> Scene<'a> {
     /// kubectl, which must succeed.
     pub fn kubectl(&self, words: &[&str]) -> Result<String> {
         self.state.check(self.programs, words)
+    }
+
+    /// heddle, as a person at the cluster calls it.
+    pub fn heddle(&self, words: &[&str]) -> Result<Output> {
+        self.state.heddle(self.heddle, words)
     }
 
     /// Applies manifests.
