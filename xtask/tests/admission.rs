@@ -163,7 +163,10 @@ fn without_any_one_expression_something_is_taken_that_was_refused() {
         assert!(refused.is_ok(), "{manifest}\nis not refused");
     }
     let mut objects = list(&server, "crds");
-    objects.extend(list(&server, "validatingadmissionpolicies"));
+    let mut policies = list(&server, "validatingadmissionpolicies");
+    // Where the mesh is required depends on the namespace and on who asks: no manifest alone shows it.
+    policies.retain(|it| !it["metadata"]["name"].as_str().unwrap().starts_with("required-"));
+    objects.extend(policies);
     let all: Vec<Vec<Expression>> = objects.iter().map(expressions).collect();
     assert!(all.iter().map(Vec::len).sum::<usize>() >= 40, "there are expressions to take out");
 
