@@ -195,6 +195,7 @@ fn what_is_installed_without_helm_is_what_helm_installs() {
         "{crds: false, admission: false, roles: false}",
         "{image: {repository: registry.example/heddle, tag: '2', pullPolicy: Always}}",
         &format!("{{agent: {{hostCgroup: /run/cgroup, priorityClassName: mine, config: {{{config}}}}}}}"),
+        "{agent: {federationConfigMap: others, config: {workloadApi: /run/heddle-workloads}}}",
         "{agent: {resources: {requests: {memory: 1Gi}, limits: {cpu: '2'}}}}",
         "{ca: {replicas: 3, priorityClassName: mine, networkPolicy: false, resources: {requests: {cpu: 20m}}}}",
         "{controller: {replicas: 0}}",

@@ -63,6 +63,7 @@ enum PullPolicy {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Agent {
     config: Map<String, Value>,
+    federation_config_map: Option<String>,
     host_cgroup: Option<String>,
     priority_class_name: Option<String>,
     resources: Option<Resources>,
@@ -167,6 +168,13 @@ fn mark(object: &mut Value) {
     }
 }
 
+/// A list in an object, and which of its entries bears a name.
+fn named<'a>(object: &'a mut Value, list: &str, name: &str) -> Option<(&'a mut Vec<Value>, usize)> {
+    let entries = object.pointer_mut(list)?.as_array_mut()?;
+    let at = entries.iter().position(|it| it.get("name").and_then(Value::as_str) == Some(name))?;
+    Some((entries, at))
+}
+
 /// Writes where something is already.
 fn set(object: &mut Value, pointer: &str, value: Value) {
     if let Some(place) = object.pointer_mut(pointer) {
@@ -226,11 +234,34 @@ impl Values {
         if let Some(class) = &self.agent.priority_class_name {
             set(object, "/spec/template/spec/priorityClassName", class.clone().into());
         }
-        if let Some(cgroup) = &self.agent.host_cgroup {
-            let volumes = object.pointer_mut("/spec/template/spec/volumes").and_then(Value::as_array_mut);
-            let mut volumes = volumes.into_iter().flatten();
-            if let Some(volume) = volumes.find(|it| it.get("name") == Some(&json!("cgroup"))) {
-                set(volume, "/hostPath/path", cgroup.clone().into());
+        const VOLUMES: &str = "/spec/template/spec/volumes";
+        const MOUNTS: &str = "/spec/template/spec/containers/0/volumeMounts";
+        const FEDERATION: &str = "federation";
+        if let Some((volumes, at)) = named(object, VOLUMES, "cgroup")
+            && let (Some(volume), Some(cgroup)) = (volumes.get_mut(at), &self.agent.host_cgroup)
+        {
+            set(volume, "/hostPath/path", cgroup.clone().into());
+        }
+        if let Some((volumes, at)) = named(object, VOLUMES, FEDERATION)
+            && let (Some(volume), Some(map)) = (volumes.get_mut(at), &self.agent.federation_config_map)
+        {
+            set(volume, "/configMap/name", map.clone().into());
+        }
+        if let Some(folder) = self.agent.config.get("workloadApi") {
+            let folder = folder
+                .as_str()
+                .filter(|it| it.starts_with('/') && !it.starts_with("//") && it.len() > 1)
+                .ok_or("agent.config.workloadApi: is no absolute path of a folder")?;
+            for (list, entry) in [
+                (MOUNTS, json!({"name": "workloads", "mountPath": folder})),
+                (
+                    VOLUMES,
+                    json!({"name": "workloads", "hostPath": {"path": folder, "type": "DirectoryOrCreate"}}),
+                ),
+            ] {
+                let (entries, at) =
+                    named(object, list, FEDERATION).ok_or("the chart mounts no federation")?;
+                entries.insert(at + 1, entry);
             }
         }
         Ok(())
@@ -371,6 +402,8 @@ mod tests {
             assert!(error.contains(named), "{wrong}: {error}");
         }
         assert_eq!(Values::read("# nothing\n").unwrap(), Values::default());
+        let relative = Values::read("agent: {config: {workloadApi: run}}").unwrap();
+        assert!(Bundle::of(&relative).unwrap_err().contains("workloadApi"));
         let none = Values::read("ca: {replicas: 0}").unwrap();
         assert!(Bundle::of(&none).unwrap_err().contains("ca.replicas"));
     }
