@@ -44,6 +44,7 @@ It writes nothing but these and the Lease, and no traffic depends on it.";
 
 /// What stands is looked at again: rules expire, and what could not be written is due again.
 const AGAIN: Duration = Duration::from_secs(60);
+// Worked out when it is compiled: a zero would not compile.
 /// So many writes at once, and so many a second in the long run: a cluster full of faults is told of little by little.
 const BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
 const PER_SECOND: NonZeroU32 = NonZeroU32::new(2).unwrap();
