@@ -211,7 +211,14 @@ fn accepted(ops: *mut bpf_sock_ops, netns: u64) {
     unwatch(ctx);
     let mut key = FlowKey { netns, tuple: Tuple::default(), pad: 0 };
     incoming(ops, &mut key.tuple);
-    if accepted_direct(socket.cast(), netns, &key.tuple) {
+    // SAFETY: the client's socket is being opened, and takes the entry away only when it closes.
+    let flow = maps::DIRECT_FLOWS.get_ptr_mut(&key.tuple).map(|flow| unsafe { &mut *flow });
+    if let Some(flow) = flow
+        && flow.opening == 1
+    {
+        if !accepted_direct(socket.cast(), netns, &key.tuple, flow) {
+            tell(netns, &key.tuple, flow.generation, &Verdict::refuse(Reason::MapFull, flow.rule));
+        }
         return;
     }
     // SAFETY: copied into the socket's storage at once.
@@ -222,26 +229,24 @@ fn accepted(ops: *mut bpf_sock_ops, netns: u64) {
     }
 }
 
-/// The server's end of a connection that the kernel carries alone; `false` if it is none.
+/// The server's end of a connection that the kernel carries alone; `false` if there is no room for its mark.
 #[inline(never)]
-fn accepted_direct(socket: *mut core::ffi::c_void, netns: u64, tuple: &Tuple) -> bool {
-    // SAFETY: the client's socket is being opened, and takes the entry away only when it closes.
-    let Some(flow) = maps::DIRECT_FLOWS.get_ptr_mut(tuple).map(|flow| unsafe { &mut *flow }) else {
-        return false;
-    };
-    if flow.opening != 1 {
-        return false;
-    }
-    // The pod itself crosses no veth. Without a mark the guard drops what this socket sends.
-    if flow.netns != netns {
-        if mark(socket, flow.generation, tuple, ROLE_SERVER, flow.rule) {
-            seen(tuple, flow.generation, flow.rule);
-        } else {
-            tell(netns, tuple, flow.generation, &Verdict::refuse(Reason::MapFull, flow.rule));
-        }
-    }
+fn accepted_direct(
+    socket: *mut core::ffi::c_void,
+    netns: u64,
+    tuple: &Tuple,
+    flow: &mut DirectFlow,
+) -> bool {
     flow.opening = 0;
-    true
+    // The pod itself crosses no veth. Without a mark the guard drops what this socket sends.
+    if flow.netns == netns {
+        return true;
+    }
+    let marked = mark(socket, flow.generation, tuple, ROLE_SERVER, flow.rule);
+    if marked {
+        seen(tuple, flow.generation, flow.rule);
+    }
+    marked
 }
 
 /// Counts a connection that the kernel carries alone, for those who want to know who reaches whom.
@@ -348,6 +353,8 @@ unsafe fn add(word: *mut u64, amount: i64) {
     };
 }
 
+/// Tells of a refusal. Called by the outermost functions alone: Linux 7.2 keeps what a call reads of its callers' stacks by
+/// the place and depth of the call, and takes one depth for the other where a chain of calls has both.
 #[inline(never)]
 fn tell(netns: u64, tuple: &Tuple, generation: u64, verdict: &Verdict) {
     let subject = Subject {
