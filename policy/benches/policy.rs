@@ -106,7 +106,7 @@ fn route(number: usize) -> Resource {
 fn pod(namespace: usize, index: usize, node: &str) -> Pod {
     let [a, b] = u16::try_from(namespace * 32 + 8).unwrap().to_be_bytes();
     Pod {
-        meta: Meta { labels: app("web"), ..meta(&format!("n{namespace}"), format!("p{index}")) },
+        meta: Meta { labels: Arc::new(app("web")), ..meta(&format!("n{namespace}"), format!("p{index}")) },
         node: node.to_owned(),
         service_account: if index.is_multiple_of(2) { "web".to_owned() } else { format!("sa{}", index % 7) },
         addresses: vec![IpAddr::from([10, a, b, u8::try_from(index).unwrap()])],

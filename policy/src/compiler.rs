@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     base::Base,
+    churn::Changes,
     compile::{Compiled, assemble},
     index::Index,
     namespace::NamespacePart,
@@ -12,9 +13,6 @@ use crate::{
     rules::Rules,
     settings::ClusterSettings,
 };
-
-/// Where more pods than this changed at once, working out everything is as quick.
-const MOST_CHANGES: usize = 1024;
 
 /// The resources with everything that was worked out of them. Resources in, tables out; without a clock of its own.
 ///
@@ -37,10 +35,8 @@ pub struct Compiler {
     base: Option<Arc<Base>>,
     parts: Parts,
     dirty: BTreeSet<String>,
-    /// Pods that changed since the base was worked out.
-    pods: BTreeSet<ObjectName>,
-    /// Services whose slices did.
-    sliced: BTreeSet<ObjectName>,
+    /// What changed since the base was worked out.
+    changes: Changes,
 }
 
 impl Compiler {
@@ -53,8 +49,7 @@ impl Compiler {
             base: None,
             parts: Parts::default(),
             dirty: BTreeSet::new(),
-            pods: BTreeSet::new(),
-            sliced: BTreeSet::new(),
+            changes: Changes::default(),
         }
     }
 
@@ -78,14 +73,14 @@ impl Compiler {
         if self.index.get(id.kind, &ObjectName::new(&*id.namespace, &*id.name)) == Some(&resource) {
             return;
         }
-        self.touch_service(&id);
+        self.leave(&id);
         self.index.apply(resource);
         self.touch(&id);
     }
 
     /// Removes a resource, wherever it was written.
     pub fn remove(&mut self, id: &ResourceId) {
-        self.touch_service(id);
+        self.leave(id);
         self.index.remove(id);
         self.touch(id);
     }
@@ -93,30 +88,37 @@ impl Compiler {
     /// Removes everything that a file held.
     pub fn remove_file(&mut self, file: &str) {
         for removed in self.index.remove_file(file) {
-            if let Resource::EndpointSlice(slice) = &removed {
-                self.sliced.insert(ObjectName::new(&*slice.meta.namespace, &*slice.service));
+            if self.base.is_some() {
+                self.changes.leave(&removed);
             }
             self.touch(&removed.id());
         }
     }
 
-    /// Marks the Service whose slice is in force under a name.
-    fn touch_service(&mut self, id: &ResourceId) {
-        if id.kind == Kind::EndpointSlice
-            && let Some(Resource::EndpointSlice(slice)) =
-                self.index.get(id.kind, &ObjectName::new(&*id.namespace, &*id.name))
+    /// Marks where the resource that is in force under a name stands, for it may stand elsewhere or nowhere from now on.
+    fn leave(&mut self, id: &ResourceId) {
+        if self.base.is_some()
+            && let Some(resource) = self.index.get(id.kind, &ObjectName::new(&*id.namespace, &*id.name))
         {
-            self.sliced.insert(ObjectName::new(&*slice.meta.namespace, &*slice.service));
+            self.changes.leave(resource);
         }
     }
 
     /// Marks what a change of a resource may change.
     fn touch(&mut self, id: &ResourceId) {
         match id.kind {
-            Kind::Namespace | Kind::Service | Kind::ExternalWorkload => self.base = None,
-            Kind::EndpointSlice => self.touch_service(id),
+            // Everything will be worked out.
+            kind if !kind.is_rule() && self.base.is_none() => {}
+            Kind::ExternalWorkload => self.base = None,
+            Kind::Namespace => {
+                self.changes.namespaces.insert(id.name.clone());
+            }
+            Kind::Service => {
+                self.changes.services.entry(ObjectName::new(&*id.namespace, &*id.name)).or_default();
+            }
+            Kind::EndpointSlice => self.leave(id),
             Kind::Pod => {
-                self.pods.insert(ObjectName::new(&*id.namespace, &*id.name));
+                self.changes.pods.insert(ObjectName::new(&*id.namespace, &*id.name));
             }
             Kind::ServiceAccount | Kind::ReferenceGrant => {}
             Kind::ClusterAccessRule => self.dirty.extend(self.parts.namespaces().cloned()),
@@ -130,26 +132,30 @@ impl Compiler {
                 self.dirty.insert(id.namespace.clone());
             }
         }
+        if self.base.is_none() || self.changes.are_many() {
+            self.base = None;
+            self.changes = Changes::default();
+        }
     }
 
     /// What is where now; marks the namespaces whose rules see a difference.
     fn base(&mut self) -> Arc<Base> {
-        let changed = std::mem::take(&mut self.pods);
-        let sliced = std::mem::take(&mut self.sliced);
+        let changes = std::mem::take(&mut self.changes);
         if let Some(base) = &self.base {
-            if changed.is_empty() && sliced.is_empty() {
+            if changes.is_empty() {
                 return Arc::clone(base);
             }
-            let after = (changed.len() + sliced.len() <= MOST_CHANGES)
-                .then(|| base.after(&changed, sliced, &self.index, &self.settings, self.node.as_deref()))
-                .flatten();
-            if let Some(after) = after {
+            if let Some(after) = base.after(&changes, &self.index, &self.settings, self.node.as_deref()) {
                 if after.here {
                     self.dirty.extend(base.local.keys().chain(after.base.local.keys()).cloned());
                 }
-                if !changed.is_empty() {
+                if after.pods {
                     self.dirty.extend(self.parts.followers().cloned());
                 }
+                if after.labels {
+                    self.dirty.extend(self.parts.label_followers().cloned());
+                }
+                self.dirty.extend(changes.namespaces);
                 let base = Arc::new(after.base);
                 self.base = Some(Arc::clone(&base));
                 return base;
@@ -160,9 +166,8 @@ impl Compiler {
         self.parts = Parts::default();
         self.dirty = base.local.keys().chain(base.namespaces.keys()).cloned().collect();
         // Namespaces of which only rules are known.
-        let kinds = self.index.ids().filter(|id| id.kind != Kind::Pod && id.kind.namespaced());
         let mut last = "";
-        for id in kinds {
+        for id in self.index.ids().filter(|id| id.kind.is_rule() && id.kind.namespaced()) {
             if id.namespace != last {
                 last = &id.namespace;
                 self.dirty.insert(id.namespace.clone());
@@ -178,6 +183,11 @@ impl Compiler {
         self.dirty.extend(self.parts.expired(now).cloned());
         let rules = Rules { index: &self.index, base: &base, settings: &self.settings, now };
         for namespace in std::mem::take(&mut self.dirty) {
+            let known = base.local.contains_key(&namespace) || base.namespaces.contains_key(&namespace);
+            if !known && !self.index.has_rules(&namespace) {
+                self.parts.remove(&namespace);
+                continue;
+            }
             let part = NamespacePart::of(&rules, &namespace);
             self.parts.insert(namespace, part);
         }

@@ -52,6 +52,8 @@ pub(crate) struct NamespacePart {
     pub(crate) next_expiry: Option<i64>,
     /// Whether a rule is about where identities are: it follows the pods of the whole cluster.
     pub(crate) follows_pods: bool,
+    /// Whether a rule is about whom namespaces' labels pick: it follows those of the whole cluster.
+    pub(crate) follows_labels: bool,
 }
 
 impl NamespacePart {
@@ -218,7 +220,7 @@ impl NamespacePart {
 
     fn access<'a>(&mut self, rules: &Rules<'a>, namespace: &'a str, it: &mut InNamespace<'a>) {
         let none = BTreeMap::new();
-        let labels = rules.base.namespaces.get(namespace).map_or(&none, |meta| &meta.labels);
+        let labels = rules.base.namespaces.get(namespace).map_or(&none, |meta| &*meta.labels);
         let own = rules.index.of_kind(Kind::AccessRule, namespace);
         for resource in own.chain(rules.index.of_kind(Kind::ClusterAccessRule, "")) {
             let Resource::AccessRule(rule) = resource else { continue };
@@ -235,8 +237,14 @@ impl NamespacePart {
                 }
                 None => {}
             }
-            if let Some(Direction::Outbound(destinations)) = rule.spec.as_ref().map(|spec| &spec.direction) {
-                self.follows_pods |= destinations.iter().any(|it| !it.identities.is_empty());
+            match rule.spec.as_ref().map(|spec| &spec.direction) {
+                Some(Direction::Outbound(destinations)) => {
+                    self.follows_pods |= destinations.iter().any(|it| !it.identities.is_empty());
+                }
+                Some(Direction::Inbound(peers)) => {
+                    self.follows_labels |= peers.iter().any(|it| it.namespaces.is_some());
+                }
+                None => {}
             }
             it.access.push(rule);
         }

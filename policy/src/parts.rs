@@ -20,6 +20,7 @@ pub(crate) struct Parts {
     users: BTreeMap<(Kind, ObjectName), BTreeSet<String>>,
     expiries: BTreeSet<(i64, String)>,
     followers: BTreeSet<String>,
+    label_followers: BTreeSet<String>,
     /// Those with something wrong in them.
     troubled: BTreeSet<String>,
 }
@@ -29,31 +30,38 @@ impl Parts {
         self.by_namespace.get(namespace)
     }
 
-    pub(crate) fn insert(&mut self, namespace: String, part: NamespacePart) {
-        if let Some(old) = self.by_namespace.remove(&namespace) {
-            for reference in &old.references {
-                if let Some(users) = self.users.get_mut(reference) {
-                    users.remove(&namespace);
-                    if users.is_empty() {
-                        self.users.remove(reference);
-                    }
+    /// Takes a namespace out of which nothing is known any more.
+    pub(crate) fn remove(&mut self, namespace: &str) {
+        let Some(old) = self.by_namespace.remove(namespace) else { return };
+        for reference in &old.references {
+            if let Some(users) = self.users.get_mut(reference) {
+                users.remove(namespace);
+                if users.is_empty() {
+                    self.users.remove(reference);
                 }
             }
-            if let Some(at) = old.next_expiry {
-                self.expiries.remove(&(at, namespace.clone()));
-            }
         }
+        if let Some(at) = old.next_expiry {
+            self.expiries.remove(&(at, namespace.to_owned()));
+        }
+        for set in [&mut self.followers, &mut self.label_followers, &mut self.troubled] {
+            set.remove(namespace);
+        }
+    }
+
+    pub(crate) fn insert(&mut self, namespace: String, part: NamespacePart) {
+        self.remove(&namespace);
         for reference in &part.references {
             self.users.entry(reference.clone()).or_default().insert(namespace.clone());
         }
         self.expiries.extend(part.next_expiry.map(|at| (at, namespace.clone())));
-        for (set, holds) in
-            [(&mut self.followers, part.follows_pods), (&mut self.troubled, !part.problems.is_empty())]
-        {
+        for (set, holds) in [
+            (&mut self.followers, part.follows_pods),
+            (&mut self.label_followers, part.follows_labels),
+            (&mut self.troubled, !part.problems.is_empty()),
+        ] {
             if holds {
                 set.insert(namespace.clone());
-            } else {
-                set.remove(&namespace);
             }
         }
         self.by_namespace.insert(namespace, Arc::new(part));
@@ -71,6 +79,11 @@ impl Parts {
     /// Those whose rules are about where identities are.
     pub(crate) fn followers(&self) -> impl Iterator<Item = &String> {
         self.followers.iter()
+    }
+
+    /// Those whose rules are about whom namespaces' labels pick.
+    pub(crate) fn label_followers(&self) -> impl Iterator<Item = &String> {
+        self.label_followers.iter()
     }
 
     /// Those with a rule that expires up to then.

@@ -48,7 +48,7 @@ impl References for Rules<'_> {
         self.index.get(kind, name).is_some()
     }
     fn namespaces(&self) -> Vec<(&str, &BTreeMap<String, String>)> {
-        self.base.namespaces.iter().map(|(name, meta)| (&**name, &meta.labels)).collect()
+        self.base.namespaces.iter().map(|(name, meta)| (&**name, &*meta.labels)).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
+    sync::Arc,
 };
 
 use foldhash::fast::RandomState;
@@ -66,7 +67,7 @@ pub struct WorkloadInfo {
     /// Its probes, which pass from the kubelet's own sockets only.
     pub probes: Vec<Probe>,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
 }
 
 impl WorkloadInfo {
@@ -218,7 +219,7 @@ pub(crate) fn workload<'a>(
         standing,
         identity,
         probes: pod.probes.clone(),
-        labels: meta.labels.clone(),
+        labels: Arc::clone(&meta.labels),
     }
 }
 

@@ -69,8 +69,11 @@ fn follow(it: &mut Compiler, what: &str) -> bool {
         }
         assert_eq!(followed.pod(&info.namespace, &info.name), Some(info), "{what}");
     }
-    // Namespaces are read again only where everything is.
-    Arc::ptr_eq(&before.namespaces, &it.base.as_ref().unwrap().namespaces)
+    for address in anew.tables.services.keys().map(|key| key.address) {
+        assert_eq!(followed.service(&address), anew.service(&address), "{what}");
+    }
+    // Networks are worked out again only where everything is.
+    it.base.as_ref().is_some_and(|now| Arc::ptr_eq(&before.networks, &now.networks))
 }
 
 #[test]
@@ -88,7 +91,7 @@ fn pods_that_come_go_and_change_are_followed_one_by_one() {
             ("elsewhere", |pod| pod.addresses = vec![IpAddr::from([10, 1, 1, 1])]),
             ("without an address", |pod| pod.addresses.clear()),
             ("finished", |pod| pod.finished = true),
-            ("other labels", |pod| pod.meta.labels.clear()),
+            ("other labels", |pod| pod.meta.labels = Arc::default()),
             ("another account", |pod| pod.service_account = "other".to_owned()),
             ("not meshed", |pod| {
                 pod.meta.annotations.insert("heddle.io/mesh".to_owned(), "disabled".to_owned());
@@ -166,6 +169,163 @@ fn slices_that_come_go_and_change_are_followed_one_by_one() {
     step(&mut it, "one of a Service that is not there");
     // Both ports of `web`, and eight of the DNS.
     assert_eq!(counts, [12, 14, 15, 14, 13, 13, 14, 13, 12, selected, selected]);
+}
+
+fn apply(it: &mut Compiler, text: &str) {
+    let parsed = parse_file("later", text);
+    assert!(!parsed.has_errors(), "{:?}", parsed.problems);
+    parsed.resources.into_iter().for_each(|resource| it.apply(resource));
+}
+
+fn service(name: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, spec: {{{spec}}}}}\n---\n"
+    )
+}
+
+#[test]
+fn services_that_come_go_and_stand_elsewhere_are_followed_one_by_one() {
+    let mut it = compiler();
+    let id = |name: &str| ResourceId { kind: Kind::Service, namespace: "shop".into(), name: name.into() };
+    let (web, ports) = ("selector: {app: web}", "ports: [{port: 80}, {port: 53, protocol: UDP}]");
+    let at = |address: u8, more: &str| format!("clusterIP: 10.96.0.{address}, {ports}{more}");
+    let mut counts = Vec::new();
+    let mut step = |it: &mut Compiler, what: &str| {
+        assert!(follow(it, what), "{what} works out everything");
+        let base = it.base.as_ref().unwrap();
+        counts.push((base.services.len(), base.backends.len()));
+    };
+    step(&mut it, "as it was");
+    apply(&mut it, &service("a", &(at(0, ", ") + web)));
+    step(&mut it, "one before all others");
+    apply(&mut it, &service("z", &(at(99, ", ") + web)));
+    step(&mut it, "one after all others");
+    apply(&mut it, &service("a", &at(0, "")));
+    step(&mut it, "one that selects nobody any more, which is told");
+    apply(&mut it, &service("a", &(at(50, ", ") + web)));
+    step(&mut it, "one at another address");
+    apply(&mut it, &service("a", &format!("clusterIP: 10.96.0.50, {web}, ports: [{{port: 81}}]")));
+    step(&mut it, "other ports");
+    apply(&mut it, &service("a", &(at(99, ", ") + web)));
+    apply(&mut it, &service("z", &(at(50, ", ") + web)));
+    step(&mut it, "two that change places");
+    apply(&mut it, &slice_of("z"));
+    step(&mut it, "a slice");
+    apply(&mut it, &service("a", &format!("clusterIP: None, {web}, {ports}")));
+    step(&mut it, "headless");
+    apply(&mut it, &(service("b", &at(98, ""))));
+    step(&mut it, "one that leads nowhere");
+    ["a", "b", "z"].iter().for_each(|name| it.remove(&id(name)));
+    step(&mut it, "all gone");
+    apply(&mut it, &service("b", &(at(98, ", ") + web)));
+    it.remove(&id("b"));
+    step(&mut it, "come and gone");
+    assert_eq!(counts[0], counts[10]);
+    assert_eq!((counts[1].0, counts[1].1), (counts[0].0 + 3, counts[0].1 + 2 * (counts[0].1 - 8) / 2));
+
+    // What touches others.
+    apply(&mut it, &service("c", &(at(1, ", ") + web)));
+    assert!(!follow(&mut it, "another's address"));
+    apply(&mut it, &service("c", &(at(97, ", ") + web)));
+    assert!(!follow(&mut it, "no longer another's"));
+    apply(&mut it, &service("c", "clusterIP: 10.1.0.5, ports: [{port: 80}]"));
+    assert!(!follow(&mut it, "a pod's address"));
+    it.remove(&id("c"));
+    assert!(!follow(&mut it, "no longer a pod's"));
+    let named = slice_of("web")
+        .replace("10.1.0.0", "10.96.0.77")
+        .replace(", targetRef: {kind: Pod, name: p0, uid: u0}", "");
+    apply(&mut it, &named);
+    assert!(follow(&mut it, "an endpoint outside"));
+    apply(&mut it, &service("c", &(at(77, ", ") + web)));
+    assert!(!follow(&mut it, "the address of an endpoint"));
+    let dns = RULES.split("---").find(|it| it.contains("kube-dns")).unwrap();
+    apply(&mut it, &dns.replace("port: 53", "port: 54"));
+    assert!(!follow(&mut it, "the cluster's DNS"));
+}
+
+fn slice_of(service: &str) -> String {
+    format!(
+        "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: of-{service}, namespace: shop, \
+         labels: {{kubernetes.io/service-name: {service}}}}}, addressType: IPv4, endpoints: \
+         [{{addresses: [10.1.0.0], targetRef: {{kind: Pod, name: p0, uid: u0}}}}], ports: [{{port: 8080}}]}}"
+    )
+}
+
+fn namespace(name: &str, labels: &str, annotations: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {{{labels}}}, annotations: {{{annotations}}}}}}}\n---\n"
+    )
+}
+
+#[test]
+fn namespaces_that_change_are_followed_with_the_pods_that_they_concern() {
+    let mut it = compiler();
+    let mesh = "heddle.io/mesh: enabled";
+    let open = format!("{mesh}, config.linkerd.io/default-inbound-policy: all-unauthenticated");
+    let from = Kind::Namespace;
+    let id = |name: &str| ResourceId { kind: from, namespace: String::new(), name: name.into() };
+    apply(
+        &mut it,
+        "{apiVersion: heddle.io/v1alpha1, kind: ClusterAccessRule, metadata: {name: all}, spec: {action: Allow, \
+         namespaceSelector: {}, from: [{namespaceSelector: {matchLabels: {team: a}}}]}}",
+    );
+    assert!(follow(&mut it, "a rule about labels"));
+    let answer = |it: &mut Compiler, port: u16| {
+        let compiled = it.compile(0);
+        let client = crate::ClientIdentity::Mesh {
+            dns: Some("web.ops.serviceaccount.identity.linkerd.cluster.local".to_owned()),
+            spiffe: None,
+        };
+        let (address, server) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([10, 1, 0, 0]).into());
+        compiled.decide(&crate::Connection { client: &client, address, server, port }).allowed()
+    };
+    assert!(!answer(&mut it, 9));
+    apply(&mut it, &namespace("shop", "", &open));
+    assert!(follow(&mut it, "a default policy") && answer(&mut it, 9));
+    apply(&mut it, &namespace("shop", "", mesh));
+    assert!(follow(&mut it, "and back") && !answer(&mut it, 9));
+    apply(&mut it, &namespace("ops", "team: a", ""));
+    assert!(follow(&mut it, "one that a rule picks by its labels") && answer(&mut it, 9));
+    apply(&mut it, &namespace("ops", "team: b", ""));
+    assert!(follow(&mut it, "other labels") && !answer(&mut it, 9));
+    apply(&mut it, &namespace("ops", "team: a", ""));
+    it.remove(&id("ops"));
+    assert!(follow(&mut it, "gone") && !answer(&mut it, 9));
+    // What cannot be read is told of every pod.
+    apply(&mut it, &namespace("shop", "", "heddle.io/mesh: perhaps"));
+    assert!(follow(&mut it, "an annotation that cannot be read"));
+    assert!(it.compile(0).problems.iter().any(|it| it.reason.contains("counts as enabled")));
+    apply(&mut it, &namespace("shop", "", mesh));
+    assert!(follow(&mut it, "and that can"));
+    let mut host = pod(1);
+    (host.meta.name, host.host_network) = ("host".to_owned(), true);
+    it.apply(Resource::Pod(host));
+    assert!(!follow(&mut it, "one on the node's network"));
+    // All of its identities go.
+    apply(&mut it, &namespace("shop", "", "heddle.io/mesh: disabled"));
+    assert!(!follow(&mut it, "meshed no more"));
+    it.remove(&id("shop"));
+    assert!(follow(&mut it, "gone, which is the same to its pods"));
+    apply(&mut it, &namespace("shop", "", mesh));
+    assert!(!follow(&mut it, "meshed again"));
+}
+
+#[test]
+fn a_pod_shares_its_labels_with_the_pod_beside_it() {
+    let it = compiler();
+    let labels = |number: u8| {
+        let name =
+            ObjectName::new(if number % 5 == 3 { "kube-system" } else { "shop" }, format!("p{number}"));
+        match it.index.get(Kind::Pod, &name) {
+            Some(Resource::Pod(pod)) => Arc::clone(&pod.meta.labels),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(Arc::ptr_eq(&labels(0), &labels(1)) && Arc::ptr_eq(&labels(3), &labels(8)));
+    assert!(!Arc::ptr_eq(&labels(1), &labels(2)), "the control: others");
+    let info = it.base.as_ref().unwrap().pod("shop", "p0").unwrap();
+    assert!(Arc::ptr_eq(&info.labels, &labels(0)));
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn of_rule(rule: &AccessRule, index: &Index, compiled: &Compiled) -> Found {
     };
     let none = std::collections::BTreeMap::new();
     let servers = nodes(Box::new(|pod| {
-        let labels = compiled.base.namespaces.get(&*pod.meta.namespace).map_or(&none, |meta| &meta.labels);
+        let labels = compiled.base.namespaces.get(&*pod.meta.namespace).map_or(&none, |meta| &*meta.labels);
         rule.is_about_namespace(&pod.meta.namespace, labels) && spec.pods.matches(&pod.meta.labels)
     }));
     let clients = nodes(Box::new(|pod| peers.iter().any(|peer| names(peer, pod, compiled))));

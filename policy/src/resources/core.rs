@@ -34,7 +34,7 @@ pub(super) fn meta(source: &Source, from: ObjectMeta, namespaced: bool) -> Meta 
         namespace,
         name: from.name.unwrap_or_default(),
         uid: from.uid.unwrap_or_default(),
-        labels: from.labels.unwrap_or_default(),
+        labels: Arc::new(from.labels.unwrap_or_default()),
         annotations: from.annotations.unwrap_or_default(),
         created: from.creation_timestamp.map(|time| time.0.as_microsecond()),
         deleting: from.deletion_timestamp.is_some(),

@@ -37,6 +37,45 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub(crate) const ALL: [Self; 21] = [
+        Self::Namespace,
+        Self::ServiceAccount,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Server,
+        Self::AuthorizationPolicy,
+        Self::MeshTlsAuthentication,
+        Self::NetworkAuthentication,
+        Self::LinkerdHttpRoute,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
+        Self::HttpLocalRateLimitPolicy,
+        Self::ServerAuthorization,
+        Self::EgressNetwork,
+        Self::ExternalWorkload,
+        Self::ReferenceGrant,
+        Self::AccessRule,
+        Self::ClusterAccessRule,
+    ];
+
+    /// Whether its resources say who may do what, and not what there is.
+    pub(crate) const fn is_rule(self) -> bool {
+        !matches!(
+            self,
+            Self::Namespace
+                | Self::ServiceAccount
+                | Self::Pod
+                | Self::Service
+                | Self::EndpointSlice
+                | Self::ExternalWorkload
+                | Self::ReferenceGrant
+        )
+    }
+
     /// Whether its resources belong to a namespace.
     pub const fn namespaced(self) -> bool {
         !matches!(self, Self::Namespace | Self::ClusterAccessRule)
@@ -122,8 +161,8 @@ pub struct Meta {
     pub name: String,
     /// The API server's id of this very object; empty where a manifest has none.
     pub uid: String,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
+    /// Labels: whoever has the same shares them, as the pods of a workload do.
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
     /// Microseconds since 1970; unknown counts as younger than any.

@@ -564,6 +564,33 @@ fn the_order_of_events_makes_no_difference() {
 }
 
 #[test]
+fn what_is_followed_change_by_change_is_what_is_worked_out_anew() {
+    for seed in 0..60 {
+        let mut random = Random(seed);
+        let scene = Scene::new(seed, &mut random);
+        // What else the same names could be, and more of them.
+        let others: Vec<Scene> = (1..4).map(|more| Scene::new(seed + more * 1000, &mut random)).collect();
+        let mut compiler = Compiler::new(scene.settings.clone(), Some(NODE.to_owned()));
+        scene.resources.iter().for_each(|resource| compiler.apply(resource.clone()));
+        compiler.compile(NOW);
+        for turn in 0..40 {
+            for _ in 0..=random.below(2) {
+                if random.chance(30) {
+                    compiler.remove(&random.pick(&scene.resources).id());
+                } else {
+                    let from = if random.chance(50) { &scene } else { random.pick(&others) };
+                    compiler.apply(random.pick(&from.resources).clone());
+                }
+            }
+            let followed = compiler.compile(NOW);
+            let anew = compiler.index().compile_at(&scene.settings, NODE, NOW);
+            assert_eq!(anew.tables, followed.tables, "seed {seed}, turn {turn}");
+            assert_eq!(anew.problems, followed.problems, "seed {seed}, turn {turn}");
+        }
+    }
+}
+
+#[test]
 fn tables_hold_together() {
     for seed in 0..300 {
         let mut random = Random(seed);

@@ -155,7 +155,7 @@ fn annotations(random: &mut Random, mesh: usize) -> BTreeMap<String, String> {
 fn pod(random: &mut Random, name: String) -> Pod {
     let namespace = *random.pick(&NAMESPACES);
     let mut meta = meta(random, namespace, name);
-    meta.labels = labels(random);
+    meta.labels = Arc::new(labels(random));
     meta.annotations = annotations(random, 70);
     meta.uid = random.below(1000).to_string();
     meta.deleting = random.chance(5);
@@ -226,7 +226,7 @@ fn server(random: &mut Random, name: String) -> Server {
     ]);
     let access = if random.chance(70) { DefaultPolicy::Deny } else { *random.pick(&DefaultPolicy::ALL) };
     let mut meta = meta(random, namespace, name);
-    meta.labels = labels(random);
+    meta.labels = Arc::new(labels(random));
     Server { meta, scope, port, protocol, access, readable }
 }
 
@@ -551,7 +551,7 @@ pub fn cluster(random: &mut Random) -> Vec<Resource> {
         if random.chance(80) {
             let mut meta = meta(random, "", namespace);
             meta.annotations = annotations(random, 60);
-            meta.labels = labels(random);
+            meta.labels = Arc::new(labels(random));
             all.push(Resource::Namespace(meta));
         }
     }

@@ -55,7 +55,8 @@ impl<'a> Reference<'a> {
 
     fn picks_namespace(&self, selector: &Selector, name: &str) -> bool {
         let meta = self.namespaces().into_iter().find(|meta| meta.name == name);
-        let mut labels: BTreeMap<String, String> = meta.map(|meta| meta.labels.clone()).unwrap_or_default();
+        let mut labels: BTreeMap<String, String> =
+            meta.map(|meta| (*meta.labels).clone()).unwrap_or_default();
         labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
         picks(selector, &labels)
     }

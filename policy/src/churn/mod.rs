@@ -1,6 +1,8 @@
-//! Pods and the endpoints of Services come and go all the time, so a change of some does not work out the others anew. Whatever would touch more than
-//! the pod itself (an address that somebody else claims, the first or last bearer of an identity, the cluster's DNS) is
-//! left to [`Base::of`], which looks at everything.
+//! Pods and the endpoints of Services come and go all the time, Services and namespaces' annotations change, so a change of some does not
+//! work out the others anew. Whatever would touch more than the pod or Service itself (an address that somebody else claims, the first or
+//! last bearer of an identity, the cluster's DNS) is left to [`Base::of`], which looks at everything.
+
+mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -24,37 +26,91 @@ use crate::{
     workloads::{Claims, Standing, WorkloadInfo, workload},
 };
 
-/// A base after some pods changed.
+/// Where more than this changed at once, working out everything is as quick.
+const MOST_CHANGES: usize = 1024;
+
+/// What changed of what is where.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) pods: BTreeSet<ObjectName>,
+    /// With the addresses that they had.
+    pub(crate) services: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
+    /// Services whose slices changed.
+    pub(crate) sliced: BTreeSet<ObjectName>,
+    pub(crate) namespaces: BTreeSet<String>,
+}
+
+impl Changes {
+    /// Marks where a resource stands that is about to change or to go.
+    pub(crate) fn leave(&mut self, resource: &Resource) {
+        match resource {
+            Resource::EndpointSlice(slice) => {
+                self.sliced.insert(ObjectName::new(&*slice.meta.namespace, &*slice.service));
+            }
+            Resource::Service(service) => {
+                let addresses = self.services.entry(service.meta.object_name()).or_default();
+                addresses.extend(&service.addresses);
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn len(&self) -> usize {
+        self.pods.len() + self.services.len() + self.sliced.len() + self.namespaces.len()
+    }
+
+    /// Whether they are so many that working out everything is as quick.
+    pub(crate) fn are_many(&self) -> bool {
+        self.len() > MOST_CHANGES
+    }
+}
+
+/// A base after some changes.
 pub(crate) struct Changed {
     pub(crate) base: Base,
     /// Whether a meshed pod of this node came or went: its clients are numbered anew.
     pub(crate) here: bool,
+    /// Whether any pod came, went or is something else now.
+    pub(crate) pods: bool,
+    /// Whether the labels of a namespace changed, or which there are.
+    pub(crate) labels: bool,
 }
 
 impl Base {
-    /// What is where after the pods of these names changed, and the slices of these Services. `None`: the change touches
-    /// more than they.
+    /// What is where after these changes. `None`: they touch more than themselves.
     pub(crate) fn after(
         &self,
-        changed: &BTreeSet<ObjectName>,
-        mut sliced: BTreeSet<ObjectName>,
+        changes: &Changes,
         index: &Index,
         settings: &ClusterSettings,
         node: Option<&str>,
     ) -> Option<Changed> {
-        let mut it = Changed { base: self.clone(), here: false };
-        let mut labels: BTreeMap<&str, Vec<BTreeMap<String, String>>> = BTreeMap::new();
+        let mut it = Changed { base: self.clone(), here: false, pods: false, labels: false };
+        let mut changed = changes.pods.clone();
+        for name in &changes.namespaces {
+            it.rename(name, index, settings, node, &mut changed);
+        }
+        it.pods = !changed.is_empty();
+        if changed.len() > MOST_CHANGES {
+            return None;
+        }
+        let mut sliced = changes.sliced.clone();
+        let mut labels: BTreeMap<&str, Vec<Arc<BTreeMap<String, String>>>> = BTreeMap::new();
         let mut identities: HashSet<u32> = HashSet::new();
-        for name in changed {
+        for name in &changed {
             if let Some(old) = self.pod(&name.namespace, &name.name) {
                 identities.extend(it.forget(old)?);
-                labels.entry(&*name.namespace).or_default().push(old.labels.clone());
+                labels.entry(&*name.namespace).or_default().push(Arc::clone(&old.labels));
             }
         }
-        for name in changed {
+        for name in &changed {
             if let Some(Resource::Pod(pod)) = index.get(Kind::Pod, name) {
                 it.learn(pod, settings, node)?;
-                labels.entry(&*name.namespace).or_default().push(pod.meta.labels.clone());
+                labels.entry(&*name.namespace).or_default().push(Arc::clone(&pod.meta.labels));
             }
         }
         // The last who had an identity: the others' numbers change.
@@ -84,6 +140,8 @@ impl Base {
                 }
             }
         }
+        it.base.resettle(&changes.services, index, settings)?;
+        sliced.extend(changes.services.keys().cloned());
         for name in sliced {
             if let Some(Resource::Service(service)) = index.get(Kind::Service, &name) {
                 it.base.lead(service, index, settings)?;
@@ -146,6 +204,56 @@ impl Base {
 }
 
 impl Changed {
+    /// Reads what is said of a namespace, and marks its pods to which that makes a difference.
+    fn rename(
+        &mut self,
+        name: &str,
+        index: &Index,
+        settings: &ClusterSettings,
+        node: Option<&str>,
+        changed: &mut BTreeSet<ObjectName>,
+    ) {
+        let base = &mut self.base;
+        let new = match index.get(Kind::Namespace, &ObjectName::new("", name)) {
+            Some(Resource::Namespace(meta)) => Some(meta),
+            _ => None,
+        };
+        let old = base.namespaces.get(name);
+        if old == new {
+            return;
+        }
+        self.labels |= old.map(|meta| &meta.labels) != new.map(|meta| &meta.labels);
+        let namespaces = Arc::make_mut(&mut base.namespaces);
+        match new {
+            Some(meta) => namespaces.insert(name.to_owned(), meta.clone()),
+            None => namespaces.remove(name),
+        };
+        let mut names = HashMap::default();
+        for resource in index.of_kind(Kind::Pod, name) {
+            let Resource::Pod(pod) = resource else { continue };
+            let pod_name = pod.meta.object_name();
+            let Some(was) = base.pod(name, &pod.meta.name).filter(|_| !changed.contains(&pod_name)) else {
+                continue;
+            };
+            // Whoever claims an address, the namespace has nothing to do with it.
+            if was.standing == Standing::Contested {
+                continue;
+            }
+            let (claims, mut problems) = (Claims::default(), Vec::new());
+            let is = workload(pod, new, &claims, &settings.naming, node, &mut names, &mut problems);
+            if is != **was {
+                changed.insert(pod_name);
+            } else if base.pod_problems.get(&pod_name).map_or(&[][..], Vec::as_slice) != problems {
+                let all = Arc::make_mut(&mut base.pod_problems);
+                if problems.is_empty() {
+                    all.remove(&pod_name);
+                } else {
+                    all.insert(pod_name, problems);
+                }
+            }
+        }
+    }
+
     /// Takes a pod out; returns the number of its identity. `None`: others are what they are because of it.
     fn forget(&mut self, old: &Arc<WorkloadInfo>) -> Option<Option<u32>> {
         let base = &mut self.base;
