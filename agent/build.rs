@@ -10,7 +10,7 @@ fn main() {
 
 /// protox is the compiler: no protoc needs to be installed.
 fn protocols() {
-    const PROTOCOLS: [&str; 2] = ["proto/ca.proto", "proto/workload.proto"];
+    const PROTOCOLS: [&str; 3] = ["proto/ca.proto", "proto/spire.proto", "proto/workload.proto"];
     PROTOCOLS.iter().for_each(|file| println!("cargo:rerun-if-changed={file}"));
     let parsed = protox::compile(PROTOCOLS, ["proto"]).unwrap_or_else(|error| panic!("{error}"));
     tonic_prost_build::configure()

@@ -18,12 +18,14 @@ use time::OffsetDateTime;
 
 mod ceremony;
 mod folder;
+mod given;
 mod keys;
 mod ledger;
 mod request;
 mod revoke;
 
 pub use ceremony::{Made, intermediate, offline_root};
+pub use given::GivenKey;
 pub use keys::{IssuerFiles, IssuerKeys};
 pub use ledger::KeyLedger;
 use request::Bears;
@@ -147,6 +149,8 @@ pub enum IssueError {
 pub struct Issued {
     /// The certificate, then its intermediates, without the root.
     pub chain: Vec<CertificateDer<'static>>,
+    /// The key that it is for, where the issuer makes keys itself; `None`: it is for the key of the request.
+    pub key: Option<GivenKey>,
 }
 
 /// An issuing key with its certificate.
@@ -287,7 +291,8 @@ impl Authority {
             .signed_by(&public_key, &self.issuer)
             .map_err(|error| IssueError::Unable(error.to_string()))?;
         let leaf = CertificateDer::from(certificate);
-        Ok(Issued { chain: [leaf].into_iter().chain(self.intermediates.iter().cloned()).collect() })
+        let chain = [leaf].into_iter().chain(self.intermediates.iter().cloned()).collect();
+        Ok(Issued { chain, key: None })
     }
 }
 

@@ -44,13 +44,17 @@ impl FreshKey {
         Zeroizing::new(self.0.serialize_der())
     }
 
-    /// Joins the key with its certificate; rustls checks that they belong together and wipes the copy that it is handed.
+    /// Joins the key with its certificate, or the one that was given with it where the issuer makes keys; rustls checks that they belong together and wipes the copy that it is handed.
     pub(crate) fn certified(
         self,
         issued: Issued,
         provider: &CryptoProvider,
     ) -> Result<CertifiedKey, rustls::Error> {
-        let der = PrivatePkcs8KeyDer::from(self.0.serialize_der());
+        let der = match issued.key {
+            Some(given) => given.into_pkcs8(),
+            None => self.0.serialize_der(),
+        };
+        let der = PrivatePkcs8KeyDer::from(der);
         CertifiedKey::from_der(issued.chain, der.into(), provider)
     }
 }

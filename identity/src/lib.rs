@@ -33,13 +33,13 @@ pub mod trust;
 mod testing;
 
 pub use authority::{
-    Authority, AuthorityError, AuthoritySettings, CertificateRequest, IssueError, Issued, IssuerFiles,
-    IssuerKeys, KeyLedger, RequestError,
+    Authority, AuthorityError, AuthoritySettings, CertificateRequest, GivenKey, IssueError, Issued,
+    IssuerFiles, IssuerKeys, KeyLedger, RequestError,
 };
 pub use crypto::{Module, check_module, module, provider};
 pub use inspect::{anchor_of, fingerprint, pem};
 pub use names::{IdentityName, IdentityNaming, NameError};
-pub use profile::{CertificateFacts, PeerNameError, peer_identity};
+pub use profile::{CertificateFacts, PeerIdentity, PeerNameError, Profile, peer_identity};
 pub use revocation::{ListError, lists_from_pem};
 pub use store::{
     CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, is_set_back,
@@ -50,4 +50,4 @@ pub use tls::{
     ALPN, AuthorityServer, Client, HandshakeFault, Peer, PeerFault, Standing, Standings, TlsSettings,
     authority_client, confirm, verify_chain,
 };
-pub use trust::{FederationError, Trust, TrustError, anchors_from_pem};
+pub use trust::{FederationError, Trust, TrustError, anchors_from_der, anchors_from_pem};

@@ -78,26 +78,60 @@ pub enum Side {
     Client,
 }
 
+/// Who makes the certificates of a trust domain, and so what they look like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Heddle: exactly one DNS name and one URI name, and no subject.
+    #[default]
+    Heddle,
+    /// SPIRE: a subject, which names nobody, and the DNS name only where the entry has it.
+    Spire,
+}
+
+/// The identity that a peer's certificate bears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerIdentity {
+    /// In both forms.
+    Whole(IdentityName),
+    /// In its SPIFFE form alone: nobody can ask for it by name, so that it serves a client alone, and what allows must
+    /// name it whole.
+    SpiffeAlone(IdentityName),
+}
+
+impl PeerIdentity {
+    /// Who it is.
+    pub const fn name(&self) -> &IdentityName {
+        match self {
+            Self::Whole(name) | Self::SpiffeAlone(name) => name,
+        }
+    }
+}
+
 /// The names that a certificate bears, as they stand in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Names {
-    dns: String,
+    /// `None`: it bears the URI name alone.
+    dns: Option<String>,
     uri: String,
 }
 
 impl Names {
-    /// The one identity of `naming` that both names spell.
-    pub(crate) fn identity(&self, naming: &IdentityNaming) -> Result<IdentityName, PeerNameError> {
+    /// The one identity of `naming` that every name spells.
+    pub(crate) fn identity(&self, naming: &IdentityNaming) -> Result<PeerIdentity, PeerNameError> {
         let no_identity = |name: &str| {
             let name = name.to_owned();
             |error| PeerNameError::NotAnIdentity { name, error }
         };
-        let by_dns = naming.parse_dns(&self.dns).map_err(no_identity(&self.dns))?;
+        let by_dns = self.dns.as_deref().map(|dns| naming.parse_dns(dns).map_err(no_identity(dns)));
+        let by_dns = by_dns.transpose()?;
         let by_uri = naming.parse_spiffe(&self.uri).map_err(no_identity(&self.uri))?;
-        if by_dns != by_uri {
-            return Err(PeerNameError::TwoIdentities { dns: self.dns.clone(), uri: self.uri.clone() });
+        match by_dns {
+            None => Ok(PeerIdentity::SpiffeAlone(by_uri)),
+            Some(by_dns) if by_dns == by_uri => Ok(PeerIdentity::Whole(by_dns)),
+            Some(by_dns) => {
+                Err(PeerNameError::TwoIdentities { dns: by_dns.dns().to_owned(), uri: self.uri.clone() })
+            }
         }
-        Ok(by_dns)
     }
 }
 
@@ -149,9 +183,9 @@ pub(crate) fn claimed_domain(der: &CertificateDer<'_>) -> Option<String> {
 }
 
 /// Holds a leaf against the profile and gives its names.
-pub(crate) fn leaf(der: &CertificateDer<'_>, side: Side) -> Result<Names, PeerNameError> {
+pub(crate) fn leaf(der: &CertificateDer<'_>, side: Side, profile: Profile) -> Result<Names, PeerNameError> {
     let certificate = parse(der)?;
-    let names = names(&certificate)?;
+    let names = names(&certificate, profile)?;
     usages(&certificate, side)?;
     Ok(names)
 }
@@ -160,6 +194,7 @@ pub(crate) fn leaf(der: &CertificateDer<'_>, side: Side) -> Result<Names, PeerNa
 /// for both sides.
 pub(crate) fn svid(der: &CertificateDer<'_>, identity: &IdentityName) -> Result<(), PeerNameError> {
     let certificate = parse(der)?;
+    no_subject(&certificate)?;
     match alternative_names(&certificate)? {
         [GeneralName::URI(uri)] if *uri == identity.spiffe() => {}
         other => return Err(counted(other)),
@@ -191,23 +226,43 @@ fn usages(certificate: &X509Certificate<'_>, side: Side) -> Result<(), PeerNameE
     }
 }
 
-fn names(certificate: &X509Certificate<'_>) -> Result<Names, PeerNameError> {
-    match alternative_names(certificate)? {
-        [GeneralName::DNSName(dns), GeneralName::URI(uri)]
-        | [GeneralName::URI(uri), GeneralName::DNSName(dns)] => {
-            Ok(Names { dns: (*dns).to_owned(), uri: (*uri).to_owned() })
-        }
-        other => Err(counted(other)),
+fn names(certificate: &X509Certificate<'_>, profile: Profile) -> Result<Names, PeerNameError> {
+    let names = match (alternative_names(certificate)?, profile) {
+        (
+            [GeneralName::DNSName(dns), GeneralName::URI(uri)]
+            | [GeneralName::URI(uri), GeneralName::DNSName(dns)],
+            _,
+        ) => Names { dns: Some((*dns).to_owned()), uri: (*uri).to_owned() },
+        ([GeneralName::URI(uri)], Profile::Spire) => Names { dns: None, uri: (*uri).to_owned() },
+        (other, _) => return Err(counted(other)),
+    };
+    match profile {
+        Profile::Heddle => no_subject(certificate)?,
+        Profile::Spire => common_name_is(certificate, names.dns.as_deref())?,
+    }
+    Ok(names)
+}
+
+fn no_subject(certificate: &X509Certificate<'_>) -> Result<(), PeerNameError> {
+    match certificate.subject().iter_rdn().next() {
+        None => Ok(()),
+        Some(_) => Err(PeerNameError::Subject(certificate.subject().to_string())),
     }
 }
 
-/// The names of a certificate without a subject.
+/// A common name that is there says what the DNS name says, as SPIRE has it: nobody who reads that can take it for somebody
+/// else.
+fn common_name_is(certificate: &X509Certificate<'_>, dns: Option<&str>) -> Result<(), PeerNameError> {
+    let mut names = certificate.subject().iter_common_name();
+    if names.all(|name| dns.is_some() && name.as_str().ok() == dns) {
+        return Ok(());
+    }
+    Err(PeerNameError::Subject(certificate.subject().to_string()))
+}
+
 fn alternative_names<'a, 'b>(
     certificate: &'a X509Certificate<'b>,
 ) -> Result<&'a [GeneralName<'b>], PeerNameError> {
-    if certificate.subject().iter_rdn().next().is_some() {
-        return Err(PeerNameError::Subject(certificate.subject().to_string()));
-    }
     Ok(certificate
         .subject_alternative_name()
         .map_err(|_| PeerNameError::Malformed("the alternative names stand in it twice or cannot be parsed"))?
@@ -278,6 +333,16 @@ pub(crate) fn not_after(certificates: &[CertificateDer<'_>]) -> Result<SystemTim
     CertificateFacts::of(certificates).map(|facts| facts.not_after)
 }
 
+/// The identity of a peer from the certificates of a *finished* handshake, the leaf first, by whoever makes them.
+pub(crate) fn identity_by(
+    profile: Profile,
+    naming: &IdentityNaming,
+    certificates: &[CertificateDer<'_>],
+) -> Result<PeerIdentity, PeerNameError> {
+    let leaf = certificates.first().ok_or(PeerNameError::NoCertificate)?;
+    names(&parse(leaf)?, profile)?.identity(naming)
+}
+
 /// The identity of a peer from the certificates of a *finished* handshake, the leaf first.
 ///
 /// Both TLS verifiers have held that leaf against the same profile; this reads the name again from what was verified.
@@ -288,6 +353,8 @@ pub fn peer_identity(
     naming: &IdentityNaming,
     certificates: &[CertificateDer<'_>],
 ) -> Result<IdentityName, PeerNameError> {
-    let leaf = certificates.first().ok_or(PeerNameError::NoCertificate)?;
-    names(&parse(leaf)?)?.identity(naming)
+    identity_by(Profile::Heddle, naming, certificates).map(|identity| identity.name().clone())
 }
+
+#[cfg(test)]
+mod tests;

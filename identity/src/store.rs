@@ -203,6 +203,21 @@ impl Store {
         self.changed.notify_one();
     }
 
+    /// Has the certificate of one identity renewed now.
+    pub fn renew(&self, identity: &IdentityName, now: SystemTime) {
+        if let Some(slot) = self.slots().by_identity.get_mut(identity) {
+            slot.due = now;
+        }
+        self.changed.notify_one();
+    }
+
+    /// Whose certificates are held.
+    pub fn held(&self) -> Vec<IdentityName> {
+        let slots = self.slots();
+        let held = slots.by_identity.iter().filter(|(_, slot)| slot.workload.strong_count() > 0);
+        held.map(|(identity, _)| identity.clone()).collect()
+    }
+
     /// Tells when another certificate is in force.
     pub fn renewals(&self) -> tokio::sync::watch::Receiver<u64> {
         self.renewals.subscribe()
@@ -258,8 +273,13 @@ impl Store {
     ) -> Result<(), RenewalError> {
         let Renewal { workload, key, .. } = renewal;
         let adopted = outcome.map_err(RenewalError::from).and_then(|issued| {
-            workload.adopt(key, issued, &self.trust, &self.tls, now).map_err(|problem| {
-                RenewalError::Unusable { identity: workload.identity().to_string(), problem }
+            // Whoever makes keys renews by itself, and gives what it has until then.
+            let kept = issued.key.as_ref().and_then(|_| workload.keeps(&issued, now));
+            let another = kept.is_none();
+            let adopted = kept.unwrap_or_else(|| workload.adopt(key, issued, &self.trust, &self.tls, now));
+            adopted.map(|not_after| (not_after, another)).map_err(|problem| RenewalError::Unusable {
+                identity: workload.identity().to_string(),
+                problem,
             })
         });
         let mut slots = self.slots();
@@ -270,11 +290,13 @@ impl Store {
         let Some(slot) = slot else { return adopted.map(|_| ()) };
         slot.decided = now;
         match adopted {
-            Ok(not_after) => {
+            Ok((not_after, another)) => {
                 slot.failures = 0;
                 slot.error.clear();
-                slot.renewed = Some(now);
-                self.renewals.send_modify(|renewals| *renewals += 1);
+                if another {
+                    slot.renewed = Some(now);
+                    self.renewals.send_modify(|renewals| *renewals += 1);
+                }
                 slot.due = self.settings.after_success(now, not_after);
                 Ok(())
             }

@@ -158,7 +158,7 @@ mod tests {
         let request = ask();
         let issued = stranger.authority.issue(request.request(), start()).unwrap();
         assert!(refused(request, issued).contains("invalid peer certificate"));
-        assert!(refused(ask(), Issued { chain: Vec::new() }).contains("no certificate"));
+        assert!(refused(ask(), Issued { chain: Vec::new(), key: None }).contains("no certificate"));
         // Another's name on the own key, whoever signed it.
         let (key, of_db) = FreshKey::with_svid_request(&db()).unwrap();
         let issued = issue(&of_db);

@@ -14,8 +14,8 @@ use rustls::{
 };
 
 use crate::{
-    Authority, AuthoritySettings, IdentityName, IdentityNaming, RenewalSettings, Store, TlsSettings, Trust,
-    Workload, authority, tls,
+    Authority, AuthoritySettings, IdentityName, IdentityNaming, Profile, RenewalSettings, Store, TlsSettings,
+    Trust, Workload, authority, tls,
 };
 
 /// 2026-01-01, to the second: certificates know no fractions.
@@ -82,6 +82,16 @@ impl Mesh {
         Self { authority, trust, store, tls, clock }
     }
 
+    /// One whose certificates SPIRE makes.
+    pub(crate) fn of_spire() -> Self {
+        let mesh = Self::new();
+        let trust = Trust::new(naming(), mesh.authority.anchors().to_vec(), Arc::clone(&mesh.tls.provider));
+        let trust = Arc::new(trust.unwrap().with_profile(Profile::Spire));
+        let renewal = RenewalSettings { random: || 0.0, ..RenewalSettings::default() };
+        let store = Store::new(Arc::clone(&trust), mesh.tls.clone(), renewal);
+        Self { trust, store, ..mesh }
+    }
+
     /// Renews whatever is due, with the authority at hand.
     pub(crate) fn renew(&self, now: SystemTime) -> usize {
         let due = self.store.due(now, 100);
@@ -106,12 +116,21 @@ impl Mesh {
         identity: &IdentityName,
         change: impl FnOnce(&mut CertificateParams),
     ) -> Arc<CertifiedKey> {
+        let (leaf, key) = self.forge_with_key(identity, change);
+        self.certified(vec![leaf], &key)
+    }
+
+    /// The same, with its key.
+    pub(crate) fn forge_with_key(
+        &self,
+        identity: &IdentityName,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (CertificateDer<'static>, KeyPair) {
         let day = hours(24.0);
         let mut params = authority::leaf_params(identity, start(), start() + day).unwrap();
         change(&mut params);
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let leaf = self.authority.sign_anything(&params, &key);
-        self.certified(vec![leaf], &key)
+        (self.authority.sign_anything(&params, &key), key)
     }
 
     pub(crate) fn certified(&self, chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<CertifiedKey> {

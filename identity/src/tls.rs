@@ -29,7 +29,7 @@ pub use standing::{Standing, Standings};
 use crate::{
     crypto::provider,
     names::{IdentityName, IdentityNaming},
-    profile::{self, peer_identity},
+    profile::{self, PeerIdentity, peer_identity},
     trust::Trust,
 };
 
@@ -105,20 +105,28 @@ pub(crate) fn server_name(
     ServerName::try_from(peer.dns().to_owned())
 }
 
-/// Holds an own certificate against what peers of both sides will demand of it.
+/// Holds the own certificate of `identity` against what peers will demand of it: of both sides, or, where it bears a SPIFFE
+/// name alone, of a client. Gives which.
 pub(crate) fn verify_as_peers_do(
     trust: &Arc<Trust>,
-    leaf: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    name: &ServerName<'_>,
-    now: UnixTime,
-) -> Result<(), String> {
+    chain: &[CertificateDer<'_>],
+    identity: &IdentityName,
+    now: SystemTime,
+) -> Result<PeerIdentity, String> {
+    let (leaf, intermediates) = chain.split_first().ok_or("there is no certificate")?;
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|error| error.to_string())?;
+    let at = UnixTime::since_unix_epoch(since);
     let text = |error: rustls::Error| HandshakeFault::connecting(&error).to_string();
-    let servers = verify::Servers::new(Arc::clone(trust));
-    servers.verify_server_cert(leaf, intermediates, name, &[], now).map_err(text)?;
+    let borne = trust.peer_identity(chain);
+    if !matches!(borne, Ok(PeerIdentity::SpiffeAlone(_))) {
+        let name = server_name(identity).map_err(|error| error.to_string())?;
+        let servers = verify::Servers::new(Arc::clone(trust));
+        servers.verify_server_cert(leaf, intermediates, &name, &[], at).map_err(text)?;
+    }
     let clients = verify::Clients::new(Arc::clone(trust));
-    clients.verify_client_cert(leaf, intermediates, now).map_err(text)?;
-    Ok(())
+    clients.verify_client_cert(leaf, intermediates, at).map_err(text)?;
+    let borne = borne.map_err(|error| error.to_string())?;
+    if borne.name() == identity { Ok(borne) } else { Err(format!("it is {}'s", borne.name())) }
 }
 
 /// Holds `chain` against what peers of both sides would demand of `identity` at `now`.
@@ -131,10 +139,12 @@ pub fn verify_chain(
     identity: &IdentityName,
     now: SystemTime,
 ) -> Result<(), String> {
-    let (leaf, intermediates) = chain.split_first().ok_or("there is no certificate")?;
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|error| error.to_string())?;
-    let name = server_name(identity).map_err(|error| error.to_string())?;
-    verify_as_peers_do(trust, leaf, intermediates, &name, UnixTime::since_unix_epoch(since))
+    match verify_as_peers_do(trust, chain, identity, now)? {
+        PeerIdentity::Whole(_) => Ok(()),
+        PeerIdentity::SpiffeAlone(_) => Err(format!(
+            "it bears the SPIFFE name alone: nobody can connect to it, and rules that allow it must name it whole; its entry must have the DNS name {identity}"
+        )),
+    }
 }
 
 /// Serves the own certificate to those alone who ask for the own name and speak the own protocol.

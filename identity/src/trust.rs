@@ -18,10 +18,11 @@ use rustls::{
 };
 
 use tokio::sync::watch;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use crate::{
     names::IdentityNaming,
-    profile,
+    profile::{self, Profile},
     revocation::{ListError, Lists},
 };
 
@@ -68,9 +69,26 @@ pub fn anchors_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Trus
     if anchors.is_empty() { Err(TrustError::Empty) } else { Ok(anchors) }
 }
 
+/// Reads anchors in DER, one after the other.
+///
+/// # Errors
+/// As [`anchors_from_pem`].
+pub fn anchors_from_der(mut der: &[u8]) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+    let mut anchors = Vec::new();
+    while !der.is_empty() {
+        let (rest, _) = X509Certificate::from_der(der)
+            .map_err(|_| TrustError::Anchor { index: anchors.len() + 1, problem: "not X.509".to_owned() })?;
+        let (anchor, rest) = der.split_at(der.len() - rest.len());
+        anchors.push(CertificateDer::from(anchor.to_vec()));
+        der = rest;
+    }
+    if anchors.is_empty() { Err(TrustError::Empty) } else { Ok(anchors) }
+}
+
 /// The anchors in force, for the identities of the own trust domain, and those of others for theirs.
 pub struct Trust {
     naming: IdentityNaming,
+    profile: Profile,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Bundle>,
     domains: ArcSwap<federation::Domains>,
@@ -120,6 +138,7 @@ impl Trust {
         let bundle = Bundle::new(anchors, &[], &provider, None)?;
         Ok(Self {
             naming,
+            profile: Profile::default(),
             provider,
             current: ArcSwap::from_pointee(bundle),
             domains: ArcSwap::default(),
@@ -127,6 +146,13 @@ impl Trust {
             own_generation: AtomicU64::new(1),
             changing: Mutex::default(),
         })
+    }
+
+    /// The same, where the own trust domain's certificates are made by somebody else than Heddle. Those of other trust
+    /// domains are believed in Heddle's profile alone.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        Self { profile, ..self }
     }
 
     /// Puts other anchors and revocation lists in force. Handshakes from now on use them; connections that stand are for their owner to end
@@ -196,6 +222,11 @@ impl Trust {
         &self.naming
     }
 
+    /// Who makes the own trust domain's certificates.
+    pub fn profile(&self) -> Profile {
+        self.profile
+    }
+
     pub(crate) fn bundle(&self) -> arc_swap::Guard<Arc<Bundle>> {
         self.current.load()
     }
@@ -232,5 +263,22 @@ impl Bundle {
             .map_err(unusable)?;
         let lists = Lists::new(lists, &anchors, provider.signature_verification_algorithms, before)?;
         Ok(Self { anchors, servers, clients, lists })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Mesh;
+
+    #[test]
+    fn anchors_in_der_stand_one_after_the_other() {
+        let (one, other) = (Mesh::new(), Mesh::new());
+        let both = [one.trust.anchors(), other.trust.anchors()].concat();
+        let bytes: Vec<u8> = both.iter().flat_map(|anchor| anchor.to_vec()).collect();
+        assert_eq!(anchors_from_der(&bytes).unwrap(), both);
+        for wrong in [&bytes[..0], &bytes[..bytes.len() - 1], &bytes[1..], b"no certificate"] {
+            anchors_from_der(wrong).unwrap_err();
+        }
     }
 }

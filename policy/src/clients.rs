@@ -15,6 +15,8 @@ pub enum ClientIdentity {
     /// It showed the certificate of a service account, whose names were read when the handshake ended, so that no decision
     /// about it has to. One of another trust domain's is judged by its names.
     Account(IdentityName),
+    /// It showed a certificate of a service account that bears the SPIFFE form alone: what allows must name it whole.
+    SpiffeAlone(IdentityName),
     /// It showed a certificate, which was verified, with these names.
     Mesh {
         /// The DNS form.
@@ -56,7 +58,7 @@ pub(crate) struct Presented<'a> {
     pub(crate) dns: &'a str,
     /// The SPIFFE form, where it is not a service account's of ours; empty: none.
     pub(crate) spiffe: &'a str,
-    /// It is another trust domain's: what allows must name it.
+    /// It is another trust domain's, or its certificate lacks the DNS form: what allows must name it.
     pub(crate) foreign: bool,
 }
 
@@ -195,6 +197,32 @@ mod tests {
                 other => panic!("{other:?}"),
             };
         assert!(foreign(&theirs) && !foreign(&ours));
+    }
+
+    /// Who shows the SPIFFE form alone is let in by rules that name it whole, in either form; what denies means it like anybody.
+    #[test]
+    fn a_spiffe_name_alone_is_let_in_by_its_whole_name_alone() {
+        let naming = IdentityNaming::default();
+        let name = naming.name("shop", "web").unwrap();
+        let (alone, whole) = (ClientIdentity::SpiffeAlone(name.clone()), ClientIdentity::from(&name));
+        let entries = [
+            (IdentityMatch::Spiffe(name.spiffe().to_owned()), true),
+            (IdentityMatch::Dns(name.dns().to_owned()), true),
+            (IdentityMatch::ServiceAccount(ObjectName::new("shop", "web")), true),
+            (IdentityMatch::ServiceAccount(ObjectName::new("shop", "db")), false),
+            (IdentityMatch::Any, false),
+            (IdentityMatch::Namespace("shop".to_owned()), false),
+            (IdentityMatch::Suffix(".shop.serviceaccount.identity.linkerd.cluster.local".to_owned()), false),
+        ];
+        for (entry, lets_in) in entries {
+            let of_db = entry == IdentityMatch::ServiceAccount(ObjectName::new("shop", "db"));
+            let entry = Match::resolve(&entry, &naming).unwrap();
+            for (client, allowed, denied) in [(&alone, lets_in, !of_db), (&whole, !of_db, !of_db)] {
+                let mut buffer = String::new();
+                let Some(Who::Known(client)) = Who::of(client, &naming, &mut buffer) else { panic!() };
+                assert_eq!((entry.allows(&client), entry.holds(&client)), (allowed, denied), "{entry:?}");
+            }
+        }
     }
 
     /// Another trust domain's workload is let in by its whole name alone; what denies means it like anybody.

@@ -66,7 +66,10 @@ impl<'a> Who<'a> {
             ClientIdentity::None => Self::Nobody,
             ClientIdentity::Anonymous => Self::Anonymous,
             ClientIdentity::Account(name) if naming.owns(name) => Self::Known(Presented::of(name)),
-            ClientIdentity::Account(name) => {
+            ClientIdentity::SpiffeAlone(name) if naming.owns(name) => {
+                Self::Known(Presented { foreign: true, ..Presented::of(name) })
+            }
+            ClientIdentity::Account(name) | ClientIdentity::SpiffeAlone(name) => {
                 Self::Known(Presented::read(naming, Some(name.dns()), Some(name.spiffe()), buffer)?)
             }
             ClientIdentity::Mesh { dns, spiffe } => {

@@ -102,8 +102,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
 
-    use rustls::pki_types::UnixTime;
-
     use super::*;
     use crate::{
         Authority, AuthoritySettings, CertificateRequest, IssuerFiles, Trust,
@@ -143,9 +141,7 @@ mod tests {
         let issued = authority.issue(&CertificateRequest::new(&name, &key).unwrap(), start()).unwrap();
         let provider = Arc::new(crate::provider());
         let trust = Arc::new(Trust::new(naming, authority.anchors().to_vec(), provider).unwrap());
-        let at = UnixTime::since_unix_epoch(start().duration_since(SystemTime::UNIX_EPOCH).unwrap());
-        let server = tls::server_name(&name).unwrap();
-        let verified = tls::verify_as_peers_do(&trust, &issued.chain[0], &issued.chain[1..], &server, at);
+        let verified = tls::verify_chain(&trust, &issued.chain, &name, start());
         (authority, verified)
     }
 

@@ -147,9 +147,12 @@ fn what_cannot_be_used_is_not_adopted() {
     let at = now + hours(1.0);
     type Answer<'a> = Box<dyn Fn(&CertificateRequest) -> Issued + 'a>;
     let refused: [(&str, Answer<'_>); 4] = [
-        ("empty", Box::new(|_| Issued { chain: vec![] })),
+        ("empty", Box::new(|_| Issued { chain: vec![], key: None })),
         ("another authority's", Box::new(move |request| other.issue(request, at).unwrap())),
-        ("of another key", Box::new(|_| Issued { chain: mesh.forge(&web(), |_| {}).cert.clone() })),
+        (
+            "of another key",
+            Box::new(|_| Issued { chain: mesh.forge(&web(), |_| {}).cert.clone(), key: None }),
+        ),
         ("expired", Box::new(|request| mesh.authority.issue(request, start() - hours(48.0)).unwrap())),
     ];
     for (what, issue) in &refused {
@@ -313,4 +316,67 @@ fn nothing_prints_a_key() {
     assert!(format!("{renewal:?}").contains("key: FreshKey,"));
     assert!(!format!("{:?}", mesh.authority).to_lowercase().contains("issuer"));
     drop(held);
+}
+
+/// What an issuer gives that makes keys itself: a certificate of `identity` but for what `change` does to it.
+fn given(mesh: &Mesh, identity: &IdentityName, change: impl FnOnce(&mut rcgen::CertificateParams)) -> Issued {
+    let (leaf, key) = mesh.forge_with_key(identity, change);
+    Issued { chain: vec![leaf], key: Some(crate::GivenKey::from_pkcs8(key.serialize_der())) }
+}
+
+#[test]
+fn a_certificate_that_comes_with_its_key_is_used_until_the_issuer_has_another() {
+    let mesh = Mesh::of_spire();
+    let held = mesh.store.hold(&web(), start());
+    let renew = |issued: &Issued, now| {
+        mesh.store.renew_all(now);
+        let renewal = mesh.store.due(now, 10).pop().unwrap();
+        mesh.store.complete(renewal, Ok(issued.clone()), now)
+    };
+    let told = mesh.store.renewals();
+    let first = given(&mesh, &web(), |_| {});
+    renew(&first, start()).unwrap();
+    held.server_config(start()).unwrap();
+    assert_eq!((held.chain(), *told.borrow()), (first.chain.clone(), 1));
+    // The same again is no failure before it should have been followed by another, and no renewal.
+    renew(&first, start() + hours(12.0)).unwrap();
+    assert_eq!((mesh.store.status()[0].failures, *told.borrow()), (0, 1));
+    assert_eq!(mesh.store.next_due(), Some(start() + hours(18.0)), "half of what is left");
+    let late = start() + hours(18.0);
+    assert!(renew(&first, late).unwrap_err().to_string().contains("late in its life"));
+    assert_eq!(mesh.store.status()[0].failures, 1);
+    held.server_config(late).unwrap();
+    // What is not the account's, not of its key or by nobody who is trusted replaces nothing.
+    let mut of_another_key = given(&mesh, &web(), |_| {});
+    of_another_key.key = given(&mesh, &web(), |_| {}).key;
+    let stranger = given(&Mesh::new(), &web(), |_| {});
+    for wrong in [given(&mesh, &db(), |_| {}), of_another_key, stranger] {
+        renew(&wrong, late).unwrap_err();
+        assert_eq!(held.chain(), first.chain);
+    }
+    let second = given(&mesh, &web(), |_| {});
+    renew(&second, late).unwrap();
+    assert_eq!((held.chain(), mesh.store.status()[0].failures, *told.borrow()), (second.chain, 0, 2));
+}
+
+#[test]
+fn a_spiffe_name_alone_serves_a_client_alone() {
+    let mesh = Mesh::of_spire();
+    let held = mesh.store.hold(&web(), start());
+    let renew = |issued| {
+        mesh.store.renew_all(start());
+        mesh.store.complete(mesh.store.due(start(), 10).pop().unwrap(), Ok(issued), start())
+    };
+    let alone = |name: &IdentityName| {
+        let uri = rcgen::SanType::URI(name.spiffe().try_into().unwrap());
+        given(&mesh, &web(), |params| params.subject_alt_names = vec![uri])
+    };
+    renew(alone(&db())).unwrap_err();
+    assert!(held.expires().is_none(), "another's");
+    renew(alone(&web())).unwrap();
+    let none = NoCertificate::SpiffeAlone { identity: web().to_string() };
+    assert_eq!(held.server_config(start()).unwrap_err(), none);
+    held.client(&db(), start()).unwrap();
+    renew(given(&mesh, &web(), |_| {})).unwrap();
+    held.server_config(start()).unwrap();
 }

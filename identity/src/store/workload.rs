@@ -3,20 +3,21 @@
 use std::{sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwapOption;
-use rustls::{
-    ClientConfig, ServerConfig,
-    pki_types::{CertificateDer, UnixTime},
-};
+use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
 use tokio::sync::watch;
 
 use crate::{
     authority::Issued,
     key::FreshKey,
     names::IdentityName,
-    profile,
+    profile::{CertificateFacts, PeerIdentity},
     tls::{self, Client, TlsSettings},
     trust::Trust,
 };
+
+/// After which part of its life a certificate that the issuer renews by itself should have a successor: SPIRE's agents see
+/// to it after half.
+const SUCCEEDED: (u32, u32) = (2, 3);
 
 /// There is no certificate to speak with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +31,12 @@ pub enum NoCertificate {
     /// The last one expired before it could be renewed.
     #[error("the certificate of {identity} has expired and could not be renewed")]
     Expired {
+        /// Whose.
+        identity: String,
+    },
+    /// It bears a SPIFFE name alone: nobody can ask for it.
+    #[error("the certificate of {identity} bears no DNS name: it serves a client alone")]
+    SpiffeAlone {
         /// Whose.
         identity: String,
     },
@@ -51,9 +58,11 @@ pub struct Workload {
 
 #[derive(Debug)]
 struct Current {
+    not_before: SystemTime,
     not_after: SystemTime,
     chain: Vec<CertificateDer<'static>>,
-    server: Arc<ServerConfig>,
+    /// `None`: nobody can ask for it.
+    server: Option<Arc<ServerConfig>>,
     client: Arc<ClientConfig>,
 }
 
@@ -86,9 +95,10 @@ impl Workload {
     /// What a connection to this identity is accepted with. Ask anew for each: it changes when the certificate is renewed.
     ///
     /// # Errors
-    /// There is no certificate, or it has expired.
+    /// There is no certificate, it has expired, or bears a SPIFFE name alone.
     pub fn server_config(&self, now: SystemTime) -> Result<Arc<ServerConfig>, NoCertificate> {
-        self.valid(now).map(|current| Arc::clone(&current.server))
+        let alone = || NoCertificate::SpiffeAlone { identity: self.identity.to_string() };
+        self.valid(now)?.server.clone().ok_or_else(alone)
     }
 
     /// What a connection from this identity to `peer` is made with. Ask anew for each.
@@ -111,6 +121,22 @@ impl Workload {
         Ok(current)
     }
 
+    /// Whether a certificate that was given is the one in force, and when that expires; `None`: it is another.
+    ///
+    /// # Errors
+    /// It is, and it should have been followed by another by now.
+    pub(super) fn keeps(&self, issued: &Issued, now: SystemTime) -> Option<Result<SystemTime, String>> {
+        let current = self.current.load_full()?;
+        if current.chain != issued.chain {
+            return None;
+        }
+        let life = current.not_after.duration_since(current.not_before).unwrap_or_default();
+        if now > current.not_before + life * SUCCEEDED.0 / SUCCEEDED.1 {
+            return Some(Err("the issuer gives the one in use again, which is late in its life".to_owned()));
+        }
+        Some(Ok(current.not_after))
+    }
+
     /// Puts a new certificate in force if peers would accept it now. Gives when it expires, or what is wrong with it.
     pub(super) fn adopt(
         &self,
@@ -122,21 +148,24 @@ impl Workload {
     ) -> Result<SystemTime, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let certified = key.certified(issued, &settings.provider).map_err(|error| text(&error))?;
-        let (leaf, intermediates) = certified.cert.split_first().ok_or("it is empty")?;
-        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|error| text(&error))?;
-        let at = UnixTime::since_unix_epoch(since_epoch);
-        let name = tls::server_name(&self.identity).map_err(|error| text(&error))?;
-        tls::verify_as_peers_do(trust, leaf, intermediates, &name, at)?;
-        let not_after = profile::not_after(&certified.cert).map_err(|error| text(&error))?;
+        let borne = tls::verify_as_peers_do(trust, &certified.cert, &self.identity, now)?;
+        let facts = CertificateFacts::of(&certified.cert).map_err(|error| text(&error))?;
+        let not_after = facts.not_after;
         let chain = certified.cert.clone();
         let certified = Arc::new(certified);
-        let server = tls::server_config(&self.identity, Arc::clone(&certified), trust, settings)
-            .map_err(|error| text(&error))?;
+        let server = match borne {
+            PeerIdentity::SpiffeAlone(_) => None,
+            PeerIdentity::Whole(_) => {
+                let config = tls::server_config(&self.identity, Arc::clone(&certified), trust, settings);
+                Some(Arc::new(config.map_err(|error| text(&error))?))
+            }
+        };
         let client = tls::client_config(certified, trust, settings).map_err(|error| text(&error))?;
         self.current.store(Some(Arc::new(Current {
+            not_before: facts.not_before,
             not_after,
             chain,
-            server: Arc::new(server),
+            server,
             client: Arc::new(client),
         })));
         self.expires.send_replace(Some(not_after));

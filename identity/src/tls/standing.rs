@@ -60,7 +60,7 @@ impl Standing {
         }
         // One that serves servers alone.
         let Ok(identity) = self.trust.peer_identity(&self.chain) else { return false };
-        let Ok(name) = ServerName::try_from(identity.dns()) else { return false };
+        let Ok(name) = ServerName::try_from(identity.name().dns()) else { return false };
         let servers = verify::Servers::new(Arc::clone(&self.trust));
         servers.verify_server_cert(leaf, intermediates, &name, &[], self.at).is_ok()
     }

@@ -360,9 +360,7 @@ fn a_subordinate_names_only_what_it_may() {
         ("cluster.local", 4, false),
     ] {
         let (mesh, key) = through_subordinate(permitted, length);
-        let asked = server_name(&db()).unwrap();
-        let now = mesh.tls.time.current_time().unwrap();
-        let outcome = verify_as_peers_do(&mesh.trust, &key.cert[0], &key.cert[1..], &asked, now);
+        let outcome = verify_chain(&mesh.trust, &key.cert, &db(), start());
         assert_eq!(outcome.is_ok(), accepted, "{permitted}, {length} subordinates: {outcome:?}");
     }
 }
@@ -392,14 +390,12 @@ fn a_chain_that_is_made_to_be_slow_is_refused_at_once() {
     let mut chain = vec![signed(&leaf, &key, &same[0])];
     chain.extend((0..4).map(|at| signed(&params, &KeyPair::generate().unwrap(), &same[at])));
     let judged = |chain: &[CertificateDer<'_>]| {
-        let name = server_name(&db()).unwrap();
-        let at = UnixTime::since_unix_epoch(start().duration_since(SystemTime::UNIX_EPOCH).unwrap());
         let used = || {
             let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
             Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap())
         };
         let began = used();
-        let verdict = verify_as_peers_do(&mesh.trust, &chain[0], &chain[1..], &name, at);
+        let verdict = verify_chain(&mesh.trust, chain, &db(), start());
         (verdict, used() - began)
     };
     let (verdict, _) = judged(&mesh.workload(&db()).chain());

@@ -15,7 +15,7 @@ use rustls::{
 use super::PeerFault;
 use crate::{
     names::{IdentityName, IdentityNaming},
-    profile::{self, PeerNameError, Side},
+    profile::{self, PeerIdentity, PeerNameError, Profile, Side},
     trust::{Bundle, Domain, Trust},
 };
 
@@ -39,9 +39,15 @@ fn misnamed(error: PeerNameError) -> Error {
     refuse(PeerFault::Name(error))
 }
 
-/// Whose names, by whose anchors: another trust domain's, or the own.
-fn by<'a>(trust: &'a Trust, own: &'a Bundle, domain: Option<&'a Domain>) -> (&'a IdentityNaming, &'a Bundle) {
-    domain.map_or((trust.naming(), own), |domain| (&domain.naming, &domain.bundle))
+/// Whose names, by whose anchors and in which form: another trust domain's, or the own.
+fn by<'a>(
+    trust: &'a Trust,
+    own: &'a Bundle,
+    domain: Option<&'a Domain>,
+) -> (&'a IdentityNaming, &'a Bundle, Profile) {
+    domain.map_or((trust.naming(), own, trust.profile()), |domain| {
+        (&domain.naming, &domain.bundle, Profile::Heddle)
+    })
 }
 
 impl Servers {
@@ -76,7 +82,7 @@ impl ServerCertVerifier for Servers {
         let (expected, domain) = self.expected(asked.as_ref())?;
         profile::bounded(leaf, intermediates).map_err(misnamed)?;
         let own = self.trust.bundle();
-        let (naming, bundle) = by(&self.trust, &own, domain.as_deref());
+        let (naming, bundle, profile) = by(&self.trust, &own, domain.as_deref());
         let verified = bundle.servers.verify_server_cert(leaf, intermediates, server_name, ocsp, now);
         let wrong = |presented: String| {
             refuse(PeerFault::WrongIdentity { expected: expected.to_string(), presented })
@@ -89,12 +95,11 @@ impl ServerCertVerifier for Servers {
             other => other,
         })?;
         bundle.lists.check(leaf, intermediates, Side::Server, now)?;
-        let names = profile::leaf(leaf, Side::Server).map_err(misnamed)?;
-        let identity = names.identity(naming).map_err(misnamed)?;
-        if identity != expected {
-            return Err(wrong(identity.to_string()));
+        let names = profile::leaf(leaf, Side::Server, profile).map_err(misnamed)?;
+        match names.identity(naming).map_err(misnamed)? {
+            PeerIdentity::Whole(identity) if identity == expected => Ok(verified),
+            other => Err(wrong(other.name().to_string())),
         }
-        Ok(verified)
     }
 
     fn verify_tls12_signature(
@@ -148,10 +153,10 @@ impl ClientCertVerifier for Clients {
     ) -> Result<ClientCertVerified, Error> {
         profile::bounded(leaf, intermediates).map_err(misnamed)?;
         let (own, domain) = (self.trust.bundle(), self.trust.claimed(leaf));
-        let (naming, bundle) = by(&self.trust, &own, domain.as_deref());
+        let (naming, bundle, profile) = by(&self.trust, &own, domain.as_deref());
         let verified = bundle.clients.verify_client_cert(leaf, intermediates, now)?;
         bundle.lists.check(leaf, intermediates, Side::Client, now)?;
-        let names = profile::leaf(leaf, Side::Client).map_err(misnamed)?;
+        let names = profile::leaf(leaf, Side::Client, profile).map_err(misnamed)?;
         names.identity(naming).map_err(misnamed)?;
         Ok(verified)
     }

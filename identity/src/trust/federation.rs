@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use super::{Bundle, Trust, TrustError};
 use crate::{
     names::{IdentityName, IdentityNaming, NameError},
-    profile::{self, PeerNameError},
+    profile::{self, PeerIdentity, PeerNameError, Profile},
 };
 
 /// Why another trust domain's bundle cannot be used.
@@ -125,9 +125,11 @@ impl Trust {
     ///
     /// # Errors
     /// No certificate, or one that does not bear exactly one identity of the trust domain that it is of.
-    pub fn peer_identity(&self, certificates: &[CertificateDer<'_>]) -> Result<IdentityName, PeerNameError> {
-        let domain = certificates.first().and_then(|leaf| self.claimed(leaf));
-        profile::peer_identity(domain.as_ref().map_or(&self.naming, |domain| &domain.naming), certificates)
+    pub fn peer_identity(&self, certificates: &[CertificateDer<'_>]) -> Result<PeerIdentity, PeerNameError> {
+        match certificates.first().and_then(|leaf| self.claimed(leaf)) {
+            Some(domain) => profile::identity_by(Profile::Heddle, &domain.naming, certificates),
+            None => profile::identity_by(self.profile, &self.naming, certificates),
+        }
     }
 
     /// The other trust domain that a certificate claims to be of; `None`: the own, or nobody's that is in force. To choose

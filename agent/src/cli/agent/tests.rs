@@ -125,6 +125,7 @@ impl Node for BenchNode {
             identities: vec![],
             anchors: vec![],
             federated: Default::default(),
+            by_spire: false,
             stale: None,
             warnings: vec![],
         }

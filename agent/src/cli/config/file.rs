@@ -75,6 +75,7 @@ pub(super) struct FlowLog {
 pub(super) struct Ca {
     pub(super) folder: Option<Spanned<String>>,
     pub(super) memory: Option<Spanned<bool>>,
+    pub(super) spire: Option<Spanned<String>>,
     pub(super) url: Option<Spanned<String>>,
     pub(super) trust_bundle: Option<Spanned<String>>,
     pub(super) token_file: Option<Spanned<String>>,

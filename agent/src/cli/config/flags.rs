@@ -72,6 +72,9 @@ pub struct Flags {
     /// Make a certificate authority at the start and forget it at the end: for one node alone
     #[arg(long)]
     pub ca_memory: bool,
+    /// Take certificates and anchors from SPIRE's agent on this node: the admin socket of its Delegated Identity API
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["ca_memory", "ca_folder", "ca_url"])]
+    pub ca_spire: Option<String>,
     /// Ask this certificate authority (`heddle ca serve`): https://HOST:PORT
     #[arg(long, value_name = "URL", conflicts_with_all = ["ca_memory", "ca_folder"], requires_all = ["ca_trust_bundle", "ca_token_file"])]
     pub ca_url: Option<String>,

@@ -169,6 +169,8 @@ pub enum Ca {
     Folder(PathBuf),
     /// Made at the start and forgotten at the end: for one node alone.
     Memory(bool),
+    /// SPIRE's agent on this node, at its admin socket.
+    Spire(PathBuf),
     /// An authority that is asked.
     #[serde(untagged)]
     Remote(RemoteCa),

@@ -183,6 +183,25 @@ fn an_authority_that_is_asked_is_known_by_its_anchors_and_knows_by_a_token() {
 }
 
 #[test]
+fn spire_is_an_authority_alone_and_serves_workloads_itself() {
+    let with = |ca: &str| format!("node: a\nmanifests: /m\nca: {ca}\n");
+    let config = load(&with("{spire: /run/spire/admin.sock}"), Flags::default()).unwrap();
+    assert_eq!(config.ca, Ca::Spire("/run/spire/admin.sock".into()));
+    assert_eq!(load(&config.to_yaml().unwrap(), Flags::default()).unwrap().ca, config.ca);
+    let flags = Flags { ca_spire: Some("/other".into()), ..Flags::default() };
+    assert_eq!(load(&with("{memory: true}"), flags).unwrap().ca, Ca::Spire("/other".into()));
+    for (ca, said) in [
+        ("{spire: admin.sock}", "`admin.sock` is not an absolute path"),
+        ("{spire: /s, folder: /f}", "more than one authority"),
+        ("{spire: /s, memory: true}", "more than one authority"),
+        ("{spire: /s}\nworkloadApi: /w", "SPIRE's agent serves workloads itself"),
+    ] {
+        let problems = problems(&with(ca));
+        assert!(problems.iter().any(|problem| problem.contains(said)), "{ca}: {problems:?}");
+    }
+}
+
+#[test]
 fn a_file_that_others_may_write_or_that_is_none_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,10 @@
 //! From what was given to what holds, with every problem named.
 
+mod authority;
+
 use super::{
-    ApiServer, Ca, Cni, Config, Flags, FlowLog, HandOver, Log, LogFormat, Place, PlaceFlags, RemoteCa,
-    Resources, file::File,
+    ApiServer, Ca, Cni, Config, Flags, FlowLog, HandOver, Log, LogFormat, Place, PlaceFlags, Resources,
+    file::File,
 };
 use heddle_ebpf::{attach, flows, policy};
 use heddle_policy::{
@@ -259,7 +261,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     }
     let dns_service = given(flags.dns_service.as_ref(), file.dns_service, "kube-system/kube-dns".into());
     let dns = object_name(&mut check, "dnsService", &dns_service, "Service");
-    let ca = ca(&mut check, file.ca.unwrap_or_default(), flags);
+    let ca = authority::ca(&mut check, file.ca.unwrap_or_default(), flags);
     let federation = check.optional_path("federation", flags.federation.as_ref(), file.federation);
 
     let renew_after = given(flags.renew_after_percent.as_ref(), file.renew_after_percent, 50);
@@ -282,6 +284,14 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let hand_over = hand_over(&mut check, file.hand_over, flags);
     let flow_log = flow_log(&mut check, file.flow_log, flags);
     let workload_api = check.optional_path("workloadApi", flags.workload_api.as_ref(), file.workload_api);
+    if workload_api.is_some() && matches!(ca, Some(Ca::Spire(_))) {
+        check.wrong(
+            "workloadApi",
+            &Given { value: (), line: 0, flag: false },
+            "is given beside `ca.spire`: SPIRE's agent serves workloads itself",
+            "leave it out, and mount SPIRE's own socket into pods",
+        );
+    }
     let log = log(&mut check, file.log, flags);
 
     if !check.problems.is_empty() {
@@ -412,73 +422,6 @@ fn flow_log(check: &mut Check<'_>, file: Option<super::file::FlowLog>, flags: &F
         check.required("flowLog.file", "name the file that flows are recorded in");
     }
     path.map(|file| FlowLog { file, megabytes })
-}
-
-/// Exactly one of a folder, memory and an authority that is asked.
-fn ca(check: &mut Check<'_>, file: super::file::Ca, flags: &Flags) -> Option<Ca> {
-    let by_flag = flags.ca_folder.is_some() || flags.ca_memory || flags.ca_url.is_some();
-    let file = if by_flag { super::file::Ca::default() } else { file };
-    let memory = given(flags.ca_memory.then_some(&true), file.memory, false);
-    let folder = check.optional_path("ca.folder", flags.ca_folder.as_ref(), file.folder);
-    let url = given(flags.ca_url.as_ref(), file.url, String::new());
-    let named = [folder.is_some(), memory.value, !url.value.is_empty()];
-    match (folder, memory.value) {
-        _ if named.iter().filter(|named| **named).count() > 1 => {
-            let remedy = "leave all but one of `folder`, `memory` and `url` out";
-            check.wrong("ca", &memory, "more than one authority is named", remedy);
-            None
-        }
-        (Some(folder), _) => Some(Ca::Folder(folder)),
-        (None, true) => Some(Ca::Memory(true)),
-        (None, false) if url.value.is_empty() => {
-            check.required(
-                "ca",
-                "write `ca: {url: https://HOST:PORT, trustBundle: FILE, tokenFile: FILE}` to ask an authority, `ca: {folder: DIR}` \
-                 (agents of several nodes share it) or `ca: {memory: true}` (one node alone)",
-            );
-            None
-        }
-        (None, false) => {
-            let bundle =
-                check.optional_path("ca.trustBundle", flags.ca_trust_bundle.as_ref(), file.trust_bundle);
-            let token = check.optional_path("ca.tokenFile", flags.ca_token_file.as_ref(), file.token_file);
-            for (field, given) in [("ca.trustBundle", &bundle), ("ca.tokenFile", &token)] {
-                if given.is_none() {
-                    check.required(
-                        field,
-                        "an authority that is asked is known by its anchors and knows by a token",
-                    );
-                }
-            }
-            let parsed = url.value.parse::<hyper::Uri>().ok().filter(|uri| {
-                uri.scheme_str() == Some("https")
-                    && uri.host().is_some()
-                    && uri.path() == "/"
-                    && uri.query().is_none()
-            });
-            if parsed.is_none() {
-                check.wrong(
-                    "ca.url",
-                    &url,
-                    format!("`{}` is no address of an authority", url.value),
-                    "write it like https://heddle-ca.heddle-system:8443",
-                );
-            }
-            let account = given(
-                flags.ca_account.as_ref(),
-                file.account,
-                heddle_identity::authority::OWN_ACCOUNT.into(),
-            );
-            let name = object_name(check, "ca.account", &account, "service account");
-            parsed?;
-            Some(Ca::Remote(RemoteCa {
-                url: url.value,
-                trust_bundle: bundle?,
-                token_file: token?,
-                account: name?,
-            }))
-        }
-    }
 }
 
 /// `namespace/name`.

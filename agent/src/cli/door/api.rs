@@ -489,6 +489,9 @@ pub struct Identities {
     /// What is trusted of other trust domains, by their names.
     #[serde(default)]
     pub federated: std::collections::BTreeMap<String, Vec<AnchorStatus>>,
+    /// SPIRE makes the certificates: what is believed of them differs.
+    #[serde(default)]
+    pub by_spire: bool,
     /// Why the trust bundle on disk is not in force; absent: it is.
     pub stale: Option<String>,
     /// What should be looked at, in words; empty: nothing.

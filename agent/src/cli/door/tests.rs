@@ -79,6 +79,7 @@ impl Door for Fake {
             identities: vec![],
             anchors: vec![],
             federated: Default::default(),
+            by_spire: false,
             stale: None,
             warnings: vec![],
         }

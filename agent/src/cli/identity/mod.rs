@@ -7,7 +7,7 @@ use super::{
     render::{plain, print},
 };
 use clap::Subcommand;
-use heddle_identity::{IdentityNaming, Trust, anchors_from_pem, provider, verify_chain};
+use heddle_identity::{IdentityNaming, Profile, Trust, anchors_from_pem, provider, verify_chain};
 use hyper::Method;
 use miette::miette;
 use std::{fmt::Write, path::Path, process::ExitCode, sync::Arc, time::SystemTime};
@@ -184,7 +184,8 @@ fn judge(identities: &Identities, identity: &IdentityStatus, now: SystemTime) ->
     let naming = IdentityNaming::new(namespace, domain).map_err(|error| error.to_string())?;
     let name = naming.parse_dns(&identity.identity).map_err(|error| error.to_string())?;
     let trust = Trust::new(naming, anchors, Arc::new(provider())).map_err(|error| error.to_string())?;
-    verify_chain(&Arc::new(trust), &chain, &name, now)
+    let profile = if identities.by_spire { Profile::Spire } else { Profile::Heddle };
+    verify_chain(&Arc::new(trust.with_profile(profile)), &chain, &name, now)
 }
 
 #[cfg(test)]

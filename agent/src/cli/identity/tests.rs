@@ -41,6 +41,7 @@ fn told(now: SystemTime) -> Identities {
             expires: at,
         }],
         federated: Default::default(),
+        by_spire: false,
         stale: None,
         warnings: vec!["look at this".into()],
     }

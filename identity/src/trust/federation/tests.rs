@@ -51,7 +51,7 @@ impl Pair {
         let server = self.mesh.server(&db(), self.mesh.forge(&db(), |_| {}));
         match connect(self.mesh.client(key), &db(), server) {
             Ok((_, server)) => {
-                Ok(self.mesh.trust.peer_identity(server.peer_certificates().unwrap()).unwrap())
+                Ok(self.mesh.trust.peer_identity(server.peer_certificates().unwrap()).unwrap().name().clone())
             }
             Err(Failed::Server(error)) => Err(fault(HandshakeFault::accepting(&error))),
             Err(Failed::Client(error)) => panic!("{error}"),
@@ -67,7 +67,7 @@ impl Pair {
         let client = self.mesh.client(self.mesh.forge(&db(), |_| {}));
         match connect(client, name, self.mesh.server(name, key)) {
             Ok((client, _)) => {
-                Ok(self.mesh.trust.peer_identity(client.peer_certificates().unwrap()).unwrap())
+                Ok(self.mesh.trust.peer_identity(client.peer_certificates().unwrap()).unwrap().name().clone())
             }
             Err(Failed::Client(error)) => Err(fault(HandshakeFault::connecting(&error))),
             Err(Failed::Server(error)) => panic!("{error}"),

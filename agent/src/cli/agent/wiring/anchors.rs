@@ -1,10 +1,6 @@
 //! The bundle of trust anchors and revocation lists, followed as it changes.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use heddle_identity::{
     Store, TrustError, anchors_from_pem,
@@ -12,18 +8,37 @@ use heddle_identity::{
     lists_from_pem,
 };
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
-use time::OffsetDateTime;
+
+use super::{spire::SpireBundles, stale::Staleness};
 
 /// How often it is looked whether there are other anchors.
 const LOOK: Duration = Duration::from_secs(1);
 /// A hundred roots, and lists of some 20,000 certificates.
 const BUNDLE_BYTES: usize = 1024 * 1024;
 
-/// Why the bundle on disk is not in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stale {
-    pub since: OffsetDateTime,
-    pub error: String,
+/// What is followed for the own anchors.
+pub(super) enum Anchors {
+    /// A file, with its content in force.
+    File(AnchorsFile, Vec<u8>),
+    /// What SPIRE's agent has.
+    Spire(SpireBundles),
+}
+
+impl Anchors {
+    pub fn staleness(&self) -> Staleness {
+        match self {
+            Self::File(file, _) => file.stale.clone(),
+            Self::Spire(bundles) => bundles.staleness(),
+        }
+    }
+
+    /// Puts other anchors in force when there are some, for ever.
+    pub async fn follow(self, store: Arc<Store>) {
+        match self {
+            Self::File(file, known) => file.follow(store, known).await,
+            Self::Spire(bundles) => bundles.follow(store).await,
+        }
+    }
 }
 
 /// What a bundle holds.
@@ -39,12 +54,12 @@ pub(super) struct Bundle {
 #[derive(Clone, Debug)]
 pub(super) struct AnchorsFile {
     path: PathBuf,
-    stale: Arc<Mutex<Option<Stale>>>,
+    stale: Staleness,
 }
 
 impl AnchorsFile {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, stale: Arc::default() }
+        Self { path, stale: Staleness::default() }
     }
 
     /// What the file holds.
@@ -55,11 +70,6 @@ impl AnchorsFile {
         let anchors = anchors_from_pem(&bytes).map_err(within)?;
         let lists = lists_from_pem(&bytes).map_err(|error| within(error.into()))?;
         Ok(Bundle { bytes: bytes.to_vec(), anchors, lists })
-    }
-
-    /// Why it is not in force as it is now; `None`: it is.
-    pub fn stale(&self) -> Option<Stale> {
-        self.stale.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Puts other anchors in force when there are some, for ever. What cannot be used leaves the last in force.
@@ -79,20 +89,7 @@ impl AnchorsFile {
                 }
                 Err(error) => Err(error),
             };
-            self.tell(outcome);
-        }
-    }
-
-    fn tell(&self, outcome: Result<(), String>) {
-        let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
-        match outcome {
-            Ok(()) => *stale = None,
-            Err(error) if stale.as_ref().is_some_and(|known| known.error == error) => {}
-            Err(error) => {
-                tracing::error!(bundle = %self.path.display(), error, "the trust bundle cannot be used; the last anchors and revocation lists stay in force");
-                let since = stale.as_ref().map_or_else(|| SystemTime::now().into(), |known| known.since);
-                *stale = Some(Stale { since, error });
-            }
+            self.stale.tell(&self.path.display().to_string(), outcome);
         }
     }
 }

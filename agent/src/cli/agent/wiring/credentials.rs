@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use heddle_identity::{Standings, Trust};
-use heddle_policy::names::IdentityName;
+use heddle_identity::{PeerIdentity, Standings, Trust};
 use rustls::pki_types::CertificateDer;
 
 use super::pods::Pods;
@@ -34,11 +33,11 @@ impl Standing for Believed {
 impl PodCredentials {
     /// A service account of this mesh is read once. One of another trust domain is read anew each time, for as long as
     /// that is trusted.
-    fn spelled(&self, identity: &IdentityName) -> PeerName {
-        if self.trust.naming().owns(identity) {
-            PeerName::from(identity)
-        } else {
-            PeerName::new(identity.dns())
+    fn spelled(&self, identity: &PeerIdentity) -> PeerName {
+        match identity {
+            PeerIdentity::Whole(name) if self.trust.naming().owns(name) => PeerName::from(name),
+            PeerIdentity::Whole(name) => PeerName::new(name.dns()),
+            PeerIdentity::SpiffeAlone(name) => PeerName::new(name.spiffe()),
         }
     }
 }

@@ -9,7 +9,10 @@ use std::{
 
 use heddle_identity::Trust;
 
-use super::anchors::{AnchorsFile, Bundle, Stale};
+use super::{
+    anchors::{AnchorsFile, Bundle},
+    stale::Stale,
+};
 
 /// How often it is looked whether something changed.
 const LOOK: Duration = Duration::from_secs(1);

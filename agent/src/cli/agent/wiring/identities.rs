@@ -6,11 +6,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use heddle_identity::{CertificateFacts, Store, anchor_of, fingerprint, pem};
+use heddle_identity::{CertificateFacts, Profile, Store, anchor_of, fingerprint, pem};
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::{anchors::AnchorsFile, federation::Federation, pods::Pods};
+use super::{federation::Federation, pods::Pods, stale::Staleness};
 use crate::cli::door::{AnchorStatus, CertificateStatus, Identities, IdentityStatus};
 
 /// How often it is looked whether there is something to warn of.
@@ -22,7 +22,7 @@ const ANCHOR_WARNING: Duration = Duration::from_secs(60 * 24 * 3600);
 pub(super) struct KnownIdentities {
     pub pods: Arc<Pods>,
     pub store: Arc<Store>,
-    pub anchors: Option<AnchorsFile>,
+    pub anchors: Option<Staleness>,
     pub federation: Option<Federation>,
 }
 
@@ -56,7 +56,7 @@ impl KnownIdentities {
         let federated = self.store.trust().federated().into_iter();
         let federated =
             federated.map(|(domain, anchors)| (domain, told(&anchors, now, &mut warnings))).collect();
-        let stale = self.anchors.as_ref().and_then(AnchorsFile::stale);
+        let stale = self.anchors.as_ref().and_then(Staleness::get);
         if let Some(stale) = &stale {
             warnings.push(format!(
                 "the trust bundle is not in force as it is since {}: {}",
@@ -82,6 +82,13 @@ impl KnownIdentities {
                 .into_iter()
                 .map(|status| {
                     let facts = CertificateFacts::of(&status.chain).ok();
+                    if facts.as_ref().is_some_and(|it| !it.names.iter().any(|name| name == status.identity.dns())) {
+                        warnings.push(format!(
+                            "{0} has a SPIFFE name alone: nobody can connect to it, and only rules that name it whole let it in; \
+                             add the DNS name {0} to its entry",
+                            status.identity
+                        ));
+                    }
                     let certificate = facts.map(|facts| CertificateStatus {
                         serial: facts.serial,
                         issued: facts.not_before.into(),
@@ -113,7 +120,14 @@ impl KnownIdentities {
                     }
                 })
                 .collect();
-        Identities { identities, anchors, federated, stale: stale.map(|stale| stale.error), warnings }
+        Identities {
+            identities,
+            anchors,
+            federated,
+            by_spire: self.store.trust().profile() == Profile::Spire,
+            stale: stale.map(|stale| stale.error),
+            warnings,
+        }
     }
 }
 

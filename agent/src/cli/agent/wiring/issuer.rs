@@ -20,7 +20,7 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::super::Failure;
+use super::{super::Failure, spire::Spire, status::said};
 use crate::cli::{
     ca::rpc::{IssueRequest, certificate_authority_client::CertificateAuthorityClient},
     config::RemoteCa,
@@ -41,6 +41,8 @@ pub(in super::super) enum Issuer {
     Embedded(Box<Authority>),
     /// Over the network.
     Remote(Box<Remote>),
+    /// SPIRE's agent on this node, which makes the keys as well.
+    Spire(Box<Spire>),
 }
 
 impl Issue for Issuer {
@@ -48,6 +50,7 @@ impl Issue for Issuer {
         match self {
             Self::Embedded(authority) => authority.issue(&request, now),
             Self::Remote(remote) => remote.issue(request).await,
+            Self::Spire(spire) => spire.issue(&request.identity).await,
         }
     }
 }
@@ -120,7 +123,7 @@ impl Remote {
         });
         asked.metadata_mut().insert("authorization", self.authorization()?);
         let answer = self.client.clone().issue(asked).await.map_err(|status| refusal(&status))?;
-        Ok(Issued { chain: answer.into_inner().chain.into_iter().map(Into::into).collect() })
+        Ok(Issued { chain: answer.into_inner().chain.into_iter().map(Into::into).collect(), key: None })
     }
 }
 
@@ -133,13 +136,7 @@ async fn reach(uri: Uri, tls: Client) -> std::io::Result<TlsStream<TcpStream>> {
 
 /// A refusal of the authority's, or that there was no answer.
 fn refusal(status: &Status) -> IssueError {
-    let mut said = status.message().to_owned();
-    // tonic tells "transport error" and hides what it was.
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        said = error.to_string();
-        source = error.source();
-    }
+    let said = said(status);
     match status.code() {
         Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => IssueError::Denied(said),
         _ => IssueError::Away(said),

@@ -19,7 +19,10 @@ mod recorder;
 mod refusal;
 mod shadow;
 mod sockets;
+mod spire;
+mod stale;
 mod starting;
+mod status;
 mod upkeep;
 
 pub(super) use self::open::{open, release};

@@ -9,7 +9,7 @@ use std::{
 
 use heddle_ebpf::attach::Limits;
 use heddle_identity::{
-    Authority, AuthorityError, AuthoritySettings, RenewalSettings, Store, TlsSettings, Trust,
+    Authority, AuthorityError, AuthoritySettings, Profile, RenewalSettings, Store, TlsSettings, Trust,
     names::IdentityNaming,
 };
 use heddle_policy::problems::{Origin, Problem, Severity};
@@ -17,9 +17,10 @@ use miette::miette;
 
 use super::super::Failure;
 use super::{
-    anchors::{AnchorsFile, Bundle},
+    anchors::{Anchors, AnchorsFile, Bundle},
     federation::Federation,
     issuer::{Issuer, Remote},
+    spire::{Spire, SpireBundles},
 };
 use crate::{
     capture::{Capture, KeptSize, Kernel, KernelOptions, trial},
@@ -93,8 +94,8 @@ pub(in super::super) fn open(config: &Config) -> Result<Wired, Failure> {
 pub(super) struct Issuing {
     pub issuer: Arc<Issuer>,
     pub store: Arc<Store>,
-    /// A bundle that is followed, with its content; `None`: the authority is within the agent.
-    pub anchors: Option<(AnchorsFile, Vec<u8>)>,
+    /// The bundle that is followed; `None`: the authority is within the agent.
+    pub anchors: Option<Anchors>,
     /// Other trust domains, as far as there is a folder of them.
     pub federation: Option<Federation>,
     pub renewal: RenewalSettings,
@@ -102,11 +103,13 @@ pub(super) struct Issuing {
 
 fn issuing(config: &Config, naming: &IdentityNaming) -> Result<Issuing, Failure> {
     let tls = TlsSettings::default();
-    let trust = |anchors| {
-        Trust::new(naming.clone(), anchors, Arc::clone(&tls.provider)).map(Arc::new).map_err(|error| {
+    let trust_in = |anchors, profile| {
+        let trust = Trust::new(naming.clone(), anchors, Arc::clone(&tls.provider));
+        trust.map(|trust| Arc::new(trust.with_profile(profile))).map_err(|error| {
             miette!(help = "see `ca` in the configuration", "nobody can be trusted: {error}")
         })
     };
+    let trust = |anchors| trust_in(anchors, Profile::Heddle);
     let embedded = |authority: Result<Authority, AuthorityError>| {
         let authority = authority.map_err(|error| {
             miette!(
@@ -132,7 +135,20 @@ fn issuing(config: &Config, naming: &IdentityNaming) -> Result<Issuing, Failure>
             let trust = trust(anchors.clone())?;
             trust.reload(anchors, &lists).map_err(|error| unusable(error.to_string()))?;
             let issuer = Remote::new(remote, &config.node, &trust, &tls)?;
-            (trust, Issuer::Remote(Box::new(issuer)), Some((file, bytes)))
+            (trust, Issuer::Remote(Box::new(issuer)), Some(Anchors::File(file, bytes)))
+        }
+        Ca::Spire(socket) => {
+            let spire = Spire::at(socket);
+            let bundles = SpireBundles::new(spire.clone(), naming.trust_domain());
+            let wait = || tokio::runtime::Handle::current().block_on(bundles.first());
+            let anchors = tokio::task::block_in_place(wait).map_err(|error| {
+                miette!(
+                    help = "look at SPIRE's agent on this node, and at `ca.spire`",
+                    "nobody can be trusted: {error}"
+                )
+            })?;
+            let trust = trust_in(anchors, Profile::Spire)?;
+            (trust, Issuer::Spire(Box::new(spire)), Some(Anchors::Spire(bundles)))
         }
     };
     let federation = config.federation.clone().map(|folder| Federation::new(folder, &trust));

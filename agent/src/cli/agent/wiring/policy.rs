@@ -53,6 +53,16 @@ impl SnapshotPolicy {
     }
 }
 
+/// Who a client is by the name that its connection is told of with: in its SPIFFE form, it has no other.
+pub(super) fn told(trust: &Trust, name: &str) -> Option<ClientIdentity> {
+    let account = trust.parse(name).ok()?;
+    Some(if name == account.spiffe() {
+        ClientIdentity::SpiffeAlone(account)
+    } else {
+        ClientIdentity::Account(account)
+    })
+}
+
 fn refusal(decision: &heddle_policy::Decision) -> Refusal {
     Refusal::by(decision.verdict.reason, (&*decision.rule).into())
 }
@@ -149,10 +159,10 @@ impl Policy for SnapshotPolicy {
             None => ClientIdentity::None,
             Some(name) => match name.account() {
                 Some(account) => ClientIdentity::from(account),
-                // Of another trust domain, for as long as that is trusted.
-                None => match self.trust.parse(name.as_str()) {
-                    Ok(account) => ClientIdentity::from(&account),
-                    Err(_) => return refuse(Reason::NoIdentity),
+                // Of another trust domain, for as long as that is trusted, or with a SPIFFE name alone.
+                None => match told(&self.trust, name.as_str()) {
+                    Some(client) => client,
+                    None => return refuse(Reason::NoIdentity),
                 },
             },
         };

@@ -10,7 +10,7 @@ use heddle_identity::{CertificateFacts, Store, fingerprint};
 use heddle_policy::Compiled;
 use rustls::pki_types::CertificateDer;
 
-use super::{anchors::AnchorsFile, federation::Federation, pods::Pods};
+use super::{federation::Federation, pods::Pods, stale::Staleness};
 use crate::{
     capture::{Capture, Counters},
     cli::workload_api::Counts,
@@ -25,7 +25,7 @@ pub(super) struct NodeReadings {
     pub counters: Counters,
     pub store: Arc<Store>,
     pub rules: SnapshotReader<Compiled>,
-    pub anchors: Option<AnchorsFile>,
+    pub anchors: Option<Staleness>,
     pub federation: Option<Federation>,
     /// What workloads were answered.
     pub workloads: Arc<Counts>,
@@ -63,7 +63,7 @@ impl Readings for NodeReadings {
     }
 
     fn trust_stale(&self) -> bool {
-        self.anchors.as_ref().is_some_and(|file| file.stale().is_some())
+        self.anchors.as_ref().is_some_and(|followed| followed.get().is_some())
             || self.federation.as_ref().is_some_and(|folder| !folder.stale().is_empty())
             || self.store.trust().overdue(SystemTime::now()).is_some()
     }

@@ -9,6 +9,7 @@ use heddle_ebpf::{Address, codes::Reason};
 use heddle_identity::Trust;
 use heddle_policy::{ClientIdentity, Compiled, Datagram, Decision, Sender};
 
+use super::policy::told;
 use crate::cluster::snapshot::SnapshotReader;
 
 /// A refusal that did not happen.
@@ -40,10 +41,8 @@ impl Shadow {
         let snapshot = snapshot.as_ref()?;
         let known = match identity {
             None => ClientIdentity::None,
-            Some(text) => match self.trust.parse(text) {
-                Ok(name) => ClientIdentity::from(&name),
-                Err(_) => ClientIdentity::Mesh { dns: Some(text.to_owned()), spiffe: None },
-            },
+            Some(text) => told(&self.trust, text)
+                .unwrap_or_else(|| ClientIdentity::Mesh { dns: Some(text.to_owned()), spiffe: None }),
         };
         let to = Address::from(server.ip().to_canonical());
         let decision = snapshot.compiled.authorize(&to, server.port(), &known, client.to_canonical());

@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     super::{Failure, Fence, Opened, Ready},
+    anchors::Anchors,
     chores::{believe_again, give_memory_back, judge_again, liveness, sweep, tell},
     credentials::PodCredentials,
     enforcer::KernelTables,
@@ -109,7 +110,7 @@ impl Running {
             counters: capture.counters().map_err(|error| failed(&error))?,
             store: Arc::clone(&store),
             rules: rules.clone(),
-            anchors: anchors.as_ref().map(|(file, _)| file.clone()),
+            anchors: anchors.as_ref().map(Anchors::staleness),
             federation: federation.clone(),
             workloads: Arc::default(),
         };
@@ -155,8 +156,8 @@ impl Running {
 
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_renewed(Arc::clone(&store), Arc::clone(&issuer), SystemTime::now));
-        if let Some((file, known)) = anchors {
-            tasks.spawn(file.follow(Arc::clone(&store), known));
+        if let Some(anchors) = anchors {
+            tasks.spawn(anchors.follow(Arc::clone(&store)));
         }
         if let Some(federation) = federation.clone() {
             tasks.spawn(federation.follow(trust));
