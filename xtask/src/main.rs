@@ -53,6 +53,8 @@ enum Command {
     Verifier(verify_programs::Arguments),
     Vm(vm::Arguments),
     Cluster(cluster::Arguments),
+    /// Build SPIRE's agent and server into the cache, for the tests that run beside them
+    Spire,
     /// Make this machine one of two that a link joins: a node, its pods and its agent, left up
     ///
     /// For two machines of your own, as `test-vms/Vagrantfile` makes them.
@@ -132,6 +134,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Verifier(arguments) => verify_programs::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm::run(&workspace()?, &arguments),
         Command::Cluster(arguments) => cluster::run(&workspace()?, &arguments),
+        Command::Spire => {
+            println!("{}", xtask::spire::build()?.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Node(arguments) => on_the_lab::run(&arguments),
         Command::Machine { number, interface, line } => {
             xtask::machines::act(number, &interface, &line).map(|()| ExitCode::SUCCESS)
