@@ -8,7 +8,7 @@ mod common {
     pub mod told;
 }
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use common::{
     authority::{ADDRESS, Asker, Asking, Ceremony, SOON, audited, csr, expiry, recorded},
     shop::{A, B, OPAQUE, Shop, UNKNOWN, answered, echoes},
@@ -60,6 +60,21 @@ fn agents_ask_an_authority_for_what_runs_and_pods_wait_while_it_is_away() -> Res
         Ok(of(A) == ["shop/client", "shop/server", "shop/stranger"]
             && of(B) == ["shop/client", "shop/server"])
     })?;
+    // The same, as whoever runs the node sees it.
+    let heddle = shop.lab.heddle()?;
+    let identity = |words: &[&str]| shop.lab.agent(A)?.heddle(&heddle, &[&["identity"], words].concat());
+    let serial = record["serial"].as_str().unwrap_or_default();
+    eventually("list, show and verify to tell of it", SOON, || {
+        let (listed, shown) = (identity(&["list"])?, identity(&["show", "shop/client"])?);
+        Ok(listed.succeeded()
+            && listed.stdout.contains("client.shop")
+            && shown.stdout.contains(serial)
+            && shown.stdout.contains("BEGIN CERTIFICATE")
+            && identity(&["verify", "shop/client"])?.succeeded())
+    })
+    .with_context(|| format!("{:?}", identity(&["show", "shop/client"])))?;
+    let nobody = identity(&["show", "shop/nobody"])?;
+    ensure!(!nobody.succeeded(), "{nobody:?}");
     shop.shut()
 }
 

@@ -107,6 +107,10 @@ fn an_authority_that_is_away_costs_nothing_before_the_certificates_end() -> Resu
             Ok(identities(&shop.lab, node)?["warnings"].to_string().contains("could not be renewed"))
         })?;
     }
+    eventually("the metric of failed renewals to grow", SOON, || {
+        let label = format!("identity=\"{}\"", shop.client.identity());
+        Ok(shop.lab.agent(A)?.metric("heddle_certificate_failed_renewals", &[&label])? > 0.0)
+    })?;
     eventually("them to be logged as well", Duration::from_secs(60), || {
         Ok(shop.lab.agent(A)?.log().contains("could not be renewed"))
     })?;

@@ -30,6 +30,8 @@ use spiffe::{TrustDomain, WorkloadApiClient};
 use xtask::lab::{Place, Pod, Running, eventually};
 
 const PORT: u16 = 8443;
+/// Another trust domain, which is federated with.
+const EAST: &str = "east.example";
 const SOCKET: &str = "workload-api.sock";
 /// What a client says that is refused.
 const NOBODY: &str = "no identity issued";
@@ -63,7 +65,7 @@ fn calling(what: &str, socket: &Path) -> Result<()> {
     runtime.block_on(async {
         let client = WorkloadApiClient::connect_to(format!("unix:{}", socket.display())).await?;
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let domain = TrustDomain::new("cluster.local")?;
+        let (domain, far) = (TrustDomain::new("cluster.local")?, TrustDomain::new(EAST)?);
         match what {
             "svids" => {
                 let mut stream = client.stream_x509_contexts().await?;
@@ -77,6 +79,7 @@ fn calling(what: &str, socket: &Path) -> Result<()> {
                         json!({
                             "id": svid.spiffe_id().to_string(), "chain": pem(&chain), "key": hex(svid.private_key().as_bytes()),
                             "anchors": bundle.authorities().len(),
+                            "east": context.bundle_set().get(&far).map(|it| it.authorities().len()),
                         })
                     );
                 }
@@ -85,10 +88,12 @@ fn calling(what: &str, socket: &Path) -> Result<()> {
                 let mut stream = client.stream_x509_bundles().await?;
                 while let Some(bundles) = stream.next().await.transpose()? {
                     let bundle = bundles.get(&domain).context("no bundle")?;
-                    println!("{}", json!({ "anchors": bundle.authorities().len() }));
+                    let east = bundles.get(&far).map(|it| it.authorities().len());
+                    println!("{}", json!({ "anchors": bundle.authorities().len(), "east": east }));
                 }
             }
             "jwt" => drop(client.fetch_jwt_svid(["somebody"], None).await?),
+            "jwt-bundles" => drop(client.fetch_jwt_bundles().await?),
             "unmarked" => {
                 let path = socket.to_owned();
                 let connect = tower::service_fn(move |_| {
@@ -185,7 +190,10 @@ fn begin(name: &str, serve: &[&str]) -> Result<(Shop, Ceremony, Running, PathBuf
     let folder = shop.lab.directory().join("workloads");
     let base = shop.lab.settings().clone();
     let mut settings = ceremony.settings(&base, A, PORT);
+    let federation = ceremony.directory.join("federation");
+    std::fs::create_dir_all(&federation)?;
     settings.set("workloadApi", folder.display().to_string());
+    settings.set("federation", federation.display().to_string());
     shop.lab.agent(A)?.start(&shop.lab.heddle()?, &settings)?;
     shop.lab.start_agent(A)?;
     Ok((shop, ceremony, authority, folder.join(SOCKET)))
@@ -200,7 +208,7 @@ fn own_identity_alone() -> Result<()> {
     let second = at(client, "svids")?;
     let two = own(&second.line(0)?, &shop.client, &ceremony)?;
     own(&at(stranger, "svids")?.line(0)?, &shop.stranger, &ceremony)?;
-    ensure!(at(client, "bundles")?.line(0)? == json!({ "anchors": 1 }));
+    ensure!(at(client, "bundles")?.line(0)? == json!({ "anchors": 1, "east": null }));
     // Each process has a key of its own, and none is the one that the agent speaks with.
     ensure!(one.facts.public_key != two.facts.public_key);
     let told = shop.lab.agent(A)?.request("GET", "/v1/identities", None)?.accepted()?.json()?;
@@ -244,8 +252,10 @@ fn own_identity_alone() -> Result<()> {
     // What the specification demands of every call, and what is not served.
     let error = at(client, "unmarked")?.error()?;
     ensure!(error.contains("workload.spiffe.io") && counted("no_mark")? == 1, "{error}");
-    let error = at(client, "jwt")?.error()?.to_lowercase();
-    ensure!(error.contains("implemented"), "{error}");
+    for what in ["jwt", "jwt-bundles"] {
+        let error = at(client, what)?.error()?.to_lowercase();
+        ensure!(error.contains("implemented"), "{what}: {error}");
+    }
     // The control: after all that, who is somebody still is.
     own(&at(client, "svids")?.line(0)?, &shop.client, &ceremony)?;
     // One who begins again and again is slowed down, and others are not.
@@ -273,7 +283,7 @@ fn streamed_until_the_pod_goes() -> Result<()> {
     let svids = Workload::at(shop.client.place(), "svids", &socket)?;
     let bundles = Workload::at(shop.client.place(), "bundles", &socket)?;
     let first = own(&svids.line(0)?, &shop.client, &ceremony)?;
-    ensure!(bundles.line(0)? == json!({ "anchors": 1 }));
+    ensure!(bundles.line(0)? == json!({ "anchors": 1, "east": null }));
     // Renewed by itself, with a fresh key, in time.
     let second = own(&svids.line(1)?, &shop.client, &ceremony)?;
     ensure!(second.facts.public_key != first.facts.public_key);
@@ -282,9 +292,23 @@ fn streamed_until_the_pod_goes() -> Result<()> {
 
     // Other anchors reach both at once.
     ceremony.trust(&["root", "root-2"])?;
-    ensure!(bundles.line(1)? == json!({ "anchors": 2 }));
+    ensure!(bundles.line(1)? == json!({ "anchors": 2, "east": null }));
     eventually("a certificate with both anchors beside it", SOON, || {
         Ok(svids.lines().last().is_some_and(|last| last["anchors"] == 2))
+    })?;
+
+    // So do another trust domain's, under its own name, and their end.
+    ceremony.root("east")?;
+    let put = ceremony.directory.join("federation").join(format!("{EAST}.pem"));
+    std::fs::copy(ceremony.directory.join("east/ca.crt"), &put)?;
+    ensure!(bundles.line(2)? == json!({ "anchors": 2, "east": 1 }));
+    eventually("a certificate with the other domain's anchors beside it", SOON, || {
+        Ok(svids.lines().last().is_some_and(|last| last["anchors"] == 2 && last["east"] == 1))
+    })?;
+    std::fs::remove_file(&put)?;
+    ensure!(bundles.line(3)? == json!({ "anchors": 2, "east": null }));
+    eventually("a certificate without them", SOON, || {
+        Ok(svids.lines().last().is_some_and(|last| last["anchors"] == 2 && last["east"].is_null()))
     })?;
 
     // With the pod its streams end, and another pod's do not.
