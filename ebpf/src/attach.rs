@@ -83,8 +83,11 @@ pub struct Veth {
     pub v6: Address,
     /// The pod's MAC address.
     pub mac: [u8; 6],
+    /// 1: the pod was captured while it ran, and what its sockets had open before goes on for now. 2: it is being
+    /// captured, and what they open now is not judged yet.
+    pub settling: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 /// A port of a pod.

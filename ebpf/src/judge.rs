@@ -9,6 +9,8 @@ pub const INBOUND: u32 = 2;
 /// [`Question::direction`]: whether a listener of the agent's is in the slot of `listeners` that [`Question::port`] names.
 /// No system call can tell: the answer's outcome is `Direct` if there is one.
 pub const SLOT: u32 = 3;
+/// [`Question::direction`]: a `direct` connection out of a pod that is live. Its answer leads where it was asked to.
+pub const LIVE: u32 = 4;
 
 /// A connection to judge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

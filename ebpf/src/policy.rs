@@ -75,6 +75,11 @@ pub const WORKLOAD_MESHED: u32 = 1;
 pub const WORKLOAD_LOCAL: u32 = 2;
 /// The workload is an endpoint of the cluster's DNS Service.
 pub const WORKLOAD_DNS: u32 = 4;
+/// The workload enters the mesh or leaves it while it runs: it is spoken to in plain text, unless it is captured on this very
+/// node.
+pub const WORKLOAD_ASKED_PLAIN: u32 = 8;
+/// The workload enters the mesh or leaves it while it runs: what was opened to it in plain text goes on.
+pub const WORKLOAD_TAKES_PLAIN: u32 = 16;
 
 /// From this bit on, [`Workload::flags`] holds the number of what leaves the pod: key of `ports` together with
 /// [`EGRESS_POLICY`]. 0: only `defaultOutbound` decides.

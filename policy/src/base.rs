@@ -12,7 +12,8 @@ use heddle_ebpf::{
     Address,
     policy::{
         Backend, BackendKey, NETWORKS_CLUSTER, NETWORKS_PODS, Network, NetworkKey, SERVICE_MESHED,
-        Service as ServiceRow, ServiceKey, WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
+        Service as ServiceRow, ServiceKey, WORKLOAD_ASKED_PLAIN, WORKLOAD_DNS, WORKLOAD_LOCAL,
+        WORKLOAD_MESHED, WORKLOAD_TAKES_PLAIN, Workload,
     },
 };
 use ipnet::IpNet;
@@ -25,7 +26,8 @@ use crate::{
     networks,
     problems::{Problem, Severity},
     resources::{
-        EndpointSlice, ExternalWorkload, Kind, Meta, NetworkMatch, ObjectName, Pod, Resource, Service,
+        EndpointSlice, ExternalWorkload, Kind, Meta, NetworkMatch, ObjectName, Passage, Pod, Resource,
+        Service,
     },
     services::Services,
     settings::{ClusterSettings, canonical},
@@ -137,7 +139,7 @@ impl Base {
         for pod in pods {
             let namespace = it.namespaces.get(&*pod.meta.namespace);
             let mut problems = Vec::new();
-            let info = workload(pod, namespace, &claims, &settings.naming, node, &mut names, &mut problems);
+            let info = workload(pod, namespace, &claims, settings, node, &mut names, &mut problems);
             if !problems.is_empty() {
                 pod_problems.entry(pod.meta.object_name()).or_default().append(&mut problems);
             }
@@ -277,6 +279,14 @@ impl Base {
     pub(crate) fn add_rows(&mut self, info: &Arc<WorkloadInfo>, is_dns: impl Fn(&IpAddr) -> bool) {
         let flags = if info.meshed() { WORKLOAD_MESHED } else { 0 };
         let flags = flags | if info.local { WORKLOAD_LOCAL } else { 0 };
+        let flags = flags
+            | match info.passage {
+                Passage::Over => 0,
+                Passage::Settling | Passage::Leaving => WORKLOAD_TAKES_PLAIN,
+                Passage::Joining | Passage::Parting | Passage::Left => {
+                    WORKLOAD_ASKED_PLAIN | WORKLOAD_TAKES_PLAIN
+                }
+            };
         let identity = info.identity.as_ref().map_or(0, |name| self.numbers.of(name.dns()));
         for ip in &info.addresses {
             let dns = if is_dns(ip) { WORKLOAD_DNS } else { 0 };

@@ -16,7 +16,7 @@ use crate::{
     limits::RateLimits,
     policy::PortRules,
     request::{Request, RouteEntry, Routed, check_path},
-    resources::ProxyProtocol,
+    resources::{Passage, ProxyProtocol},
     verdict::Tables,
 };
 
@@ -116,6 +116,24 @@ impl Compiled {
         client_address: IpAddr,
     ) -> Decision {
         self.decide(&Connection { client, address: client_address, server: *server, port })
+    }
+
+    /// Judges a client that speaks plain text, for as long as the server or the client is on its way into the mesh or out
+    /// of it: then alone, where the server is, a client is taken for the pod whose address it has. Whom that lets in was
+    /// let in before the server's way began, and is not when it is over.
+    pub fn authorize_in_passage(&self, server: &Address, port: u16, client_address: IpAddr) -> Decision {
+        let by_address = self.authorize(server, port, &ClientIdentity::None, client_address);
+        let on_its_way = |address: &Address| {
+            self.base.by_address.get(address).is_some_and(|info| info.passage != Passage::Over)
+        };
+        if by_address.allowed() || !on_its_way(server) {
+            return by_address;
+        }
+        let client = self.base.by_address.get(&Address::from(client_address.to_canonical()));
+        match client.and_then(|info| info.identity.as_ref()) {
+            Some(identity) => self.authorize(server, port, &ClientIdentity::from(identity), client_address),
+            None => by_address,
+        }
     }
 
     /// Judges a request over a connection: for a proxy that reads requests. On a port whose bytes nobody reads the
@@ -221,7 +239,7 @@ impl Compiled {
         grants: &GrantSet,
     ) -> Option<Decision> {
         let meshed = match self.base.by_address.get(client) {
-            Some(info) => info.meshed(),
+            Some(info) => info.meshed() && info.passage == Passage::Over,
             None if self.base.externals.contains_key(client) => true,
             None => {
                 let view = self.tables.with_captured(|_| None);

@@ -9,6 +9,8 @@ use crate::{
 
 /// Whether a pod is meshed: `enabled`, `required`, or `disabled`.
 pub const MESH: &str = "heddle.io/mesh";
+/// Linkerd's wish for a proxy, which [`ClusterSettings::linkerd_inject`] has taken for one to be in this mesh.
+pub const INJECT: &str = "linkerd.io/inject";
 /// The default policy of a pod's ports.
 pub const DEFAULT_INBOUND_POLICY: &str = "config.linkerd.io/default-inbound-policy";
 /// Ports that carry bytes which nobody reads.
@@ -60,8 +62,17 @@ impl Annotation<'_> {
 }
 
 /// Whether a pod is meshed. A value that cannot be read counts as meshed: nothing then leaves in the clear.
-pub(crate) fn is_meshed(pod: &Pod, namespace: Option<&Meta>, problems: &mut Vec<Problem>) -> bool {
-    let Some(annotation) = annotation(pod, namespace, MESH) else { return false };
+/// Where `inject` says so, Linkerd's annotation is a wish like any other, save for a pod that has a proxy of Linkerd's.
+pub(crate) fn is_meshed(
+    pod: &Pod,
+    namespace: Option<&Meta>,
+    inject: bool,
+    problems: &mut Vec<Problem>,
+) -> bool {
+    let Some(annotation) = annotation(pod, namespace, MESH) else {
+        let wish = inject && !pod.linkerd_proxy;
+        return wish && annotation(pod, namespace, INJECT).is_some_and(|it| it.value == "enabled");
+    };
     match annotation.value {
         "enabled" | "required" => true,
         "disabled" => false,

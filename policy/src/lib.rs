@@ -105,7 +105,9 @@ pub use self::{
     compiler::Compiler,
     datagrams::{Datagram, Sender},
     decide::{Connection, Decision, MatchedRoute, RequestDecision},
-    defaults::{DEFAULT_INBOUND_POLICY, DEFAULT_OPAQUE_PORTS, MESH, OPAQUE_PORTS, REQUIRE_IDENTITY_PORTS},
+    defaults::{
+        DEFAULT_INBOUND_POLICY, DEFAULT_OPAQUE_PORTS, INJECT, MESH, OPAQUE_PORTS, REQUIRE_IDENTITY_PORTS,
+    },
     explain::{Effect, Explanation, Step},
     index::Index,
     limits::{Bucket, Budget, RateLimits},

@@ -77,6 +77,8 @@ pub struct ClusterSettings {
     pub dns_service: ObjectName,
     /// Where Services lead.
     pub endpoints: EndpointSource,
+    /// Whether `linkerd.io/inject: enabled` means this mesh, where `heddle.io/mesh` says nothing.
+    pub linkerd_inject: bool,
 }
 
 impl Default for ClusterSettings {
@@ -100,6 +102,7 @@ impl Default for ClusterSettings {
             naming: IdentityNaming::default(),
             dns_service: ObjectName::new("kube-system", "kube-dns"),
             endpoints: EndpointSource::SlicesOrPods,
+            linkerd_inject: false,
         }
     }
 }

@@ -10,7 +10,7 @@ use heddle_ebpf::{
         ALLOW_DENIES, Allow, Backend, EGRESS_POLICY, EGRESS_SHIFT, NETWORK_ALLOW, NETWORK_BY_NAME,
         NETWORK_DENY, NETWORKS_CLUSTER, NETWORKS_PODS, Network, OUTBOUND_ALLOW, OUTBOUND_CLUSTER,
         PORT_L4_ONLY, PORT_MESH_CLIENTS, PORT_NEEDS_REQUEST, PortPolicy, SERVICE_DNS, SERVICE_MESHED,
-        Service, Settings, WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
+        Service, Settings, WORKLOAD_ASKED_PLAIN, WORKLOAD_DNS, WORKLOAD_LOCAL, WORKLOAD_MESHED, Workload,
     },
 };
 
@@ -177,7 +177,10 @@ fn endpoint<T: Tables>(
         }
         return Verdict::refuse(Reason::OutboundDenied, 0);
     };
-    if workload.flags & WORKLOAD_MESHED == 0 {
+    // One that is on its way into the mesh or out of it: captured on this node, it is in it.
+    let asked_plain =
+        workload.flags & WORKLOAD_ASKED_PLAIN != 0 && tables.captured(destination) != Some(workload.uid);
+    if workload.flags & WORKLOAD_MESHED == 0 || asked_plain {
         if way == NETWORK_ALLOW {
             return Verdict::direct(Reason::PlainCluster, rule);
         }

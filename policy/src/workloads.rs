@@ -10,9 +10,10 @@ use foldhash::fast::RandomState;
 
 use crate::{
     defaults::is_meshed,
-    names::{IdentityName, IdentityNaming},
+    names::IdentityName,
     problems::{Problem, Severity},
-    resources::{ExternalWorkload, Kind, Meta, Pod, Probe},
+    resources::{ExternalWorkload, Kind, Meta, Passage, Pod, Probe},
+    settings::ClusterSettings,
 };
 
 /// What a pod is to the mesh.
@@ -62,6 +63,8 @@ pub struct WorkloadInfo {
     pub addresses: Vec<IpAddr>,
     /// What it is to the mesh.
     pub standing: Standing,
+    /// Where it is on its way into the mesh or out of it.
+    pub passage: Passage,
     /// Its identity, where it is [`Standing::Meshed`].
     pub identity: Option<IdentityName>,
     /// Its probes, which pass from the kubelet's own sockets only.
@@ -151,12 +154,13 @@ pub(crate) fn workload<'a>(
     pod: &'a Pod,
     namespace: Option<&Meta>,
     claims: &Claims,
-    naming: &IdentityNaming,
+    settings: &ClusterSettings,
     node: Option<&str>,
     names: &mut HashMap<(&'a str, &'a str), IdentityName, RandomState>,
     problems: &mut Vec<Problem>,
 ) -> WorkloadInfo {
     let meta = &pod.meta;
+    let (naming, inject) = (&settings.naming, settings.linkerd_inject);
     let mut tell = |severity, field: &str, reason: String, remedy: &str| {
         problems.push(meta.problem(Kind::Pod, severity, field, reason).remedy(remedy));
     };
@@ -180,7 +184,7 @@ pub(crate) fn workload<'a>(
         Standing::NoAddress
     } else {
         let mut found = Vec::new();
-        let meshed = is_meshed(pod, namespace, &mut found);
+        let meshed = is_meshed(pod, namespace, inject, &mut found) || pod.passage.is_outwards();
         let key = (&*meta.namespace, &*pod.service_account);
         let named = || match names.get(&key) {
             Some(name) => Ok(name.clone()),
@@ -202,7 +206,7 @@ pub(crate) fn workload<'a>(
         problems.append(&mut found);
         standing
     };
-    if standing == Standing::HostNetwork && is_meshed(pod, namespace, &mut Vec::new()) {
+    if standing == Standing::HostNetwork && is_meshed(pod, namespace, inject, &mut Vec::new()) {
         let reason =
             "is on the node's network: it has no identity and is judged by the node's address".to_owned();
         problems.push(meta.problem(Kind::Pod, Severity::Warning, "spec.hostNetwork", reason));
@@ -217,6 +221,7 @@ pub(crate) fn workload<'a>(
         service_account: pod.service_account.clone(),
         addresses: pod.addresses.clone(),
         standing,
+        passage: if standing == Standing::Meshed { pod.passage } else { Passage::Over },
         identity,
         probes: pod.probes.clone(),
         labels: Arc::clone(&meta.labels),

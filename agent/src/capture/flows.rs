@@ -6,7 +6,7 @@ use aya::maps::{HashMap, MapData};
 use heddle_ebpf::{
     codes::Outcome,
     flows::{DirectFlow, Tuple, maps},
-    judge::{OUTBOUND, Question},
+    judge::{LIVE, Question},
 };
 
 use super::{error::CaptureError, kernel::Kernel, pod::CapturedPod, sock_diag};
@@ -38,6 +38,11 @@ impl DirectFlows {
         Ok(Self { flows: kernel.pins.hash(maps::DIRECT_FLOWS)? })
     }
 
+    /// Whether a connection is one.
+    pub(super) fn has(&self, tuple: &Tuple) -> bool {
+        self.flows.get(tuple, 0).is_ok()
+    }
+
     /// Ends each that the tables in force no longer allow, at both ends where both are captured pods' of this node;
     /// returns those ends.
     pub(super) fn end_revoked(
@@ -56,7 +61,7 @@ impl DirectFlows {
             let question = Question {
                 source: tuple.source,
                 destination: tuple.destination,
-                direction: OUTBOUND,
+                direction: LIVE,
                 port: u32::from(tuple.destination_port),
                 protocol: 6,
                 random: 0,

@@ -43,7 +43,7 @@ pub use self::{
     listeners::PodListener,
     namespace::Namespace,
     pod::CapturedPod,
-    pods::{Capture, fence::KnownPod, upkeep::Repair},
+    pods::{Capture, fence::KnownPod, running::EarlyConnection, upkeep::Repair},
     release::release_guards,
     request::{AttachRefusal, AttachRequest, Attachment},
     seen::{DirectCounts, DirectSeen},

@@ -2,6 +2,7 @@
 
 pub(super) mod fence;
 mod give_way;
+pub(super) mod running;
 mod sweep;
 pub(super) mod upkeep;
 
@@ -19,6 +20,8 @@ use heddle_ebpf::{
     text,
 };
 use heddle_policy::tables::TableSet;
+
+use running::Settling;
 
 use super::{
     counters::Counters,
@@ -53,6 +56,8 @@ struct Inner {
     opened: BTreeMap<u64, Vec<PodListener>>,
     /// The ports of this agent's own listeners, by the pod's cookie.
     ports: BTreeMap<u64, HashSet<u16>>,
+    /// Of the pods that were captured while they ran and have not settled: the sockets that were open, by the pod's cookie.
+    settling: BTreeMap<u64, Settling>,
 }
 
 /// The capture of this node's pods.
@@ -87,6 +92,7 @@ impl Capture {
             closed_ports: HashSet::new(),
             opened: BTreeMap::new(),
             ports: BTreeMap::new(),
+            settling: BTreeMap::new(),
         };
         let marks = Marks::open(pins)?;
         Ok(Arc::new(Self {
@@ -207,7 +213,7 @@ impl Capture {
             name: text(&name),
             netns: text(&request.netns.to_string_lossy()),
         };
-        self.capture(inner, namespace, row, &request.addresses, &request.ports, false)
+        self.capture(inner, namespace, row, &request.addresses, &request.ports, How::of(request.running))
     }
 
     /// Finds again, after a restart, the pods whose capture an earlier agent left pinned. Each stays captured; those
@@ -227,7 +233,8 @@ impl Capture {
             match Namespace::open(&path) {
                 Ok(namespace) if namespace.cookie() == cookie => {
                     let addresses = fence::addresses(&row);
-                    match self.capture(inner, namespace, row, &addresses, &HashSet::new(), true) {
+                    // What an earlier agent let settle was to end in any case.
+                    match self.capture(inner, namespace, row, &addresses, &HashSet::new(), How::Again) {
                         Ok(attachment) => adopted.push(attachment),
                         Err(error) => {
                             tracing::error!(pod = string(&row.name), %error, "a captured pod cannot be adopted: it stays refused");
@@ -271,11 +278,9 @@ impl Capture {
         &self,
         maps: &mut Maps,
         ebpf: &mut Ebpf,
-        cookie: u64,
-        row: &Pod,
-        (inside, host): &(Interface, Interface),
+        veth: Veth,
+        host: &Interface,
     ) -> Result<(), CaptureError> {
-        let veth = Veth { netns: cookie, v4: row.v4, v6: row.v6, mac: inside.mac, pad: [0; 2] };
         maps.veths.insert(host.index, veth, 0).map_err(CaptureError::map(maps::VETHS))?;
         let [from, to] = self.guard_pins(host.index);
         programs::attach_guard(ebpf, &host.name, &from, &to)
@@ -324,9 +329,9 @@ impl Capture {
         mut row: Pod,
         addresses: &[IpAddr],
         ports: &HashSet<u16>,
-        known: bool,
+        how: How,
     ) -> Result<Attachment, AttachRefusal> {
-        let cookie = namespace.cookie();
+        let (cookie, known) = (namespace.cookie(), how == How::Again);
         // Before the interfaces are listed: what comes between is heard.
         let watch = Watch::new(&namespace).map_err(CaptureError::system("watching the pod's interfaces"))?;
         let interfaces = guarded(&namespace, &self.home, addresses, known)?;
@@ -335,6 +340,9 @@ impl Capture {
         row.workers = self.workers;
         // By this agent or, where it could not be adopted, by an earlier one.
         let captured_before = known || inner.maps.pods.get(&cookie, 0).is_ok();
+        if how == How::Running && !captured_before {
+            inner.settling.insert(cookie, Settling::default());
+        }
         let result = self.put_in_force(inner, &namespace, &row, &interfaces, addresses, ports);
         let pod = CapturedPod {
             row,
@@ -371,7 +379,8 @@ impl Capture {
         let cookie = namespace.cookie();
         let mut ebpf = self.kernel.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for pair in interfaces {
-            self.guard(&mut inner.maps, &mut ebpf, cookie, row, pair)?;
+            let veth = inner.veth(cookie, row, pair.0.mac);
+            self.guard(&mut inner.maps, &mut ebpf, veth, &pair.1)?;
         }
         let pod = CapturedPod {
             row: *row,
@@ -381,7 +390,14 @@ impl Capture {
         };
         // Before the row: it may name more workers than an earlier agent had, each of whom the look-up may choose.
         let listeners = self.listen(inner, &pod, ports)?;
-        inner.maps.pods.insert(cookie, row, 0).map_err(CaptureError::map(maps::PODS))?;
+        let running = inner.settling.contains_key(&cookie);
+        let mut before = HashSet::new();
+        if running {
+            // Beforehand too: between its rows and the look-up whatever the pod opens is refused.
+            inner.early.count(namespace, &occupied(&inner.maps, cookie))?;
+            before.extend(running::open(namespace, addresses)?.into_iter().map(|it| it.socket));
+        }
+        // The addresses first: with its row the pod's connects are judged, by who has the address.
         for ip in addresses {
             let address = Address::from(*ip);
             inner
@@ -390,12 +406,23 @@ impl Capture {
                 .insert(address, cookie, 0)
                 .map_err(CaptureError::map(maps::POD_ADDRESSES))?;
         }
-        // The agent listens there already, and so does one that it succeeds.
-        inner.early.count(namespace, &occupied(&inner.maps, cookie))?;
+        inner.maps.pods.insert(cookie, row, 0).map_err(CaptureError::map(maps::PODS))?;
+        if !running {
+            // The agent listens there already, and so does one that it succeeds.
+            inner.early.count(namespace, &occupied(&inner.maps, cookie))?;
+        }
         let pin = self.lookup_pin(cookie);
         let file =
             std::fs::File::open(namespace.path()).map_err(CaptureError::path("opening", namespace.path()))?;
         programs::attach_lookup(&mut ebpf, file, &pin)?;
+        if running {
+            inner.early.count(namespace, &occupied(&inner.maps, cookie))?;
+            // What was accepted meanwhile is a process's; what the agent's listeners have been handed is nobody's yet.
+            let accepted = running::open(namespace, addresses)?;
+            before.extend(accepted.into_iter().filter(|it| it.owned).map(|it| it.socket));
+            inner.settling.insert(cookie, Settling { captured: true, sockets: before });
+            inner.tell_guard(cookie)?;
+        }
         Ok(listeners)
     }
 
@@ -446,6 +473,7 @@ impl Capture {
         inner.watches.remove(&cookie);
         inner.early.forget(cookie);
         inner.ports.remove(&cookie);
+        inner.settling.remove(&cookie);
         let Some(pod) = inner.pods.remove(&cookie) else {
             return;
         };
@@ -501,6 +529,23 @@ impl Capture {
     /// When the map cannot be opened.
     pub fn direct_counts(&self) -> Result<DirectCounts, CaptureError> {
         DirectCounts::open(&self.kernel.pins)
+    }
+}
+
+/// How a pod comes to be captured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// Before it runs.
+    Starting,
+    /// While it runs.
+    Running,
+    /// After an earlier agent did.
+    Again,
+}
+
+impl How {
+    const fn of(running: bool) -> Self {
+        if running { Self::Running } else { Self::Starting }
     }
 }
 

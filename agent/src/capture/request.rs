@@ -21,6 +21,8 @@ pub struct AttachRequest {
     pub ports: HashSet<u16>,
     /// Where its network namespace is.
     pub netns: PathBuf,
+    /// It runs already: what it has open goes on until it has settled.
+    pub running: bool,
 }
 
 /// Why a pod is not captured.

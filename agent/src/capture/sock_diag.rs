@@ -53,6 +53,47 @@ pub(super) fn listening(namespace: &Namespace) -> io::Result<Vec<Listening>> {
     })?
 }
 
+/// A TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Connection {
+    pub cookie: u64,
+    /// 0: no process has it.
+    pub inode: u32,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+/// Every TCP connection of the namespace that is open or being opened.
+pub(super) fn connections(namespace: &Namespace) -> io::Result<Vec<Connection>> {
+    namespace.run(|| {
+        let mut found = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+            let states = StateFlags::ESTABLISHED
+                | StateFlags::SYN_SENT
+                | StateFlags::FIN_WAIT1
+                | StateFlags::FIN_WAIT2
+                | StateFlags::CLOSE_WAIT
+                | StateFlags::CLOSING
+                | StateFlags::LAST_ACK;
+            let extensions = ExtensionFlags::empty();
+            let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
+            exchange(SockDiagMessage::InetRequest(request), NLM_F_REQUEST | NLM_F_DUMP, None, |message| {
+                if let SockDiagMessage::InetResponse(response) = message {
+                    let id = &response.header.socket_id;
+                    found.push(Connection {
+                        cookie: u64::from_ne_bytes(id.cookie),
+                        inode: response.header.inode,
+                        local: SocketAddr::new(id.source_address, id.source_port),
+                        remote: SocketAddr::new(id.destination_address, id.destination_port),
+                    });
+                }
+            })?;
+        }
+        Ok(found)
+    })?
+}
+
 /// Ends the TCP connection with these addresses: its process sees ECONNABORTED, its peer a reset.
 ///
 /// The kernel looks a socket up as a segment would find it: where the connection is gone already, that is whoever

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod ca;
+mod cgroup;
 mod check;
 mod client;
 mod cni;
@@ -25,6 +26,7 @@ mod policy;
 mod process;
 mod render;
 mod report;
+mod running_pods;
 mod status;
 pub mod workload_api;
 

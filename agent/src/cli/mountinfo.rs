@@ -29,6 +29,27 @@ fn find_cgroup2(mountinfo: &[u8]) -> Option<PathBuf> {
     part
 }
 
+/// The files of network namespaces that are mounted somewhere, wherever the container runtime keeps them.
+///
+/// # Errors
+/// If `/proc` cannot be read.
+pub(super) fn network_namespaces() -> std::io::Result<Vec<PathBuf>> {
+    Ok(find_network_namespaces(&fs::read("/proc/self/mountinfo")?))
+}
+
+fn find_network_namespaces(mountinfo: &[u8]) -> Vec<PathBuf> {
+    let named = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let dash = fields.iter().position(|field| *field == b"-")?;
+        let of_a_network = fields.get(3)?.starts_with(b"net:[") && *fields.get(dash + 1)? == b"nsfs";
+        of_a_network.then(|| PathBuf::from(OsString::from_vec(unescape(fields[4]))))
+    });
+    let mut found: Vec<PathBuf> = named.collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
 /// mountinfo writes blanks and the like as `\040`.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
@@ -64,6 +85,11 @@ mod tests {
         let part = b"31 24 0:27 /kubepods /part rw - cgroup2 cgroup2 rw\n";
         assert_eq!(find_cgroup2(part), Some("/part".into()));
         assert_eq!(find_cgroup2(b"garbage\n\n - cgroup2\n"), None);
+        let namespaces = b"40 25 0:4 net:[4026532241] /run/netns/cni-1 rw shared:20 - nsfs nsfs rw\n\
+            41 25 0:4 net:[4026532241] /run/netns/cni-1 rw - nsfs nsfs rw\n\
+            42 25 0:4 mnt:[4026532242] /run/docker/mnt rw - nsfs nsfs rw\n";
+        assert_eq!(find_network_namespaces(namespaces), [PathBuf::from("/run/netns/cni-1")]);
+        assert!(find_network_namespaces(hybrid).is_empty());
         assert_eq!(unescape(b"a\\134b\\04"), b"a\\b\\04");
     }
 }

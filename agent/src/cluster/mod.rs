@@ -4,6 +4,7 @@
 pub mod folder;
 pub mod kubernetes;
 pub mod manifests;
+mod passages;
 pub mod resources;
 mod rules;
 pub mod snapshot;

@@ -1,6 +1,10 @@
 //! What resources mean together, worked out anew where a change touches it, wherever they come from.
 
-use heddle_policy::{ClusterSettings, Compiled, Compiler, Problem, Severity, resources::Parsed};
+use super::passages::Passages;
+use heddle_policy::{
+    ClusterSettings, Compiled, Compiler, Problem, Severity,
+    resources::{Kind, ObjectName, Parsed, Passage, Resource},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -19,6 +23,7 @@ pub(super) fn now() -> i64 {
 pub(super) struct Rules {
     compiler: Compiler,
     problems: BTreeMap<String, Vec<Problem>>,
+    passages: Passages,
     expiry: Option<i64>,
     /// What was told already: a cluster's rules are worked out often.
     told: BTreeSet<String>,
@@ -29,6 +34,7 @@ impl Rules {
         Self {
             compiler: Compiler::new(settings, Some(node)),
             problems: BTreeMap::new(),
+            passages: Passages::default(),
             expiry: None,
             told: BTreeSet::new(),
         }
@@ -36,9 +42,24 @@ impl Rules {
 
     /// Takes what a file, or an object of the API server's, says now.
     pub(super) fn put(&mut self, file: &str, parsed: &Parsed) {
+        // What is said of a pod anew leaves it on its way.
+        let named = |resource: &Resource| match resource {
+            Resource::Pod(pod) => Some(pod.meta.object_name()),
+            _ => None,
+        };
+        let passages: BTreeMap<_, _> = parsed
+            .resources
+            .iter()
+            .filter_map(named)
+            .filter_map(|name| Some((name.clone(), self.passage(&name)?)))
+            .collect();
         self.compiler.remove_file(file);
         for resource in &parsed.resources {
-            self.compiler.apply(resource.clone());
+            let mut resource = resource.clone();
+            if let Resource::Pod(pod) = &mut resource {
+                pod.passage = passages.get(&pod.meta.object_name()).copied().unwrap_or_default();
+            }
+            self.compiler.apply(resource);
         }
         if parsed.problems.is_empty() {
             self.problems.remove(file);
@@ -55,8 +76,21 @@ impl Rules {
 
     /// What is in force at a time, and everything that is wrong with it.
     pub(super) fn compile(&mut self, now: i64) -> (Compiled, Vec<Problem>) {
-        let compiled = self.compiler.compile(now);
-        self.expiry = compiled.next_expiry;
+        let mut compiled = self.compiler.compile(now);
+        let (changed, mut next) = self.passages.look(&compiled, now);
+        if !changed.is_empty() {
+            for (name, passage) in changed {
+                if let Some(Resource::Pod(pod)) = self.compiler.index().get(Kind::Pod, &name) {
+                    let mut pod = pod.clone();
+                    pod.passage = passage;
+                    self.compiler.apply(Resource::Pod(pod));
+                }
+            }
+            compiled = self.compiler.compile(now);
+            // Whoever has left is outside only now.
+            next = next.into_iter().chain(self.passages.look(&compiled, now).1).min();
+        }
+        self.expiry = compiled.next_expiry.into_iter().chain(next).min();
         let parsed = self.problems.values().flatten().cloned();
         let mut problems: Vec<Problem> = parsed.chain(compiled.problems.iter().cloned()).collect();
         problems.sort_by(|a, b| (&a.file, a.line, a.severity).cmp(&(&b.file, b.line, b.severity)));
@@ -72,7 +106,14 @@ impl Rules {
         (compiled, problems)
     }
 
-    /// Whether a rule that was in force has expired.
+    fn passage(&self, name: &ObjectName) -> Option<Passage> {
+        match self.compiler.index().get(Kind::Pod, name)? {
+            Resource::Pod(pod) => Some(pod.passage),
+            _ => None,
+        }
+    }
+
+    /// Whether a rule that was in force has expired, or a pod is further on its way.
     pub(super) fn expired(&self, now: i64) -> bool {
         self.expiry.is_some_and(|at| at <= now)
     }

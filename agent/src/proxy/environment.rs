@@ -144,6 +144,8 @@ impl From<Reason> for Refusal {
 pub enum InboundClass {
     /// The client is at a meshed address: a ClientHello for this pod's name, and a certificate.
     MeshTls,
+    /// The client or the pod is on its way into the mesh or out of it: the same, or plain text, as policy says.
+    Either,
     /// Policy may allow the client without an identity.
     Plain {
         /// The port is opaque: its server may speak first, so that the application is connected to at once.

@@ -29,7 +29,7 @@ pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, flow: Flow) {
     let path = Path { worker, pod, member: &member };
     let class = policy.inbound_class(pod.id, flow.client.ip(), flow.destination.port());
     // The kubelet is at no meshed address.
-    if class != Ok(InboundClass::MeshTls)
+    if !matches!(class, Ok(InboundClass::MeshTls | InboundClass::Either))
         && worker.environment.sockets.take_probe(pod.id, flow.destination, flow.client)
     {
         let checks = policy.probes(pod.id, flow.destination.ip(), flow.destination.port());
@@ -41,7 +41,7 @@ pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, flow: Flow) {
     match class {
         Ok(InboundClass::MeshTls) => path.mesh(stream, flow, Vec::new()).await,
         Ok(InboundClass::Plain { server_first: true }) => path.plain(stream, flow, Vec::new()).await,
-        Ok(InboundClass::Plain { server_first: false }) => {
+        Ok(InboundClass::Either | InboundClass::Plain { server_first: false }) => {
             let own = worker.environment.credentials.server(pod.id).map(|credentials| credentials.own);
             match Box::pin(path.first_bytes(&stream, own.as_ref())).await {
                 Ok(First::Mesh(bytes)) => path.mesh(stream, flow, bytes).await,

@@ -52,10 +52,20 @@ pub struct Shop {
 impl Shop {
     /// Nodes, pods and rules; no agent runs yet.
     pub fn closed(name: &str) -> Result<Self> {
+        Self::built(name, true)
+    }
+
+    /// The same, and every pod outside the mesh.
+    pub fn outside(name: &str) -> Result<Self> {
+        Self::built(name, false)
+    }
+
+    fn built(name: &str, inside: bool) -> Result<Self> {
         let mut lab = Lab::new(name)?.node(A)?.node(B)?;
         lab.binary(env!("CARGO_BIN_EXE_heddle"));
         let meshed = |name: &str, node: &str, account: &str| {
-            PodSpec::new(name, node).namespace("shop").account(account).meshed()
+            let spec = PodSpec::new(name, node).namespace("shop").account(account);
+            if inside { spec.meshed() } else { spec }
         };
         let client = lab.pod(&meshed("client", A, "client"))?;
         let stranger = lab.pod(&meshed("stranger", A, "stranger"))?;

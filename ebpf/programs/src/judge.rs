@@ -10,11 +10,13 @@ use aya_ebpf::{
 use heddle_ebpf::{
     Address,
     codes::{Reason, Verdict},
-    judge::{Answer, INBOUND, OUTBOUND, Question, SLOT},
+    flows::Tuple,
+    judge::{Answer, INBOUND, LIVE, OUTBOUND, Question, SLOT},
 };
 use heddle_policy::verdict::{Connect, Outbound};
 
 use crate::{
+    guard::judged,
     maps,
     tables::{KernelTables, Place, judge_inbound, judge_outbound},
 };
@@ -70,6 +72,15 @@ pub fn heddle_judge(ctx: TcContext) -> i32 {
                 &mut verdict,
             );
             (verdict, question.destination, question.port as u16)
+        }
+        LIVE => {
+            let tuple = Tuple {
+                source: question.source,
+                destination: question.destination,
+                source_port: 0,
+                destination_port: question.port as u16,
+            };
+            (judged(&tables, &tuple, question.protocol as u8), question.destination, question.port as u16)
         }
         SLOT => (slot(question.port), question.destination, 0),
         _ => return SHOT,

@@ -313,8 +313,8 @@ impl Changed {
         let mut problems = Vec::new();
         let namespace = base.namespaces.get(&*pod.meta.namespace);
         let claims = Claims::default();
-        let (naming, mut names) = (&settings.naming, HashMap::default());
-        let info = Arc::new(workload(pod, namespace, &claims, naming, node, &mut names, &mut problems));
+        let mut names = HashMap::default();
+        let info = Arc::new(workload(pod, namespace, &claims, settings, node, &mut names, &mut problems));
         match info.standing {
             Standing::Meshed | Standing::Plain => {
                 if let Some(identity) = &info.identity {

@@ -17,6 +17,8 @@ use crate::problems::{Origin, Problem, Severity};
 
 /// The service account of a pod that names none.
 const DEFAULT_ACCOUNT: &str = "default";
+/// The container of Linkerd's proxy.
+const LINKERD_PROXY: &str = "linkerd-proxy";
 
 /// Where a resource comes from and where what is said about it goes.
 pub(super) struct Source {
@@ -111,6 +113,8 @@ impl Pod {
                 .filter(|name| !name.is_empty())
                 .unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned()),
             host_network: spec.host_network.unwrap_or(false),
+            linkerd_proxy: std::iter::chain(&spec.containers, spec.init_containers.iter().flatten())
+                .any(|container| container.name == LINKERD_PROXY),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             ..Self::default()
         };

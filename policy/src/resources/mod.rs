@@ -50,7 +50,7 @@ pub use self::{
     selector::{Operator, Requirement, Selector},
     slices::{EndpointSlice, EndpointState, PodReference, SERVICE_NAME, SliceEndpoint, SlicePort},
     tree::Lines,
-    workload::{Check, Pod, PodPort, Probe, Service, ServicePort, TargetPort, Transport},
+    workload::{Check, Passage, Pod, PodPort, Probe, Service, ServicePort, TargetPort, Transport},
 };
 
 #[cfg(test)]

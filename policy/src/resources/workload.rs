@@ -56,6 +56,32 @@ pub struct Probe {
     pub check: Check,
 }
 
+/// Where a pod is on its way into the mesh or out of it, while it runs. Whoever follows the cluster says so, from when it saw
+/// the pod's annotation change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Passage {
+    /// On no way: it is in the mesh, or it is not.
+    #[default]
+    Over,
+    /// It is to be in the mesh. Its own agent captures it; the others speak with it in plain text until that must be done.
+    Joining,
+    /// It is in the mesh, and everybody speaks TLS with it; what was opened in plain text before goes on for a while.
+    Settling,
+    /// It is to be outside the mesh. Its own agent takes both from now on; it is spoken to in TLS until every agent knows.
+    Leaving,
+    /// It is spoken to in plain text, and its own agent still takes both.
+    Parting,
+    /// The same, and its own agent lets it go.
+    Left,
+}
+
+impl Passage {
+    /// Whether it leads out of the mesh.
+    pub const fn is_outwards(self) -> bool {
+        matches!(self, Self::Leaving | Self::Parting | Self::Left)
+    }
+}
+
 /// A pod.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Pod {
@@ -77,6 +103,10 @@ pub struct Pod {
     pub ready: bool,
     /// Whether it has ended (`Succeeded`, `Failed`): its addresses are no longer its own.
     pub finished: bool,
+    /// Whether one of its containers is a proxy of Linkerd's.
+    pub linkerd_proxy: bool,
+    /// Where it is on its way into the mesh or out of it.
+    pub passage: Passage,
 }
 
 /// Where a Service's port leads.

@@ -108,6 +108,7 @@ impl Capture {
             inner.watches.remove(&cookie);
             inner.early.forget(cookie);
             inner.ports.remove(&cookie);
+            inner.settling.remove(&cookie);
         }
         gone
     }

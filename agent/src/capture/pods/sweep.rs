@@ -6,6 +6,7 @@ use super::super::pod::CapturedPod;
 use super::super::request::AttachRefusal;
 use super::super::ways::ways_out;
 use super::{Capture, Inner};
+use heddle_ebpf::attach::Veth;
 
 /// Every so many sweeps it is looked which listeners from before a capture are left.
 const SWEEPS_A_LOOK: u64 = 8;
@@ -52,6 +53,7 @@ impl Capture {
     /// Guards interfaces that a captured pod was given, and forgets those that were taken from it. What cannot be
     /// guarded is told by [`Self::verify`].
     pub(super) fn guard_new_ways(&self, inner: &mut Inner, cookie: u64) {
+        let settling = inner.settles(cookie);
         let Inner { maps, pods, watches, .. } = inner;
         let (Some(pod), Some(watch)) = (pods.get_mut(&cookie), watches.get_mut(&cookie)) else {
             return;
@@ -84,7 +86,9 @@ impl Capture {
             if pod.interfaces.iter().any(|(index, _)| *index == host.index) {
                 continue;
             }
-            match self.guard(maps, &mut ebpf, cookie, &pod.row, pair) {
+            let veth =
+                Veth { netns: cookie, v4: pod.row.v4, v6: pod.row.v6, mac: pair.0.mac, settling, pad: 0 };
+            match self.guard(maps, &mut ebpf, veth, host) {
                 Ok(()) => {
                     tracing::warn!(
                         pod = name,

@@ -142,7 +142,7 @@ impl Capture {
             guarded(&pod.namespace, &self.home, &pod.addresses, true).map_err(|error| error.to_string())?;
         self.put_rows_and_programs_back(inner, pod).map_err(|error| error.to_string())?;
         for (inside, host) in &interfaces {
-            let veth = Veth { netns: cookie, v4: pod.row.v4, v6: pod.row.v6, mac: inside.mac, pad: [0; 2] };
+            let veth = inner.veth(cookie, &pod.row, inside.mac);
             inner
                 .maps
                 .veths

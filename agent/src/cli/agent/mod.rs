@@ -119,6 +119,8 @@ pub(crate) trait Node: Send + Sync + 'static {
         &self,
         request: super::door::DetachRequest,
     ) -> impl Future<Output = Result<(), super::door::AttachError>> + Send;
+    /// Captures pods that run already, and lets pods go, as the rules in force say. Does not end.
+    fn follow_the_mesh(self: Arc<Self>) -> impl Future<Output = ()> + Send;
     /// The pods that are captured, as the kernel has them.
     fn pods(&self) -> Vec<super::door::PodStatus>;
     /// What is wrong with the node itself, or worth knowing about it.
@@ -351,7 +353,8 @@ async fn serve<O: Opened>(
     if let Some(taking) = taking {
         taking.taken(Arc::clone(&node)).await;
     }
-    let telling = tokio::spawn(cni::keep_told(resources, directory.path().to_owned()));
+    let joining = config.find_pods.then(|| tokio::spawn(Arc::clone(&node).follow_the_mesh()));
+    let telling = tokio::spawn(cni::keep_told(resources, directory.path().to_owned(), config.linkerd_inject));
     // Not before the door is open: from here on pods wait for its word.
     let others = Arc::new(AtomicBool::new(false));
     if let Some(places) = &config.cni {
@@ -368,7 +371,8 @@ async fn serve<O: Opened>(
     let (it, name) = (Arc::clone(&node), config.node.clone());
     let predecessor = Predecessor::new(it, Arc::clone(&publisher), Arc::clone(&directory), name, drain);
     let (phase, ceasing) = (predecessor.phase(), Arc::clone(&others));
-    let tasks = [telling.abort_handle(), retrying.abort_handle()];
+    let tasks = [Some(&telling), Some(&retrying), joining.as_ref()];
+    let tasks: Vec<_> = tasks.into_iter().flatten().map(tokio::task::JoinHandle::abort_handle).collect();
     tokio::spawn(async move {
         // Nothing of what another agent keeps is touched from then on.
         reached(phase, Phase::Succeeded).await;
@@ -402,6 +406,9 @@ async fn serve<O: Opened>(
     others.store(true, Ordering::Release);
     retrying.abort();
     telling.abort();
+    if let Some(joining) = joining {
+        joining.abort();
+    }
     if succeeded {
         outlive(&*node, &mut signals, told).await;
         return Ok(());

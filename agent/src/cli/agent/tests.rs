@@ -105,6 +105,7 @@ impl Node for BenchNode {
     async fn detach(&self, _request: super::super::door::DetachRequest) -> Result<(), AttachError> {
         Ok(())
     }
+    async fn follow_the_mesh(self: Arc<Self>) {}
     fn pods(&self) -> Vec<PodStatus> {
         vec![]
     }

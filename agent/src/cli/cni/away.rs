@@ -5,6 +5,7 @@
 
 use super::request::{Config, Pod};
 use crate::cluster::resources::FollowedResources;
+use heddle_policy::INJECT;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
@@ -22,6 +23,9 @@ pub const PLAIN: &str = "plain-namespaces.json";
 #[serde(deny_unknown_fields)]
 pub(super) struct Plain {
     namespaces: Vec<String>,
+    /// Whether `linkerd.io/inject: enabled` on a pod means this mesh.
+    #[serde(default)]
+    inject: bool,
 }
 
 impl Plain {
@@ -53,6 +57,9 @@ impl Plain {
                 .map_err(|error| format!("the pod's annotations cannot be read: {error}"))?,
         };
         match annotations.get(heddle_policy::MESH).map(String::as_str) {
+            None if self.inject && annotations.get(INJECT).is_some_and(|it| it == "enabled") => {
+                Err(format!("the pod is annotated {INJECT}: enabled"))
+            }
             None | Some("disabled") => Ok(()),
             Some(other) => Err(format!("the pod is annotated {}: {other}", heddle_policy::MESH)),
         }
@@ -61,12 +68,13 @@ impl Plain {
 
 /// Keeps the list as the cluster is, for the plugin to find when the agent is away. Does not end; what cannot be written is
 /// told, and an old list is taken away then.
-pub async fn keep_told(resources: std::sync::Arc<FollowedResources>, run_directory: PathBuf) {
+pub async fn keep_told(resources: std::sync::Arc<FollowedResources>, run_directory: PathBuf, inject: bool) {
     let Some(cluster) = resources.cluster() else { return };
     let mut plain = cluster.plain_namespaces();
     let path = run_directory.join(PLAIN);
     loop {
-        let list = Plain { namespaces: plain.borrow_and_update().iter().cloned().collect() };
+        let namespaces = plain.borrow_and_update().iter().cloned().collect();
+        let list = Plain { namespaces, inject };
         if let Err(error) = write(&path, &list) {
             tracing::error!(%error, path = %path.display(), "the list of namespaces outside the mesh cannot be written: their pods wait while the agent is away");
             // An error says that there was none.

@@ -40,6 +40,8 @@ pub(super) struct File {
     pub(super) hand_over: Option<HandOver>,
     pub(super) flow_log: Option<FlowLog>,
     pub(super) workload_api: Option<Spanned<String>>,
+    pub(super) linkerd_inject: Option<Spanned<bool>>,
+    pub(super) find_pods: Option<Spanned<bool>>,
     pub(super) log: Log,
 }
 

@@ -123,6 +123,12 @@ pub struct Flags {
     /// Serve the SPIFFE Workload API on a socket in this folder, which pods mount
     #[arg(long, value_name = "DIR")]
     pub workload_api: Option<String>,
+    /// Take `linkerd.io/inject: enabled` for this mesh where `heddle.io/mesh` says nothing
+    #[arg(long)]
+    pub linkerd_inject: bool,
+    /// Find pods that run already by their cgroups, and capture them or let them go as they are annotated
+    #[arg(long)]
+    pub find_pods: bool,
     /// Threads of the data plane, 1 to 4 [default: as many as the host has cores, 4 at most]
     #[arg(long, value_name = "N")]
     pub workers: Option<u64>,

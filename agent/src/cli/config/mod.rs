@@ -101,6 +101,10 @@ pub struct Config {
     /// The folder of the socket at which pods ask for certificates of their own; absent: there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workload_api: Option<PathBuf>,
+    /// Whether `linkerd.io/inject: enabled` means this mesh where `heddle.io/mesh` says nothing.
+    pub linkerd_inject: bool,
+    /// Whether pods that run already are found by their cgroups, captured when they are to be in the mesh and let go when not.
+    pub find_pods: bool,
     /// How the agent logs.
     pub log: Log,
 }
@@ -340,6 +344,7 @@ impl Config {
             naming: IdentityNaming::new(&self.identity_namespace, &self.trust_domain)?,
             dns_service: self.dns_service.clone(),
             endpoints: heddle_policy::EndpointSource::default(),
+            linkerd_inject: self.linkerd_inject,
         })
     }
 

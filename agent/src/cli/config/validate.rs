@@ -292,6 +292,9 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             "leave it out, and mount SPIRE's own socket into pods",
         );
     }
+    let inject = flags.linkerd_inject.then_some(&true);
+    let linkerd_inject = given(inject, file.linkerd_inject, false).value;
+    let find_pods = given(flags.find_pods.then_some(&true), file.find_pods, false).value;
     let log = log(&mut check, file.log, flags);
 
     if !check.problems.is_empty() {
@@ -326,6 +329,8 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             hand_over,
             flow_log,
             workload_api,
+            linkerd_inject,
+            find_pods,
             log: log?,
         })
     };

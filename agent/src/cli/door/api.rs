@@ -377,6 +377,8 @@ pub struct PolicySettings {
     pub trust_domain: String,
     pub identity_namespace: String,
     pub dns_service: String,
+    #[serde(default)]
+    pub linkerd_inject: bool,
 }
 
 impl From<&ClusterSettings> for PolicySettings {
@@ -392,6 +394,7 @@ impl From<&ClusterSettings> for PolicySettings {
             trust_domain: it.naming.trust_domain().to_owned(),
             identity_namespace: it.naming.identity_namespace().to_owned(),
             dns_service: it.dns_service.to_string(),
+            linkerd_inject: it.linkerd_inject,
         }
     }
 }
@@ -417,6 +420,7 @@ impl PolicySettings {
                 .map_err(|error| format!("trustDomain or identityNamespace {error}"))?,
             dns_service: ObjectName::new(namespace, name),
             endpoints: heddle_policy::EndpointSource::default(),
+            linkerd_inject: self.linkerd_inject,
         })
     }
 }

@@ -16,7 +16,7 @@ use tokio::{net::UnixStream, sync::watch};
 
 use crate::{
     capture::{Namespace, netns_cookie},
-    cli::peer::Peer,
+    cli::{cgroup, peer::Peer},
 };
 
 /// The captured pods of this node.
@@ -115,21 +115,8 @@ impl Caller {
 /// Whether `/proc/<pid>/cgroup` names the pod, in one hierarchy at least, and no other pod in any.
 fn is_of(cgroups: &str, pod: &Pod) -> bool {
     let Some((namespace, name)) = pod.name.split_once('/') else { return false };
-    let mut uids = cgroups.lines().filter_map(|line| pod_uid(line.splitn(3, ':').nth(2)?)).peekable();
+    let mut uids = cgroup::pod_uids(cgroups).peekable();
     uids.peek().is_some() && uids.all(|uid| uid_digest(namespace, name, &uid) == pod.uid)
-}
-
-/// The UID in the outermost of a path's directories that is a pod's, as the kubelet names them: `pod<UID>`, or
-/// `…-pod<UID>.slice` with `_` for `-`. What a container makes below its own is not looked at.
-fn pod_uid(path: &str) -> Option<String> {
-    path.split('/').find_map(|directory| {
-        let uid = match directory.strip_suffix(".slice") {
-            Some(slice) => slice.rsplit_once("-pod")?.1.replace('_', "-"),
-            None => directory.strip_prefix("pod")?.to_owned(),
-        };
-        let is_uid = uid.len() >= 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
-        is_uid.then_some(uid)
-    })
 }
 
 #[cfg(test)]

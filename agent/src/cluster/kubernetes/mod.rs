@@ -23,7 +23,7 @@ use super::{manifests::SharedPublisher, rules::now};
 use heddle_policy::ClusterSettings;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
-use objects::Objects;
+use objects::{Objects, Wish};
 use serde::Serialize;
 use std::{
     collections::BTreeSet,
@@ -226,9 +226,9 @@ impl FollowedCluster {
     async fn confirm(&self, namespace: &str, began: Instant, at_most: Duration) -> Result<(), Unfit> {
         let asked = Api::<Namespace>::all(self.client.clone()).get(namespace).await;
         let said = asked.map_err(|error| Unfit::Unconfirmed(error.to_string()))?;
-        let said = said.metadata.annotations.and_then(|mut it| it.remove(heddle_policy::MESH));
+        let said = Wish::of(&said.metadata.annotations.unwrap_or_default());
         loop {
-            let known = self.objects.lock().unwrap_or_else(PoisonError::into_inner).mesh_of(namespace);
+            let known = self.objects.lock().unwrap_or_else(PoisonError::into_inner).wish_of(namespace);
             if known.as_ref() == Some(&said) {
                 return Ok(());
             }

@@ -10,7 +10,39 @@ use super::{
 use crate::cluster::rules::Rules;
 use heddle_policy::{ClusterSettings, Compiled, EndpointSource, Origin, Problem, resources::parse_value};
 use serde_json::Value;
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+/// What a namespace, or a pod, is annotated with about the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    mesh: Option<String>,
+    inject: Option<String>,
+}
+
+impl Wish {
+    pub(super) fn of(annotations: &BTreeMap<String, String>) -> Self {
+        let value = |key: &str| annotations.get(key).cloned();
+        Self { mesh: value(heddle_policy::MESH), inject: value(heddle_policy::INJECT) }
+    }
+
+    fn of_object(object: &Value) -> Self {
+        let annotations = object.pointer("/metadata/annotations");
+        let value = |key: &str| annotations?.get(key)?.as_str().map(str::to_owned);
+        Self { mesh: value(heddle_policy::MESH), inject: value(heddle_policy::INJECT) }
+    }
+
+    /// Whether it means outside the mesh; `inject`: Linkerd's wish is one.
+    fn is_plain(&self, inject: bool) -> bool {
+        match self.mesh.as_deref() {
+            None => !(inject && self.inject.as_deref() == Some("enabled")),
+            Some(mesh) => mesh == "disabled",
+        }
+    }
+}
 
 struct Object {
     text: Arc<str>,
@@ -24,6 +56,8 @@ pub(super) struct Objects {
     kinds: Vec<Watched<Object>>,
     rules: Rules,
     early: EarlyPods,
+    /// Whether Linkerd's wish is one.
+    inject: bool,
     changed: bool,
 }
 
@@ -34,6 +68,7 @@ impl Objects {
         // A controller writes slices for whatever a Service selects.
         let settings = ClusterSettings { endpoints: EndpointSource::Slices, ..settings };
         Self {
+            inject: settings.linkerd_inject,
             kinds: KINDS.iter().map(Watched::new).collect(),
             rules: Rules::new(settings, node.clone()),
             early: EarlyPods::default(),
@@ -121,12 +156,10 @@ impl Objects {
     }
 
     /// What a namespace is annotated with about the mesh; none: no such namespace is known.
-    pub(super) fn mesh_of(&self, namespace: &str) -> Option<Option<String>> {
+    pub(super) fn wish_of(&self, namespace: &str) -> Option<Wish> {
         let kinds = KINDS.iter().zip(&self.kinds).find(|(kind, _)| kind.kind == "Namespace");
         let object = kinds.and_then(|(_, it)| it.objects.get(&format!("namespaces/{namespace}")))?;
-        let known: Value = serde_json::from_str(&object.text).ok()?;
-        let mesh = known.pointer("/metadata/annotations").and_then(|it| it.get(heddle_policy::MESH));
-        Some(mesh.and_then(Value::as_str).map(str::to_owned))
+        Some(Wish::of_object(&serde_json::from_str(&object.text).ok()?))
     }
 
     /// The namespaces that are outside the mesh by their own annotation, or for want of one.
@@ -136,10 +169,8 @@ impl Objects {
         objects
             .filter_map(|object| {
                 let namespace: Value = serde_json::from_str(&object.text).ok()?;
-                let annotations = namespace.pointer("/metadata/annotations");
-                let mesh = annotations.and_then(|it| it.get(heddle_policy::MESH)).and_then(Value::as_str);
                 let name = namespace.pointer("/metadata/name").and_then(Value::as_str)?;
-                matches!(mesh, None | Some("disabled")).then(|| name.to_owned())
+                Wish::of_object(&namespace).is_plain(self.inject).then(|| name.to_owned())
             })
             .collect()
     }

@@ -10,10 +10,11 @@ use aya_ebpf::{helpers::bpf_get_prandom_u32, macros::classifier, programs::TcCon
 use heddle_ebpf::{
     Address,
     attach::Veth,
-    codes::{Hook, Reason, Verdict},
+    codes::{Hook, Outcome, Reason, Verdict},
     flows::{DirectMark, LAYER3_ARP, LAYER3_IPV6, Packet, ROLE_CLIENT, ROLE_SERVER, Tuple},
+    policy::WORKLOAD_TAKES_PLAIN,
 };
-use heddle_policy::verdict::{Connect, Outbound, TCP};
+use heddle_policy::verdict::{Connect, Outbound, TCP, Tables as _};
 
 use crate::{
     maps,
@@ -96,7 +97,7 @@ fn from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
         return Judgement::Drop(Reason::Spoofed, 0);
     }
     match packet.protocol {
-        packet::TCP => segment::from_pod(ctx, packet),
+        packet::TCP => segment::from_pod(ctx, veth, packet),
         packet::UDP | packet::ICMP | packet::ICMPV6 => match datagram::settled_from_pod(packet, veth.netns) {
             Judgement::AskAsClient => asked(veth, packet, FROM_POD, ROLE_CLIENT),
             Judgement::AskAsServer => asked(veth, packet, FROM_POD, ROLE_SERVER),
@@ -190,7 +191,7 @@ pub fn rejudge(tables: &KernelTables, mark: &DirectMark) -> Verdict {
     judged(tables, &mark.tuple, TCP)
 }
 
-/// Judges what leaves a pod by its addresses alone.
+/// Judges what leaves a pod by its addresses alone, be it live already.
 #[inline(always)]
 pub fn judged(tables: &KernelTables, tuple: &Tuple, protocol: u8) -> Verdict {
     let asked = Connect {
@@ -206,6 +207,13 @@ pub fn judged(tables: &KernelTables, tuple: &Tuple, protocol: u8) -> Verdict {
         port: tuple.destination_port,
     };
     judge_outbound(tables, &asked, &mut decided);
+    if decided.verdict.outcome == Outcome::Proxy
+        && let Some(workload) = tables.workload(&tuple.destination)
+        && workload.flags & WORKLOAD_TAKES_PLAIN != 0
+    {
+        // It entered the mesh while it ran: what had been opened to it before goes on for now.
+        return Verdict::direct(Reason::PlainCluster, 0);
+    }
     decided.verdict
 }
 

@@ -9,6 +9,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use heddle_ebpf::{
+    attach::Veth,
     codes::{Outcome, Reason},
     flows::{BareSegments, Packet},
 };
@@ -25,7 +26,7 @@ const SECOND_NS: u64 = 1_000_000_000;
 
 /// A segment that leaves a pod.
 #[inline(always)]
-pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
+pub fn from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     if let Some(socket) = full_socket(ctx) {
         let stream = unsafe { core::ptr::read_volatile(&raw const (*socket).type_) } == SOCK_STREAM;
         if stream
@@ -50,6 +51,10 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
         if stream && maps::AGENT_MARKS.get(socket.cast()).is_some() {
             return Judgement::Pass;
         }
+        if stream && (veth.settling == 2 || veth.settling == 1 && packet.flags & (SYN | ACK) != SYN) {
+            // Open since before the capture: the agent looks at each, and ends what may not go on.
+            return Judgement::Pass;
+        }
     }
     let listener = listener(ctx);
     if listener == Listener::Agents || direct_opening(&packet.tuple.reversed()) {
@@ -60,6 +65,10 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Judgement {
         return Judgement::Drop(Reason::UnmarkedSocket, 0);
     }
     if listener == Listener::Applications && packet.flags & (SYN | ACK) == SYN | ACK {
+        if veth.settling != 0 && packet.payload == 0 {
+            // Its SYN came just before the capture.
+            return Judgement::Pass;
+        }
         // Its client came past the look-up: somebody has detached that.
         return Judgement::Drop(Reason::UnmarkedSocket, 0);
     }

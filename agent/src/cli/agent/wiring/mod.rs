@@ -8,6 +8,7 @@ mod federation;
 mod flows;
 mod identities;
 mod issuer;
+mod joining;
 mod listening;
 mod names;
 mod node;

@@ -1,6 +1,7 @@
 //! A node's data plane: capture, proxy and observe at work together.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -22,6 +23,7 @@ use super::{
     listening::by_worker,
     open::kept_size,
     pods::{Entry, Pods},
+    recorder::Told,
     refusal::attach_error,
     upkeep::Repairs,
 };
@@ -41,7 +43,7 @@ use crate::{
 /// How far behind a listener at the door may be.
 pub(super) const EVENTS: usize = 4096;
 /// How long attaching waits for the pod's first certificate; without one its connections are refused, and told.
-const FIRST_CERTIFICATE: Duration = Duration::from_secs(2);
+pub(super) const FIRST_CERTIFICATE: Duration = Duration::from_secs(2);
 /// How long, after another agent took over, the listeners go on accepting: a connection that was being opened then is in
 /// their hands, and its last segment may have been lost and sent again, after one second and after three.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -64,6 +66,7 @@ pub(in super::super) struct Running {
     pub(super) heartbeat: Mutex<Option<Heartbeat>>,
     pub(super) repairs: Arc<Repairs>,
     pub(super) identities: KnownIdentities,
+    pub(super) told: Arc<Told>,
     pub(super) _tasks: JoinSet<()>,
 }
 
@@ -156,26 +159,32 @@ impl Running {
     }
 }
 
-impl Node for Running {
-    async fn attach(&self, request: AttachRequest) -> Result<Attached, AttachError> {
-        let PodName { namespace, name } = &request.pod;
+impl Running {
+    /// Captures a pod in a network namespace, be it about to start or `running`.
+    pub(super) async fn take(
+        &self,
+        pod: &PodName,
+        netns: PathBuf,
+        running: bool,
+    ) -> Result<Attached, AttachError> {
+        let PodName { namespace, name } = pod;
         let Some(snapshot) = self.rules.load() else {
             return Err(
                 AttachError::new(AttachErrorCode::NotReady, "no rules are in force yet").remedy("try again")
             );
         };
         let Some(info) = snapshot.compiled.pod(namespace, name) else {
-            let message = format!("the cluster has no pod {}", request.pod);
+            let message = format!("the cluster has no pod {}", pod);
             return Err(AttachError::new(AttachErrorCode::UnknownPod, message)
                 .field("name")
                 .remedy("apply the pod first; `heddle status` lists what the agent knows"));
         };
         if !info.local {
-            let message = format!("pod {} runs on node {}", request.pod, info.node);
+            let message = format!("pod {} runs on node {}", pod, info.node);
             return Err(AttachError::new(AttachErrorCode::NotOnThisNode, message)
                 .remedy("attach it at that node's agent"));
         }
-        request.pod.to_be_captured(info)?;
+        pod.to_be_captured(info)?;
         let ports = snapshot
             .compiled
             .tables
@@ -199,7 +208,8 @@ impl Node for Running {
             uid: info.digest,
             addresses: info.addresses.clone(),
             ports,
-            netns: request.netns.clone(),
+            netns: netns.clone(),
+            running,
         };
         let capture = Arc::clone(&self.capture);
         let attachment = tokio::task::spawn_blocking(move || capture.attach(&wanted))
@@ -209,11 +219,11 @@ impl Node for Running {
         let entry = match self.accept(info, attachment).await {
             Ok(entry) => entry,
             Err(error) => {
-                let _ = self.detach(DetachRequest { pod: request.pod.clone(), netns: None }).await;
+                let _ = self.release(DetachRequest { pod: pod.clone(), netns: None }).await;
                 return Err(error);
             }
         };
-        tracing::info!(pod = %request.pod, netns = %request.netns.display(), "captured");
+        tracing::info!(%pod, netns = %netns.display(), running, "captured");
         Ok(Attached {
             namespace: namespace.clone(),
             name: name.clone(),
@@ -223,7 +233,8 @@ impl Node for Running {
         })
     }
 
-    async fn detach(&self, request: DetachRequest) -> Result<(), AttachError> {
+    /// Ends a pod's capture.
+    pub(super) async fn release(&self, request: DetachRequest) -> Result<(), AttachError> {
         let DetachRequest { pod, netns } = request;
         let entry = self.pods.named(&pod.namespace, &pod.name);
         // An older sandbox's end is not the new one's.
@@ -257,6 +268,20 @@ impl Node for Running {
                 Err(AttachError::new(AttachErrorCode::Kernel, format!("detaching failed: {error}")))
             }
         }
+    }
+}
+
+impl Node for Running {
+    async fn attach(&self, request: AttachRequest) -> Result<Attached, AttachError> {
+        self.take(&request.pod, request.netns, false).await
+    }
+
+    async fn detach(&self, request: DetachRequest) -> Result<(), AttachError> {
+        self.release(request).await
+    }
+
+    async fn follow_the_mesh(self: Arc<Self>) {
+        Self::follow_the_mesh(self).await;
     }
 
     fn pods(&self) -> Vec<PodStatus> {

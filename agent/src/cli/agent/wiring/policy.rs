@@ -11,12 +11,12 @@ use std::{
 use heddle_ebpf::{
     Address,
     codes::{Outcome, Reason},
-    policy::PORT_L4_ONLY,
+    policy::{PORT_L4_ONLY, WORKLOAD_TAKES_PLAIN},
 };
 use heddle_identity::Trust;
 use heddle_policy::{
     ClientIdentity, Compiled, Endpoint, Hop, Route,
-    resources::Check,
+    resources::{Check, Passage},
     verdict::{self, TCP, Tables as _},
 };
 use tokio::sync::watch;
@@ -110,12 +110,19 @@ impl Policy for SnapshotPolicy {
             Route::Refuse(decision) => Err(refusal(&decision)),
             Route::To { endpoints, .. } => {
                 let endpoint = endpoints.first().ok_or_else(|| Refusal::new(Reason::NoEndpoints))?;
-                // Another pod at the same address is another destination.
-                if upstream(&self.trust, endpoint)? == *live {
-                    Ok(())
-                } else {
-                    Err(Refusal::new(Reason::Revoked))
-                }
+                // Another pod at the same address is another destination; one that is on its way is the same.
+                let on_its_way = || {
+                    let snapshot = self.rules.peek();
+                    let address = Address::from(live.address.ip().to_canonical());
+                    let known = snapshot.as_ref().and_then(|it| it.compiled.workload(&address));
+                    known.is_some_and(|info| {
+                        let own = info.identity.as_ref().map(|it| it.dns());
+                        let same = live.expected.as_ref().is_none_or(|it| Some(it.as_str()) == own);
+                        same && info.passage != Passage::Over
+                    })
+                };
+                let same = upstream(&self.trust, endpoint)? == *live || on_its_way();
+                if same { Ok(()) } else { Err(Refusal::new(Reason::Revoked)) }
             }
         }
     }
@@ -132,7 +139,11 @@ impl Policy for SnapshotPolicy {
             return Err(Refusal::by(found.reason, rule));
         }
         if found.reason == Reason::Meshed {
-            return Ok(InboundClass::MeshTls);
+            let on_its_way = |address: &Address| {
+                tables.workload(address).is_some_and(|row| row.flags & WORKLOAD_TAKES_PLAIN != 0)
+            };
+            let either = on_its_way(&server) || on_its_way(&Address::from(client.to_canonical()));
+            return Ok(if either { InboundClass::Either } else { InboundClass::MeshTls });
         }
         let opaque = tables
             .workload(&server)
@@ -155,8 +166,13 @@ impl Policy for SnapshotPolicy {
         if snapshot.compiled.workload(&server).is_none_or(|known| known.digest != entry.captured.row.uid) {
             return refuse(Reason::NotCaptured);
         }
+        let judged = |decision: heddle_policy::Decision| Decision {
+            allowed: decision.allowed(),
+            reason: decision.verdict.reason,
+            rule: (&*decision.rule).into(),
+        };
         let identity = match identity {
-            None => ClientIdentity::None,
+            None => return judged(snapshot.compiled.authorize_in_passage(&server, port, client)),
             Some(name) => match name.account() {
                 Some(account) => ClientIdentity::from(account),
                 // Of another trust domain, for as long as that is trusted, or with a SPIFFE name alone.
@@ -166,12 +182,7 @@ impl Policy for SnapshotPolicy {
                 },
             },
         };
-        let decision = snapshot.compiled.authorize(&server, port, &identity, client.to_canonical());
-        Decision {
-            allowed: decision.allowed(),
-            reason: decision.verdict.reason,
-            rule: (&*decision.rule).into(),
-        }
+        judged(snapshot.compiled.authorize(&server, port, &identity, client.to_canonical()))
     }
 
     fn probes(&self, pod: PodId, address: IpAddr, port: u16) -> Vec<Check> {

@@ -169,6 +169,7 @@ impl Running {
         let running = Self {
             pods: Arc::clone(&pods),
             capture: Arc::clone(&capture),
+            told: Arc::clone(&told),
             identities: KnownIdentities {
                 pods: Arc::clone(&pods),
                 store: Arc::clone(&store),

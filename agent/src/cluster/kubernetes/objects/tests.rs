@@ -126,11 +126,11 @@ fn an_address_that_the_api_server_denies_is_not_believed() {
 #[test]
 fn what_a_namespace_says_of_the_mesh_is_known_once_the_namespace_is() {
     let mut objects = objects(vec![(NAMESPACES, namespace())]);
-    assert_eq!(objects.mesh_of("shop"), Some(Some("enabled".into())));
-    assert_eq!(objects.mesh_of("bank"), None);
+    assert_eq!(objects.wish_of("shop"), Some(Wish { mesh: Some("enabled".into()), inject: None }));
+    assert_eq!(objects.wish_of("bank"), None);
     let plain = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
     objects.take(NAMESPACES, Told::Applied(plain));
-    assert_eq!(objects.mesh_of("shop"), Some(None));
+    assert_eq!(objects.wish_of("shop"), Some(Wish { mesh: None, inject: None }));
     assert!(objects.plain_namespaces().contains("shop"));
 }
 
