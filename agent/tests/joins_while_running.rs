@@ -46,11 +46,17 @@ fn to(pod: &Pod, port: u16) -> SocketAddr {
 
 /// Connections without a pause until `done`: how many, and what failed.
 fn press(from: &Pod, to: SocketAddr, done: &AtomicBool) -> Result<(u64, Vec<String>)> {
-    let (mut succeeded, mut failed) = (0, Vec::new());
+    let (began, mut succeeded, mut failed) = (Instant::now(), 0, Vec::new());
     while !done.load(Ordering::Acquire) {
         match apps::burst(from.place(), to, 1, Duration::from_millis(250)) {
             Ok(burst) if burst.failed == 0 => succeeded += burst.succeeded,
-            told => failed.push(format!("{} to {to}: {told:?}", from.name)),
+            told => {
+                failed.push(format!(
+                    "{} to {to}: {told:?}, {:?} after the beginning",
+                    from.name,
+                    began.elapsed()
+                ));
+            }
         }
     }
     Ok((succeeded, failed))
@@ -127,7 +133,8 @@ fn without_a_restart_a_failed_request_or_a_word_in_the_clear() -> Result<()> {
         kept.tell("finish")?;
         std::thread::sleep(stretched(WAY).saturating_sub(annotated.elapsed()));
         Ok(())
-    })?;
+    })
+    .context("into the mesh")?;
     let came = kept.answer(PATIENCE)?;
     ensure!(
         came.starts_with("ECONNRESET") || came.starts_with("ECONNABORTED"),
@@ -156,7 +163,8 @@ fn without_a_restart_a_failed_request_or_a_word_in_the_clear() -> Result<()> {
         eventually("all pods to be let go", stretched(WAY) + PATIENCE, || Ok(captured(&shop)? == 0))?;
         std::thread::sleep(stretched(WAY).saturating_sub(annotated.elapsed()));
         Ok(())
-    })?;
+    })
+    .context("out of the mesh")?;
     ensure!(hits(&shop)? >= 2, "outside the mesh again");
     let outcome = shop.stranger.connect(&Attempt::new(to(&shop.far, OPAQUE), "knock"))?;
     ensure!(outcome.answered(), "outside the mesh everybody is let in again: {outcome:?}");

@@ -63,8 +63,8 @@ pub struct Pod {
     pub first_slot: u32,
     /// How many workers listen.
     pub workers: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1: it leaves the mesh. What is carried goes on, and what it opens or is opened to it from now on is left alone.
+    pub left: u32,
     /// `namespace/name`.
     pub name: Text<128>,
     /// The network namespace's path, by which a restarted agent finds it again.
@@ -84,7 +84,7 @@ pub struct Veth {
     /// The pod's MAC address.
     pub mac: [u8; 6],
     /// 1: the pod was captured while it ran, and what its sockets had open before goes on for now. 2: it is being
-    /// captured, and what they open now is not judged yet.
+    /// captured, and what they open now is not judged yet; or it leaves the mesh, and that is judged no longer.
     pub settling: u8,
     /// Zero.
     pub pad: u8,

@@ -209,7 +209,7 @@ impl Capture {
             ifindex: 0,
             first_slot,
             workers: self.workers,
-            pad: 0,
+            left: 0,
             name: text(&name),
             netns: text(&request.netns.to_string_lossy()),
         };
@@ -338,6 +338,7 @@ impl Capture {
         row.ifindex = interfaces[0].1.index;
         // An earlier agent may have had more workers, whose slots nobody fills now.
         row.workers = self.workers;
+        row.left = 0;
         // By this agent or, where it could not be adopted, by an earlier one.
         let captured_before = known || inner.maps.pods.get(&cookie, 0).is_ok();
         if how == How::Running && !captured_before {

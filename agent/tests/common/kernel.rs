@@ -57,7 +57,7 @@ impl Loaded {
         let none = Address::UNSPECIFIED;
         let (v4, v6) = if ip.is_ipv4() { (address, none) } else { (none, address) };
         let (name, path) = (text("test/pod"), text("/nowhere"));
-        let row = Pod { uid, v4, v6, ifindex: 0, first_slot: 0, workers: 1, pad: 0, name, netns: path };
+        let row = Pod { uid, v4, v6, ifindex: 0, first_slot: 0, workers: 1, left: 0, name, netns: path };
         pods.insert(netns, row, 0)?;
         addresses.insert(address, netns, 0)?;
         Ok(())

@@ -85,6 +85,9 @@ fn connect(ctx: &SockAddrContext, decided: &mut Outbound) -> Decision {
     let Some(pod) = (unsafe { maps::PODS.get(&netns) }) else {
         return Decision::Leave;
     };
+    if pod.left != 0 {
+        return Decision::Leave;
+    }
     let asked = Connect {
         source: if decided.destination.is_v4() { pod.v4 } else { pod.v6 },
         destination: decided.destination,

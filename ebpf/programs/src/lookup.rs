@@ -50,7 +50,7 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
     if maps::PROXIED.get_ptr(&key).is_some() {
         return assign(&ctx, pod, &key, Direction::Outbound, 0, &Verdict::proxy(Reason::Meshed, 0));
     }
-    if maps::HOPS.get_ptr(&key).is_some() {
+    if maps::HOPS.get_ptr(&key).is_some() || pod.left != 0 {
         return pass(&key);
     }
     if key.tuple.source == key.tuple.destination || key.tuple.source.is_loopback() {

@@ -137,6 +137,37 @@ impl Capture {
         Ok(kept.collect())
     }
 
+    /// Has a pod that leaves the mesh opened to and open by itself from now on; what is carried goes on. Or, `false`, has it
+    /// in the mesh again: then it settles, as one does that was captured while it ran.
+    ///
+    /// # Errors
+    /// When the kernel refuses; then nothing has changed, but what the guard lets pass.
+    pub fn let_out(&self, pod: &CapturedPod, out: bool) -> Result<(), CaptureError> {
+        let inner = &mut *self.lock();
+        let cookie = pod.namespace.cookie();
+        let Some(mut row) = inner.pods.get(&cookie).map(|pod| pod.row) else { return Ok(()) };
+        if row.left == u32::from(out) || !self.writes() {
+            return Ok(());
+        }
+        row.left = out.into();
+        if out {
+            // Before anybody opens anything that it would not let pass.
+            inner.settling.insert(cookie, Settling::default());
+            inner.tell_guard(cookie)?;
+        }
+        inner.maps.pods.insert(cookie, row, 0).map_err(CaptureError::map(maps::PODS))?;
+        if let Some(pod) = inner.pods.get_mut(&cookie) {
+            pod.row = row;
+        }
+        if !out {
+            let open = open(&pod.namespace, &pod.addresses)?;
+            let sockets = open.into_iter().filter(|it| it.owned).map(|it| it.socket).collect();
+            inner.settling.insert(cookie, Settling { captured: true, sockets });
+            inner.tell_guard(cookie)?;
+        }
+        Ok(())
+    }
+
     /// Ends some of them; returns those that were.
     pub fn end_early(&self, pod: &CapturedPod, connections: &[EarlyConnection]) -> Vec<EndedFlow> {
         let generation = self.generation().unwrap_or_default();

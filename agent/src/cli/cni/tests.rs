@@ -105,6 +105,7 @@ fn a_pod_passes_the_agent_only_where_it_is_captured_or_outside_the_mesh() {
         service_account: "web".into(),
         addresses: Vec::new(),
         standing: Standing::Meshed,
+        passage: heddle_policy::resources::Passage::Over,
         identity: None,
         probes: Vec::new(),
         labels: std::collections::BTreeMap::new(),

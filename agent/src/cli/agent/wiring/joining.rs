@@ -22,6 +22,7 @@ use crate::{
         running_pods,
     },
     cluster::snapshot::Shared,
+    proxy::environment::PodId,
 };
 
 /// How often it is looked while somebody is on the way.
@@ -53,19 +54,31 @@ impl Running {
         }
     }
 
-    /// Lets those go that are outside the mesh by now.
+    /// Lets those out that leave the mesh, and those go that are outside it by now.
     async fn let_go(&self, snapshot: &Snapshot) {
         for entry in self.pods.all() {
             let Some((namespace, name)) = entry.name.split_once('/') else { continue };
-            let outside = snapshot.compiled.pod(namespace, name).is_some_and(|info| {
-                let outside = info.standing == Standing::Plain || info.passage == Passage::Left;
-                info.digest == entry.captured.row.uid && outside && info.local
-            });
-            if !outside {
+            let Some(info) = snapshot.compiled.pod(namespace, name) else { continue };
+            if info.digest != entry.captured.row.uid || !info.local {
+                continue;
+            }
+            if info.standing != Standing::Plain {
+                let (capture, out) = (Arc::clone(&self.capture), info.passage == Passage::Left);
+                let pod = entry.captured.clone();
+                match tokio::task::spawn_blocking(move || capture.let_out(&pod, out)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(pod = %entry.name, %error, "cannot be let out or in"),
+                    Err(error) => tracing::warn!(pod = %entry.name, %error, "letting it out or in failed"),
+                }
                 continue;
             }
             tracing::info!(pod = %entry.name, "has left the mesh");
             let pod = PodName { namespace: namespace.to_owned(), name: name.to_owned() };
+            // What is still carried is ended before the guard goes: it drops everything in the moment of its going, and
+            // whoever does not hear of the end would wait for ever.
+            if let Some(workers) = self.workers.read().await.as_ref() {
+                workers.detach(PodId(entry.captured.namespace.cookie())).await;
+            }
             if let Err(error) = self.release(DetachRequest { pod, netns: None }).await {
                 tracing::warn!(pod = %entry.name, %error, "cannot be let go");
             }
