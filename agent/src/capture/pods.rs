@@ -1,5 +1,6 @@
 //! Which pods are captured: the way in, the way out, and the way back after a restart.
 
+mod detach;
 pub(super) mod fence;
 mod give_way;
 pub(super) mod running;
@@ -16,7 +17,7 @@ use std::{
 use aya::Ebpf;
 use heddle_ebpf::{
     Address,
-    attach::{ListeningKey, Pod, SLOTS_PER_POD, Veth, WORKERS, maps, slot},
+    attach::{ListeningKey, Pod, Veth, WORKERS, maps, slot},
     text,
 };
 use heddle_policy::tables::TableSet;
@@ -253,26 +254,6 @@ impl Capture {
         Ok(adopted)
     }
 
-    /// Ends a pod's capture. `false` if it was not captured.
-    ///
-    /// # Errors
-    /// Behind the fence.
-    pub fn detach(&self, namespace: &str, name: &str) -> Result<bool, AttachRefusal> {
-        let name = format!("{namespace}/{name}");
-        let inner = &mut *self.lock();
-        if !self.writes() {
-            return Err(AttachRefusal::Succeeded);
-        }
-        let Some(cookie) =
-            inner.pods.values().find(|pod| pod.name() == name).map(|pod| pod.namespace.cookie())
-        else {
-            return Ok(false);
-        };
-        self.forget(inner, cookie);
-        self.end_flows_to_the_gone(inner);
-        Ok(true)
-    }
-
     /// Puts the guard on the host's end of one of a pod's veths.
     fn guard(
         &self,
@@ -284,14 +265,6 @@ impl Capture {
         maps.veths.insert(host.index, veth, 0).map_err(CaptureError::map(maps::VETHS))?;
         let [from, to] = self.guard_pins(host.index);
         programs::attach_guard(ebpf, &host.name, &from, &to)
-    }
-
-    /// A connect to a pod that is gone would reach whoever has its address next: the permission is on its socket, and
-    /// the tables have not changed.
-    fn end_flows_to_the_gone(&self, inner: &mut Inner) {
-        if let Err(error) = inner.flows.end_revoked(&self.kernel, &inner.pods) {
-            tracing::error!(%error, "connections to a pod that is gone could not be ended");
-        }
     }
 
     /// Reads what the programs tell on a thread of its own: each event's bytes. A ring buffer has one reader.
@@ -467,42 +440,6 @@ impl Capture {
     ) -> Result<Vec<PodListener>, CaptureError> {
         listeners::open(namespace, addresses, self.workers, taken, &self.marks)
             .map_err(CaptureError::system("opening the agent's listeners in the pod"))
-    }
-
-    /// Look-up first, then the rows, the guard last: a pod that is being let go is not let out on the way.
-    fn forget(&self, inner: &mut Inner, cookie: u64) {
-        inner.watches.remove(&cookie);
-        inner.early.forget(cookie);
-        inner.ports.remove(&cookie);
-        inner.settling.remove(&cookie);
-        let Some(pod) = inner.pods.remove(&cookie) else {
-            return;
-        };
-        for slot in pod.row.first_slot..pod.row.first_slot + SLOTS_PER_POD {
-            let _ = inner.maps.listeners.clear_index(&slot);
-        }
-        let addresses = [pod.row.v4, pod.row.v6];
-        let indexes: Vec<u32> = pod.interfaces.iter().map(|(index, _)| *index).collect();
-        self.unpin(cookie, &indexes);
-        for (index, name) in &pod.interfaces {
-            programs::detach_guard(name);
-            let _ = inner.maps.veths.remove(index);
-            let _ = inner.maps.bare_segments.remove(index);
-        }
-        remove_rows(&mut inner.maps, cookie, &addresses);
-        // Its counters go with it, or pods that come and go would leave no room for the next one's.
-        if let Ok(mut counters) = Counters::open(&self.kernel.pins) {
-            counters.forget(cookie);
-        }
-    }
-
-    fn unpin(&self, cookie: u64, indexes: &[u32]) {
-        let _ = std::fs::remove_file(self.lookup_pin(cookie));
-        for index in indexes {
-            for pin in self.guard_pins(*index) {
-                let _ = std::fs::remove_file(pin);
-            }
-        }
     }
 
     fn lookup_pin(&self, cookie: u64) -> PathBuf {

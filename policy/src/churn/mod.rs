@@ -240,7 +240,7 @@ impl Changed {
                 continue;
             }
             let (claims, mut problems) = (Claims::default(), Vec::new());
-            let is = workload(pod, new, &claims, &settings.naming, node, &mut names, &mut problems);
+            let is = workload(pod, new, &claims, settings, node, &mut names, &mut problems);
             if is != **was {
                 changed.insert(pod_name);
             } else if base.pod_problems.get(&pod_name).map_or(&[][..], Vec::as_slice) != problems {

@@ -184,6 +184,7 @@ fn pod(random: &mut Random, name: String) -> Pod {
         addresses,
         ready: random.chance(80),
         finished: random.chance(5),
+        ..Pod::default()
     }
 }
 

@@ -108,7 +108,7 @@ fn a_pod_passes_the_agent_only_where_it_is_captured_or_outside_the_mesh() {
         passage: heddle_policy::resources::Passage::Over,
         identity: None,
         probes: Vec::new(),
-        labels: std::collections::BTreeMap::new(),
+        labels: std::sync::Arc::default(),
     };
     pod.to_be_captured(&known).unwrap();
     for (standing, code) in [
