@@ -79,6 +79,8 @@ pub struct ClusterSettings {
     pub endpoints: EndpointSource,
     /// Whether `linkerd.io/inject: enabled` means this mesh, where `heddle.io/mesh` says nothing.
     pub linkerd_inject: bool,
+    /// Other trust domains whose workloads are believed. Certificates decide that; a check of rules wants to know whom they can mean.
+    pub federated: Vec<String>,
 }
 
 impl Default for ClusterSettings {
@@ -103,6 +105,7 @@ impl Default for ClusterSettings {
             dns_service: ObjectName::new("kube-system", "kube-dns"),
             endpoints: EndpointSource::SlicesOrPods,
             linkerd_inject: false,
+            federated: Vec::new(),
         }
     }
 }

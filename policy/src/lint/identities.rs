@@ -4,14 +4,19 @@ use std::collections::BTreeSet;
 
 use super::{Known, problem};
 use crate::{
-    Index, Problem, Severity,
-    names::{IdentityNaming, NameError},
+    ClusterSettings, Index, Problem, Severity,
+    names::NameError,
     resources::{IdentityMatch, IdentityRef, ObjectName, Resource},
 };
 
-const ACCOUNT: &str = "correct the name, or write the ServiceAccount";
+pub(super) const ACCOUNT: &str = "correct the name, or write the ServiceAccount";
 
-pub(super) fn look(index: &Index, known: &Known<'_>, naming: &IdentityNaming, problems: &mut Vec<Problem>) {
+pub(super) fn look(
+    index: &Index,
+    known: &Known<'_>,
+    settings: &ClusterSettings,
+    problems: &mut Vec<Problem>,
+) {
     let mut referred = BTreeSet::new();
     for resource in index.resources() {
         let Resource::AuthorizationPolicy(policy) = resource else { continue };
@@ -39,7 +44,7 @@ pub(super) fn look(index: &Index, known: &Known<'_>, naming: &IdentityNaming, pr
                         IdentityMatch::ServiceAccount(_) | IdentityMatch::Namespace(_) => "identityRefs",
                         _ => "identities",
                     };
-                    if let Some((severity, reason)) = nobody(entry, known, naming) {
+                    if let Some((severity, reason)) = nobody(entry, known, settings) {
                         let field = format!("spec.{list}[{i}]");
                         problems.push(problem(resource, severity, &field, reason, ACCOUNT));
                     }
@@ -62,7 +67,12 @@ pub(super) fn look(index: &Index, known: &Known<'_>, naming: &IdentityNaming, pr
 }
 
 /// Why nobody has an identity that a rule names; `None`: somebody may have it.
-fn nobody(entry: &IdentityMatch, known: &Known<'_>, naming: &IdentityNaming) -> Option<(Severity, String)> {
+pub(super) fn nobody(
+    entry: &IdentityMatch,
+    known: &Known<'_>,
+    settings: &ClusterSettings,
+) -> Option<(Severity, String)> {
+    let naming = &settings.naming;
     match entry {
         IdentityMatch::Any => None,
         IdentityMatch::ServiceAccount(account) => account_missing(account, known),
@@ -74,10 +84,14 @@ fn nobody(entry: &IdentityMatch, known: &Known<'_>, naming: &IdentityNaming) -> 
         IdentityMatch::Suffix(suffix) => {
             let reason = format!("no known identity ends in {suffix}: nobody is matched");
             let some = known.identities.iter().any(|name| name.dns().ends_with(suffix.as_str()));
-            (!some && !known.identities.is_empty()).then_some((Severity::Warning, reason))
+            let federated = settings.federated.iter().any(|domain| {
+                let (domain, suffix) = (format!(".{domain}"), format!(".{}", suffix.trim_start_matches('.')));
+                domain.ends_with(&suffix) || suffix.ends_with(&domain)
+            });
+            (!some && !federated && !known.identities.is_empty()).then_some((Severity::Warning, reason))
         }
-        IdentityMatch::Dns(text) => name_missing(text, naming.parse_dns(text), known, naming),
-        IdentityMatch::Spiffe(text) => name_missing(text, naming.parse_spiffe(text), known, naming),
+        IdentityMatch::Dns(text) => name_missing(text, naming.parse_dns(text), known, settings),
+        IdentityMatch::Spiffe(text) => name_missing(text, naming.parse_spiffe(text), known, settings),
     }
 }
 
@@ -85,14 +99,23 @@ fn name_missing(
     text: &str,
     parsed: Result<crate::names::IdentityName, NameError>,
     known: &Known<'_>,
-    naming: &IdentityNaming,
+    settings: &ClusterSettings,
 ) -> Option<(Severity, String)> {
+    let naming = &settings.naming;
+    let of = |domain: &String| match text.strip_prefix("spiffe://") {
+        Some(name) => name.split('/').next() == Some(domain),
+        None => text.strip_suffix(domain.as_str()).is_some_and(|rest| rest.ends_with('.')),
+    };
+    // Which accounts there are, only their own cluster knows.
+    if parsed.is_err() && settings.federated.iter().any(of) {
+        return None;
+    }
     match parsed {
         Ok(name) => account_missing(&ObjectName::new(name.namespace(), name.service_account()), known),
         Err(NameError::OtherTrustDomain) => {
             let reason = format!(
-                "{text} is in another trust domain or identity namespace than {} and {}: no pod of this cluster \
-                 has it",
+                "{text} is in another trust domain or identity namespace than {} and {}, and in none that is \
+                 federated: nobody has it",
                 naming.trust_domain(),
                 naming.identity_namespace()
             );

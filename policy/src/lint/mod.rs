@@ -2,6 +2,7 @@
 //!
 //! Only reads the index and what was compiled from it.
 
+mod access;
 mod datagrams;
 mod identities;
 mod overview;
@@ -24,7 +25,8 @@ pub fn lint(index: &Index, compiled: &Compiled) -> Vec<Problem> {
     let known = Known::of(index, &compiled.settings.naming);
     let mut problems = Vec::new();
     selectors::look(index, &known, &mut problems);
-    identities::look(index, &known, &compiled.settings.naming, &mut problems);
+    identities::look(index, &known, &compiled.settings, &mut problems);
+    access::look(index, &known, compiled, &mut problems);
     redundant::look(index, compiled, &mut problems);
     routes::look(index, &mut problems);
     datagrams::look(index, compiled, &mut problems);

@@ -1,4 +1,4 @@
-//! Rules that never decide, because others allow all that they allow.
+//! Rules that never decide, because others allow all that they allow or refuse it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,8 +15,10 @@ use crate::{
 pub struct Redundant {
     /// The rule, as decisions name it.
     pub rule: String,
-    /// The rules that allow all of it, wherever it applies.
+    /// The rules that allow all of it, or deny it, wherever it applies.
     pub because: BTreeSet<String>,
+    /// Whether one of them denies.
+    pub denied: bool,
 }
 
 impl Compiled {
@@ -24,7 +26,7 @@ impl Compiled {
     /// apply to.
     pub fn redundant(&self) -> Vec<Redundant> {
         // By rule: what covers it; `None`: somewhere nothing does.
-        let mut covered: BTreeMap<&str, Option<BTreeSet<String>>> = BTreeMap::new();
+        let mut covered: BTreeMap<&str, Option<(BTreeSet<String>, bool)>> = BTreeMap::new();
         for set in self.all_sets() {
             let grants = &set.allows;
             for (i, grant) in grants.iter().enumerate() {
@@ -35,12 +37,14 @@ impl Compiled {
                         // Of two that are alike the first is credited.
                         && (*j < i || !covers(grant, other))
                 });
-                let entry = covered.entry(&grant.rule).or_insert_with(|| Some(BTreeSet::new()));
-                match by {
+                let denied = set.denies.iter().find(|deny| covers(deny, grant));
+                let entry = covered.entry(&grant.rule).or_insert_with(|| Some((BTreeSet::new(), false)));
+                match denied.or(by.map(|(_, by)| by)) {
                     None => *entry = None,
-                    Some((_, by)) => {
-                        if let Some(because) = entry {
+                    Some(by) => {
+                        if let Some((because, refused)) = entry {
                             because.insert(by.rule.to_string());
+                            *refused |= denied.is_some();
                         }
                     }
                 }
@@ -48,7 +52,10 @@ impl Compiled {
         }
         covered
             .into_iter()
-            .filter_map(|(rule, because)| Some(Redundant { rule: rule.to_owned(), because: because? }))
+            .filter_map(|(rule, why)| {
+                let (because, denied) = why?;
+                Some(Redundant { rule: rule.to_owned(), because, denied })
+            })
             .collect()
     }
 }
@@ -96,11 +103,18 @@ pub(super) fn holds(wide: &NetworkMatch, narrow: &NetworkMatch) -> bool {
 pub(super) fn look(index: &Index, compiled: &Compiled, problems: &mut Vec<Problem>) {
     let redundant = compiled.redundant();
     for resource in index.resources() {
-        let Resource::AuthorizationPolicy(_) = resource else { continue };
+        let rule = matches!(
+            resource,
+            Resource::AuthorizationPolicy(_) | Resource::ServerAuthorization(_) | Resource::AccessRule(_)
+        );
+        if !rule {
+            continue;
+        }
         let Some(found) = redundant.iter().find(|it| it.rule == resource.id().to_string()) else { continue };
         let because: Vec<_> = found.because.iter().map(String::as_str).collect();
+        let does = if found.denied { "denies or allows" } else { "allows" };
         let reason =
-            format!("never decides: wherever it applies, {} allows all that it allows", because.join(" or "));
+            format!("never decides: wherever it applies, {} {does} all that it allows", because.join(" or "));
         let remedy = "remove it, or narrow what is wider if this was to be the limit";
         problems.push(problem(resource, Severity::Warning, "spec", reason, remedy));
     }

@@ -273,7 +273,167 @@ fn what_rules_about_datagrams_cannot_do_is_told() {
                  serviceAccountName: web}, status: {phase: Succeeded, podIP: 10.1.0.77}}\n";
     let told = found(&format!("{apart}\n---\n{}---\n{ended}", rule("Allow", web)));
     assert!(told.iter().any(|it| it.contains("spec.protocol: lets nobody in")), "{told:?}");
+    // Two that are still to be scheduled share nothing yet.
+    let pending = |app: &str, account: &str, number: u8| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: late-{app}, namespace: shop, labels: {{app: {app}}}}}, \
+             spec: {{serviceAccountName: {account}}}, status: {{phase: Running, podIP: 10.1.0.{number}}}}}\n"
+        )
+    };
+    let late = pending("web", "web", 80) + &pending("redis", "redis", 81);
+    let told = found(&format!("{apart}\n---\n{}{late}", rule("Allow", web)));
+    assert!(told.iter().any(|it| it.contains("spec.protocol: lets nobody in")), "{told:?}");
     let running = ended.replace("Succeeded", "Running");
     let told = found(&format!("{apart}\n---\n{}---\n{running}", rule("Allow", web)));
     assert!(!told.iter().any(|it| it.contains("lets nobody in")), "the control: {told:?}");
+}
+
+fn access(kind: &str, spec: &str) -> Vec<String> {
+    let namespace = if kind == "AccessRule" { ", namespace: shop" } else { "" };
+    with(&format!(
+        "apiVersion: heddle.io/v1alpha1\nkind: {kind}\nmetadata: {{name: r{namespace}}}\nspec: {spec}\n"
+    ))
+}
+
+#[test]
+fn an_access_rule_about_no_pod_is_named() {
+    let redis = "podSelector: {matchLabels: {app: redis}}";
+    let from = "from: [{serviceAccounts: [{name: redis}]}]";
+    assert_eq!(access("AccessRule", &format!("{{action: Allow, {redis}, {from}}}")), [""; 0], "the control");
+    only(
+        &access(
+            "AccessRule",
+            &format!("{{action: Deny, podSelector: {{matchLabels: {{app: reddis}}}}, {from}}}"),
+        ),
+        &[
+            "warning: x.yaml:",
+            "AccessRule shop/r: spec.podSelector: selects none of the 3 known pods of its namespace",
+        ],
+    );
+    only(
+        &access("AccessRule", &format!("{{action: Allow, {redis}, ports: [rediss], {from}}}")),
+        &["spec.ports: none of the 1 selected pods declares such a port"],
+    );
+    assert_eq!(access("AccessRule", &format!("{{action: Allow, {redis}, ports: [redis], {from}}}")), [""; 0]);
+    assert_eq!(
+        access("AccessRule", &format!("{{action: Allow, {redis}, ports: [rediss, 80], {from}}}")),
+        [""; 0]
+    );
+    // What leaves goes to others' ports.
+    let leaves =
+        format!("{{action: Deny, {redis}, ports: [rediss], to: [{{networks: [{{cidr: 192.0.2.0/24}}]}}]}}");
+    assert_eq!(access("AccessRule", &leaves), [""; 0]);
+    let far = "from: [{serviceAccounts: [{name: redis, namespace: shop}]}]";
+    let wide = |namespaces: &str, pods: &str| {
+        access(
+            "ClusterAccessRule",
+            &format!("{{action: Allow, namespaceSelector: {namespaces}, podSelector: {pods}, {far}}}"),
+        )
+    };
+    assert_eq!(wide("{}", "{matchLabels: {app: redis}}"), [""; 0]);
+    only(
+        &wide("{matchLabels: {team: nobody}}", "{}"),
+        &["spec.namespaceSelector: selects none of the 2 known namespaces"],
+    );
+    only(
+        &wide("{}", "{matchLabels: {app: x}}"),
+        &["spec.podSelector: selects none of the 4 known pods of the namespaces"],
+    );
+    // Where no pod is known it proves little.
+    let alone = "{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {name: r, namespace: x}, spec: {action: Allow, from: [{anyone: true}]}}";
+    only(&found(alone), &["note: x.yaml:", "spec.podSelector"]);
+}
+
+#[test]
+fn an_access_rule_about_nobody_is_named() {
+    let of = |from: &str| {
+        access(
+            "AccessRule",
+            &format!("{{action: Deny, podSelector: {{matchLabels: {{app: redis}}}}, {from}}}"),
+        )
+    };
+    assert_eq!(of("from: [{serviceAccounts: [{name: redis}]}]"), [""; 0], "the control");
+    only(
+        &of("from: [{serviceAccounts: [{name: redis}]}, {serviceAccounts: [{name: wbe}]}]"),
+        &["warning: x.yaml:", "spec.from[1].serviceAccounts: no service account shop/wbe is known"],
+    );
+    only(
+        &of("from: [{namespaces: [nowhere]}]"),
+        &["spec.from[0].namespaces: no service account of namespace nowhere"],
+    );
+    only(
+        &of("from: [{identities: ['*.nowhere.example']}]"),
+        &["spec.from[0].identities: no known identity ends in"],
+    );
+    only(
+        &of("from: [{namespaceSelector: {matchLabels: {team: nobody}}}]"),
+        &["spec.from[0].namespaceSelector: picks none"],
+    );
+    only(
+        &of("to: [{serviceAccounts: [{name: wbe}]}]"),
+        &["spec.to[0].serviceAccounts: no service account shop/wbe"],
+    );
+}
+
+#[test]
+fn whom_another_trust_domain_has_is_its_own_affair_where_it_is_federated() {
+    let text = |names: &str| {
+        format!(
+            "{SHOP}\n---\napiVersion: heddle.io/v1alpha1\nkind: AccessRule\nmetadata: {{name: r, namespace: shop}}\n\
+             spec: {{action: Deny, podSelector: {{matchLabels: {{app: redis}}}}, from: [{{identities: [{names}]}}]}}\n"
+        )
+    };
+    let told = |names: &str, federated: &[&str]| -> Vec<String> {
+        let index = Index::of([parse_file("x.yaml", &text(names))]);
+        let federated = federated.iter().map(|it| (*it).to_owned()).collect();
+        let settings = ClusterSettings { federated, ..ClusterSettings::default() };
+        lint(&index, &index.compile(&settings, "a")).iter().map(ToString::to_string).collect()
+    };
+    for name in [
+        "web.shop.serviceaccount.identity.linkerd.east.example",
+        "'spiffe://east.example/ns/shop/sa/web'",
+        "'spiffe://east.example/vm'",
+        "'*.shop.serviceaccount.identity.linkerd.east.example'",
+        "'*.example'",
+    ] {
+        assert_eq!(told(name, &["west.example", "east.example"]), [""; 0], "{name}");
+        assert_eq!(told(name, &[]).len(), 1, "{name}: nobody is federated");
+    }
+    for name in [
+        "web.shop.serviceaccount.identity.linkerd.northeast.example",
+        "'spiffe://east.example.org/ns/shop/sa/web'",
+        "'*.northeast.example'",
+    ] {
+        assert_eq!(told(name, &["east.example"]).len(), 1, "{name}: another's");
+    }
+    let own = "ghost.shop.serviceaccount.identity.linkerd.cluster.local";
+    only(&told(own, &["cluster.local"]), &["no service account shop/ghost is known"]);
+}
+
+#[test]
+fn a_rule_under_one_that_denies_all_of_it_is_named() {
+    let deny = |from: &str| {
+        access(
+            "AccessRule",
+            &format!("{{action: Deny, podSelector: {{matchLabels: {{app: redis}}}}, from: [{from}]}}"),
+        )
+    };
+    let told = "AuthorizationPolicy shop/allow-web: spec: never decides: wherever it applies, AccessRule shop/r denies or allows";
+    only(&deny("{serviceAccounts: [{name: web}]}"), &[told]);
+    only(&deny("{anyone: true}"), &[told]);
+    only(&deny("{namespaces: [shop]}"), &[told]);
+    assert_eq!(deny("{serviceAccounts: [{name: redis}]}"), [""; 0], "the control");
+    assert_eq!(
+        deny("{serviceAccounts: [{name: web}], networks: [{cidr: 10.0.0.0/8}]}"),
+        [""; 0],
+        "a part of it"
+    );
+    // Heddle's own rules are named as well.
+    only(
+        &access(
+            "AccessRule",
+            "{action: Allow, podSelector: {matchLabels: {app: redis}}, ports: [6379], from: [{serviceAccounts: [{name: web}]}]}",
+        ),
+        &["AccessRule shop/r: spec: never decides", "AuthorizationPolicy shop/allow-web allows all"],
+    );
 }

@@ -25,6 +25,23 @@ impl Severity {
     }
 }
 
+/// A reason or a field that is longer than this is cut in its middle: whoever writes a megabyte into a field gains no megabyte in a
+/// status, a log or an event.
+const LONGEST: usize = 1024;
+
+/// The beginning and the end of a text that is too long.
+fn bounded(text: String) -> String {
+    if text.len() <= LONGEST {
+        return text;
+    }
+    let head = text.floor_char_boundary(LONGEST / 2);
+    let tail = text.ceil_char_boundary(text.len() - LONGEST / 4);
+    match (text.get(..head), text.get(tail..)) {
+        (Some(head), Some(tail)) => format!("{head} [… {} bytes in all …] {tail}", text.len()),
+        _ => String::new(),
+    }
+}
+
 /// Where a resource was written.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, serde::Serialize)]
 pub struct Origin {
@@ -72,7 +89,7 @@ impl Problem {
             line: 0,
             resource: String::new(),
             field: String::new(),
-            reason: reason.into(),
+            reason: bounded(reason.into()),
             remedy: String::new(),
         }
     }
@@ -87,7 +104,7 @@ impl Problem {
     /// With the field that it is about, and its line (0: unknown).
     #[must_use]
     pub fn field(mut self, field: impl Into<String>, line: u32) -> Self {
-        self.field = field.into();
+        self.field = bounded(field.into());
         if line != 0 {
             self.line = line;
         }
@@ -144,6 +161,9 @@ mod tests {
             "error: shop/rules.yaml:12 (document 2): Server shop/redis: spec.port: is not a port \
              (write a number from 1 to 65535 or a port's name)"
         );
+        let long = Problem::new(Severity::Note, &Origin::default(), format!("a{}z", "é".repeat(500_000)));
+        assert!(long.reason.starts_with("aé") && long.reason.ends_with("éz"), "{}", long.reason);
+        assert!(long.reason.len() < 900 && long.reason.contains("1000002 bytes"), "{}", long.reason);
         let bare = Problem::new(Severity::Note, &Origin::default(), "nothing is in force");
         assert_eq!(bare.to_string(), "note: nothing is in force");
     }

@@ -5,6 +5,11 @@
 
 mod file;
 mod flags;
+/// The trust domain whose bundle a file of this name is.
+pub(in crate::cli) fn bundle_of(file: &str) -> Option<&str> {
+    file.strip_suffix(".pem").filter(|domain| !domain.is_empty() && !domain.starts_with('.'))
+}
+
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -345,7 +350,19 @@ impl Config {
             dns_service: self.dns_service.clone(),
             endpoints: heddle_policy::EndpointSource::default(),
             linkerd_inject: self.linkerd_inject,
+            federated: self.federated(),
         })
+    }
+
+    /// The trust domains whose bundles lie in the folder of `federation`, as far as it can be read: an agent tells by itself what it cannot
+    /// believe.
+    fn federated(&self) -> Vec<String> {
+        let names = self.federation.iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
+        let mut domains: Vec<String> = names
+            .filter_map(|entry| bundle_of(&entry.ok()?.file_name().to_string_lossy()).map(str::to_owned))
+            .collect();
+        domains.sort();
+        domains
     }
 
     /// The configuration as a file would have it.

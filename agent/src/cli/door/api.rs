@@ -379,6 +379,9 @@ pub struct PolicySettings {
     pub dns_service: String,
     #[serde(default)]
     pub linkerd_inject: bool,
+    /// Other trust domains whose workloads are believed.
+    #[serde(default)]
+    pub federated: Vec<String>,
 }
 
 impl From<&ClusterSettings> for PolicySettings {
@@ -395,6 +398,7 @@ impl From<&ClusterSettings> for PolicySettings {
             identity_namespace: it.naming.identity_namespace().to_owned(),
             dns_service: it.dns_service.to_string(),
             linkerd_inject: it.linkerd_inject,
+            federated: it.federated.clone(),
         }
     }
 }
@@ -421,6 +425,7 @@ impl PolicySettings {
             dns_service: ObjectName::new(namespace, name),
             endpoints: heddle_policy::EndpointSource::default(),
             linkerd_inject: self.linkerd_inject,
+            federated: self.federated.clone(),
         })
     }
 }

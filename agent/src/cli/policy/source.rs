@@ -3,7 +3,7 @@
 use crate::{
     cli::{
         Failure, client,
-        config::{Config, ConfigError, Flags, PlaceFlags},
+        config::{Config, ConfigError, Flags, PlaceFlags, bundle_of},
         door::api::PolicyInForce,
     },
     cluster::{
@@ -32,6 +32,8 @@ const CLUSTER: &str = "cluster:";
 /// Where the agents are, and their configuration.
 const NAMESPACE: &str = "heddle-system";
 const AGENTS: &str = "heddle-agent";
+/// The bundles of other trust domains, as the agents mount them.
+const FEDERATION: &str = "heddle-federation";
 /// For everything to be listed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -171,7 +173,7 @@ pub(super) fn read(place: &Path, flags: &SettingFlags) -> Result<Source, Failure
 
 /// Asks the API server. What holds for the whole cluster is what the agents' ConfigMap says, if it can be read.
 fn from_cluster(flags: &SettingFlags) -> Result<Source, Failure> {
-    let (look, config) = client::run(async {
+    let (look, config, bundles) = client::run(async {
         let client = kubernetes::personal(flags.kubeconfig.as_deref()).await.map_err(|error| {
             miette!(help = "name a --kubeconfig, or set KUBECONFIG", "no way to the API server: {error}")
         })?;
@@ -183,7 +185,8 @@ fn from_cluster(flags: &SettingFlags) -> Result<Source, Failure> {
             )
         })?;
         let maps = Api::<ConfigMap>::namespaced(client, NAMESPACE);
-        Ok((look, maps.get_opt(AGENTS).await.ok().flatten()))
+        let agents = maps.get_opt(AGENTS).await.ok().flatten();
+        Ok((look, agents, maps.get_opt(FEDERATION).await.ok().flatten()))
     })?;
     let text = config.and_then(|mut it| it.data.as_mut()?.remove("heddle.yaml"));
     let mut settings = match (&flags.config, text) {
@@ -193,6 +196,8 @@ fn from_cluster(flags: &SettingFlags) -> Result<Source, Failure> {
         }
         _ => flags.settings()?,
     };
+    let bundles = bundles.and_then(|it| it.data).unwrap_or_default();
+    settings.federated.extend(bundles.keys().filter_map(|file| bundle_of(file)).map(str::to_owned));
     flags.lay_over(&mut settings);
     Ok(of_look(CLUSTER, &look, settings))
 }
