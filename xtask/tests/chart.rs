@@ -49,6 +49,8 @@ fn values_that_are_not_known_or_not_sound_are_refused() {
         ("agent.config.defaultOutbound=sometimes", "defaultOutbound"),
         ("agent.config.runDirectory=/tmp", "runDirectory"),
         ("agent.config.workloadApi=here", "workloadApi"),
+        ("agent.config.ca.spire=here", "spire"),
+        ("agent.config.ca.url=https://here", "ca"),
         ("agent.federationConfigMap=Upper", "federationConfigMap"),
         ("agent.resources.requests.memory=much", "memory"),
         ("image.pullPolicy=Perhaps", "pullPolicy"),
@@ -64,6 +66,11 @@ fn values_that_are_not_known_or_not_sound_are_refused() {
     let asked = render("agent.config.workloadApi=/run/workloads").unwrap();
     assert_eq!(asked.matches("{name: workloads, ").count(), 2, "mounted, and the host's");
     assert!(!changed.contains("{name: workloads, "), "nobody asked for it");
+    let by_spire = render("agent.config.ca.spire=/run/spire/admin/admin.sock").unwrap();
+    assert_eq!(by_spire.matches("{name: spire, ").count(), 2, "mounted, and the host's");
+    for of_ours in ["--ca-url", "name: heddle-ca,", "ca.heddle.io", "heddle-trust-roots"] {
+        assert!(changed.contains(of_ours) && !by_spire.contains(of_ours), "{of_ours}");
+    }
     assert!(!render("roles=false").unwrap().contains("heddle-tenant-editor"));
     let closed = |set: &str| render(set).unwrap().matches("kind: NetworkPolicy").count();
     assert_eq!((closed("roles=true"), closed("ca.networkPolicy=false")), (2, 1));
