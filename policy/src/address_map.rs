@@ -64,16 +64,6 @@ impl<V> AddressMap<V> {
     }
 }
 
-impl<V: Clone> FromIterator<(Address, V)> for AddressMap<V> {
-    fn from_iter<I: IntoIterator<Item = (Address, V)>>(values: I) -> Self {
-        let mut it = Self::default();
-        for (address, value) in values {
-            it.insert(address, value);
-        }
-        it
-    }
-}
-
 impl<V: PartialEq> PartialEq for AddressMap<V> {
     fn eq(&self, other: &Self) -> bool {
         self.parts.iter().zip(&other.parts).all(|(a, b)| Arc::ptr_eq(a, b) || a == b)

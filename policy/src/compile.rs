@@ -162,7 +162,7 @@ impl<'a> Filling<'a> {
                     for (_, way) in &rules.ways {
                         match way {
                             Way::Default => {}
-                            Way::Allow(rule) | Way::Deny(rule) | Way::ByName(rule) => name(rule),
+                            Way::Allow(rule) | Way::Deny(rule) | Way::ByName(rule, _) => name(rule),
                         }
                     }
                     rules.names.iter().for_each(|it| name(&it.rule));
@@ -236,7 +236,7 @@ impl<'a> Filling<'a> {
             Way::Default => (0, 0),
             Way::Allow(rule) => (self.text(rule), NETWORK_ALLOW),
             Way::Deny(rule) => (self.text(rule), NETWORK_DENY),
-            Way::ByName(rule) => (self.text(rule), NETWORK_BY_NAME),
+            Way::ByName(rule, _) => (self.text(rule), NETWORK_BY_NAME),
         };
         rules
             .ways

@@ -33,8 +33,8 @@ pub(crate) enum Way {
     Allow(Arc<str>),
     /// A rule refuses it.
     Deny(Arc<str>),
-    /// The name that is asked for decides, which only the proxy can read.
-    ByName(Arc<str>),
+    /// The name that is asked for decides, which only the proxy can read; the second holds for a name that no rule is about.
+    ByName(Arc<str>, Box<Way>),
 }
 
 /// A rule about names.
@@ -226,13 +226,7 @@ fn egress_rules(rules: &Rules<'_>, found: &InNamespace<'_>, parts: &[&Part]) -> 
     let outside: Vec<NetworkMatch> = networks::everything()
         .map(|cidr| NetworkMatch {
             cidr,
-            except: rules
-                .base
-                .cluster_networks
-                .iter()
-                .map(|it| it.cidr)
-                .filter(|cut| cidr.contains(cut) && cidr != *cut)
-                .collect(),
+            except: rules.base.cluster_networks.iter().map(|it| it.cidr).collect(),
         })
         .collect();
     let scope = |it: &EgressNetwork| match &it.scope {
@@ -257,30 +251,29 @@ fn egress_rules(rules: &Rules<'_>, found: &InNamespace<'_>, parts: &[&Part]) -> 
         if let Some(part) = parts.iter().filter(about).find(|part| part.denies && !by_name(part)) {
             return Way::Deny(Arc::clone(&part.rule));
         }
-        if let Some(part) = parts.iter().filter(about).find(|part| part.denies) {
-            return Way::ByName(Arc::clone(&part.rule));
-        }
-        if let Some(part) = parts.iter().filter(about).find(|part| !by_name(part)) {
-            return Way::Allow(Arc::clone(&part.rule));
-        }
         let network = smallest(&egress, point);
-        let base = match network {
-            Some(it) => it.allow,
-            None => match rules.settings.default_outbound {
-                DefaultOutbound::Allow => true,
-                DefaultOutbound::Cluster => {
-                    rules.base.cluster_networks.iter().any(|it| it.cidr.contains(point))
-                }
-                DefaultOutbound::Deny => false,
-            },
+        let unnamed = match (parts.iter().filter(about).find(|part| !part.denies && !by_name(part)), network)
+        {
+            (Some(part), _) => Way::Allow(Arc::clone(&part.rule)),
+            (None, Some(it)) if it.allow => Way::Allow(text(it)),
+            (None, Some(it)) => Way::Deny(text(it)),
+            (None, None) => Way::Default,
+        };
+        if let Some(part) = parts.iter().filter(about).find(|part| part.denies) {
+            return Way::ByName(Arc::clone(&part.rule), Box::new(unnamed));
+        }
+        let passes = match (&unnamed, rules.settings.default_outbound) {
+            (Way::Allow(_), _) | (Way::Default, DefaultOutbound::Allow) => true,
+            (Way::Default, DefaultOutbound::Cluster) => {
+                rules.base.cluster_networks.iter().any(|it| it.cidr.contains(point))
+            }
+            _ => false,
         };
         let named = parts.iter().find(about).map(|part| Arc::clone(&part.rule));
-        match (base, named, network) {
-            (false, Some(rule), _) => Way::ByName(rule),
-            (_, _, None) => Way::Default,
-            (true, _, Some(it)) => Way::Allow(text(it)),
-            (false, None, Some(it)) if has_routes(rules, it) => Way::ByName(text(it)),
-            (false, None, Some(it)) => Way::Deny(text(it)),
+        match (named, network) {
+            (Some(rule), _) if !passes => Way::ByName(rule, Box::new(unnamed)),
+            (None, Some(it)) if !passes && has_routes(rules, it) => Way::ByName(text(it), Box::new(unnamed)),
+            _ => unnamed,
         }
     };
     let ways = networks::points(given).into_iter().map(|point| (point, way(&point))).collect();
@@ -349,11 +342,6 @@ impl EgressRules {
             it.hosts.iter().any(|wanted| host_matches(wanted, host))
                 && (it.networks.is_empty() || it.networks.iter().any(|net| net.contains(address)))
         };
-        let mut found = self.names.iter().filter(about);
-        let first = found.next();
-        match first {
-            Some(first) if !first.denies => found.find(|it| it.denies).or(Some(first)),
-            first => first,
-        }
+        self.names.iter().filter(about).min_by_key(|it| !it.denies)
     }
 }

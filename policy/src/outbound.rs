@@ -12,6 +12,7 @@ use crate::{
     base::External,
     compile::Compiled,
     decide::Decision,
+    egress::{NameRule, Way},
     names::IdentityName,
     request::Host,
     resources::ObjectName,
@@ -174,17 +175,15 @@ impl Compiled {
         let Some(rules) = rules else { return self.refuse(Reason::OutboundDenied) };
         let Ok(host) = Host::read(host) else { return self.refuse(Reason::BadRequest) };
         let found = rules.by_name(host.as_str(), &destination.to_ip());
-        match (found, rules.at(&destination.to_ip())) {
-            (Some(rule), _) if rule.denies => self.refuse_by(Reason::Denied, &rule.rule),
-            (_, crate::egress::Way::Deny(rule)) => self.refuse_by(Reason::Denied, rule),
-            (Some(rule), _) => {
-                let verdict = Verdict::direct(Reason::PlainOutside, self.rule_id(&rule.rule));
-                Decision::of(verdict, rule.rule.clone())
-            }
-            (None, crate::egress::Way::Allow(rule)) => {
+        let here = rules.at(&destination.to_ip());
+        let way = if let Way::ByName(_, unnamed) = here { unnamed } else { here };
+        match (found, here, way) {
+            (Some(rule), ..) if rule.denies => self.refuse_by(Reason::Denied, &rule.rule),
+            (_, Way::Deny(rule), _) | (None, _, Way::Deny(rule)) => self.refuse_by(Reason::Denied, rule),
+            (Some(NameRule { rule, .. }), ..) | (None, _, Way::Allow(rule)) => {
                 Decision::of(Verdict::direct(Reason::PlainOutside, self.rule_id(rule)), rule.clone())
             }
-            (None, _) => self.by_default(destination),
+            (None, ..) => self.by_default(destination),
         }
     }
 

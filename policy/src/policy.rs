@@ -21,8 +21,7 @@ use crate::{
     servers::{conflict, governors},
 };
 
-/// A pod for which more ports than this have rules of their own keeps those of its Servers and annotations; ports of
-/// Heddle's rules beyond are closed with the rest.
+/// Of a pod for which more ports than this have rules of their own, the lowest keep theirs; every other is closed.
 const MAX_PORTS: usize = 8192;
 
 /// What holds for the requests of a port.
@@ -351,16 +350,19 @@ fn applying(access: &[About], port: Option<u16>) -> Vec<usize> {
 /// Adds the ports that rules list. `true`: they are too many.
 fn add_listed(listed: &mut BTreeSet<u16>, access: &[About], pod: &Pod, problems: &mut Vec<Problem>) -> bool {
     for (_, ports) in access {
-        listed.extend(ports.iter().flatten().copied());
-        if listed.len() > MAX_PORTS {
-            let reason = format!(
-                "has rules for more than {MAX_PORTS} ports: those beyond are refused whatever rule allows them"
-            );
-            problems.push(pod.meta.problem(Kind::Pod, Severity::Error, "spec", reason));
-            return true;
+        // Once they are too many, how many more there are is all the same.
+        if listed.len() <= MAX_PORTS {
+            listed.extend(ports.iter().flatten().copied());
         }
     }
-    listed.len() > MAX_PORTS
+    let overfull = listed.len() > MAX_PORTS;
+    if overfull {
+        let reason = format!(
+            "has rules for more than {MAX_PORTS} ports: those beyond are refused whatever rule allows them"
+        );
+        problems.push(pod.meta.problem(Kind::Pod, Severity::Error, "spec", reason));
+    }
+    overfull
 }
 
 /// The ports of a pod that a rule of Heddle's is about; `None`: every one.
@@ -385,3 +387,6 @@ pub(crate) fn ports_of(rule: &AccessRule, pod: &Pod, transport: Transport) -> Op
     ports.dedup();
     Some(ports)
 }
+
+#[cfg(test)]
+mod tests;

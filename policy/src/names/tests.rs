@@ -7,6 +7,8 @@ fn both_forms_are_linkerds_and_spiffes() {
     let name = naming.name("shop", "web").unwrap();
     assert_eq!(name.dns(), "web.shop.serviceaccount.identity.linkerd.cluster.local");
     assert_eq!(name.spiffe(), "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!((name.namespace(), name.service_account()), ("shop", "web"));
+    assert_eq!((naming.identity_namespace(), naming.trust_domain()), ("linkerd", "cluster.local"));
     assert_eq!(naming.parse(name.dns()).unwrap(), name);
     assert_eq!(naming.parse(name.spiffe()).unwrap(), name);
 }
@@ -18,6 +20,65 @@ fn an_account_with_dots_belongs_to_one_namespace_only() {
     assert_eq!(naming.parse_dns(name.dns()).unwrap(), name);
     assert_eq!(naming.parse_spiffe(name.spiffe()).unwrap(), name);
     assert_eq!(naming.name("b.c", "a"), Err(NameError::BadNamespace));
+}
+
+#[test]
+fn a_label_and_a_name_are_as_long_as_dns_lets_them_and_no_longer() {
+    let naming = IdentityNaming::default();
+    let label = |length: usize| "a".repeat(length);
+    assert!(naming.name(&label(63), &label(63)).is_ok());
+    assert_eq!(naming.name(&label(64), "web"), Err(NameError::LabelTooLong));
+    assert_eq!(naming.name("shop", &label(64)), Err(NameError::LabelTooLong));
+    let name = |last: usize| [label(63), label(63), label(63), label(last)].join(".");
+    assert_eq!((check_dns_name(&name(61)), name(61).len()), (Ok(()), 253));
+    assert_eq!(check_dns_name(&name(62)), Err(NameError::TooLong));
+    // What breaks a rule is told as it is, of a namespace too.
+    assert_eq!(naming.name("Shop", "web"), Err(NameError::BadCharacter));
+    assert_eq!(naming.name("a.b", "web"), Err(NameError::BadNamespace));
+}
+
+#[test]
+fn trust_domains_are_apart_when_no_name_ends_as_one_of_both() {
+    let of = |namespace: &str, domain: &str| IdentityNaming::new(namespace, domain).unwrap();
+    let own = IdentityNaming::default();
+    assert!(own.is_apart_from(&of("linkerd", "other.example")));
+    assert!(own.is_apart_from(&of("heddle", "cluster.local")));
+    assert!(!own.is_apart_from(&own));
+    // In which a name of ours could be read as one of theirs, or the other way around.
+    let inner = of("a", "serviceaccount.identity.linkerd.cluster.local");
+    assert!(!own.is_apart_from(&inner) && !inner.is_apart_from(&own));
+}
+
+#[test]
+fn a_spiffe_form_is_split_only_where_both_parts_and_the_dns_form_are_sound() {
+    let naming = IdentityNaming::default();
+    let split = |namespace: &str, account: &str| {
+        let text = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
+        naming.split_spiffe(&text).map(|(namespace, account)| (namespace.to_owned(), account.to_owned()))
+    };
+    assert_eq!(split("shop", "web"), Some(("shop".into(), "web".into())));
+    assert_eq!((split("Shop", "web"), split("shop", "Web"), split("a.b", "web")), (None, None, None));
+    let label = |length: usize| "a".repeat(length);
+    let account = |last: usize| [label(63), label(63), label(last)].join(".");
+    for (last, fits) in [(15, true), (16, false), (17, false)] {
+        assert_eq!(split(&label(63), &account(last)).is_some(), fits, "{last}");
+        assert_eq!(naming.name(&label(63), &account(last)).is_ok(), fits, "{last}");
+    }
+    assert_eq!(naming.parse_spiffe("spiffe://other.example/ns/a/sa/b"), Err(NameError::OtherTrustDomain));
+    assert_eq!(naming.parse_spiffe("spiffe://other.example/b"), Err(NameError::OtherForm));
+}
+
+#[test]
+fn a_name_is_owned_when_both_its_forms_are_of_the_trust_domain() {
+    let own = IdentityNaming::default();
+    let of = |namespace: &str, domain: &str| {
+        IdentityNaming::new(namespace, domain).unwrap().name("shop", "web").unwrap()
+    };
+    assert!(own.owns(&of("linkerd", "cluster.local")));
+    assert!(!own.owns(&of("other", "cluster.local")), "the same SPIFFE form, another DNS form");
+    assert!(!own.owns(&of("linkerd", "other.local")));
+    let longer = IdentityNaming::new("x", "serviceaccount.identity.linkerd.cluster.local").unwrap();
+    assert!(!own.owns(&longer.name("shop", "web").unwrap()), "a DNS form that ends alike");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Host names, which compare without case, port and the dot at the end.
 
+use std::net::Ipv6Addr;
+
 use crate::{names::MAX_DNS_NAME, resources::HostMatch};
 
 /// Why a host is not judged.
@@ -31,7 +33,10 @@ impl Host {
             if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
                 return Err(BadHost::NotAHost);
             }
-            address.get(1..).unwrap_or_default()
+            let address = address.get(1..).unwrap_or_default();
+            // A name in brackets is one to some who read it, and none to others.
+            address.parse::<Ipv6Addr>().map_err(|_| BadHost::NotAHost)?;
+            address
         } else {
             match text.split_once(':') {
                 Some((name, port)) if is_port(port) => name,
@@ -43,10 +48,7 @@ impl Host {
         let mut it = Self { bytes: [0; MAX_DNS_NAME], length: name.len() };
         let place = it.bytes.get_mut(..name.len()).ok_or(BadHost::TooLong)?;
         for (to, from) in place.iter_mut().zip(name.bytes()) {
-            let fits = from.is_ascii_alphanumeric()
-                || matches!(from, b'-' | b'_' | b'.')
-                || from == b':' && text.starts_with('[');
-            if !fits {
+            if !from.is_ascii_alphanumeric() && !matches!(from, b'-' | b'_' | b'.' | b':') {
                 return Err(BadHost::NotAHost);
             }
             *to = from.to_ascii_lowercase();
@@ -71,6 +73,7 @@ fn is_port(text: &str) -> bool {
 pub(crate) fn host_matches(wanted: &HostMatch, host: &str) -> bool {
     match wanted {
         HostMatch::Exact(name) => name == host,
-        HostMatch::Suffix(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
+        // It begins with a dot, as no host does.
+        HostMatch::Suffix(suffix) => host.ends_with(suffix.as_str()),
     }
 }

@@ -47,6 +47,7 @@ impl ValueTest {
     pub(crate) fn header(&self, headers: &[(&str, &[u8])]) -> Result<bool, BadRequest> {
         let mut lines = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case(&self.name));
         let Some((_, first)) = lines.next() else { return Ok(false) };
+        // A single line may hold a comma that belongs to its value.
         let mut whole = self.test.holds(first.trim_ascii());
         let (mut some, mut all, mut several) = (false, true, false);
         let mut judge = |line: &[u8]| {
@@ -59,10 +60,9 @@ impl ValueTest {
         judge(first);
         for (_, line) in lines {
             several = true;
-            whole &= self.test.holds(line.trim_ascii());
+            whole |= self.test.holds(line.trim_ascii());
             judge(line);
         }
-        // A single line may hold a comma that belongs to its value.
         if whole && !several || all {
             return Ok(true);
         }

@@ -25,6 +25,21 @@ fn leaves(it: &World, to: &str, port: u16) -> (Outcome, Reason) {
     (verdict.outcome, verdict.reason)
 }
 
+/// What is said of a name that the pod `web` asks for.
+fn named(it: &World, host: &str) -> Reason {
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap().into();
+    it.compiled.by_name(&ip(WEB), &ip(OUTSIDE), 443, host).verdict.reason
+}
+
+fn egress(name: &str, namespace: &str, spec: &str) -> String {
+    doc("policy.linkerd.io/v1alpha1", "EgressNetwork", name, spec)
+        .replace("namespace: shop", &format!("namespace: {namespace}"))
+}
+
+fn closed() -> ClusterSettings {
+    ClusterSettings { default_outbound: DefaultOutbound::Deny, ..ClusterSettings::default() }
+}
+
 #[test]
 fn a_rule_that_denies_wins_over_any_that_allows() {
     let deny = rule("no-web", "{action: Deny, from: [{serviceAccounts: [{name: web}]}]}");
@@ -144,29 +159,22 @@ fn what_leaves_is_denied_by_identity_by_network_and_by_name() {
         (Outcome::Refuse, Reason::NeedsRequest),
         "the name is not read by the kernel"
     );
-    let named = |it: &World, host: &str| {
-        let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap().into();
-        it.compiled.by_name(&ip(WEB), &ip(OUTSIDE), 443, host).verdict.reason
-    };
     assert_eq!(named(&it, "www.Evil.example."), Reason::Denied);
-    assert_eq!(named(&it, "good.example"), Reason::PlainOutside);
-    let closed = ClusterSettings { default_outbound: DefaultOutbound::Deny, ..ClusterSettings::default() };
-    let it = world_with(&rule("r", "{action: Allow, to: [{hosts: [good.example]}]}"), &closed, 0);
+    for other in ["good.example", "evil.example", "notevil.example", "www.evil.example.com", ""] {
+        assert_eq!(named(&it, other), Reason::PlainOutside, "{other:?}");
+    }
+    let it = world_with(&rule("r", "{action: Allow, to: [{hosts: [good.example]}]}"), &closed(), 0);
     assert_eq!(
         (named(&it, "good.example"), named(&it, "evil.example")),
         (Reason::PlainOutside, Reason::OutboundDenied)
     );
-    let it = world_with(&rule("r", "{action: Allow, to: [{networks: [{cidr: 192.0.2.7}]}]}"), &closed, 0);
+    let it = world_with(&rule("r", "{action: Allow, to: [{networks: [{cidr: 192.0.2.7}]}]}"), &closed(), 0);
     assert_eq!(leaves(&it, OUTSIDE, 1).0, Outcome::Direct);
     assert_eq!(leaves(&it, "192.0.2.8", 1), (Outcome::Refuse, Reason::OutboundDenied));
 }
 
 #[test]
 fn egress_networks() {
-    let egress = |name: &str, namespace: &str, spec: &str| {
-        doc("policy.linkerd.io/v1alpha1", "EgressNetwork", name, spec)
-            .replace("namespace: shop", &format!("namespace: {namespace}"))
-    };
     let it = world(&egress("all", "shop", "{trafficPolicy: Deny}"));
     assert_eq!(leaves(&it, OUTSIDE, 443), (Outcome::Refuse, Reason::Denied));
     assert_eq!(leaves(&it, PLAIN, 80).0, Outcome::Direct, "everything outside the cluster, and no more");
@@ -184,6 +192,95 @@ fn egress_networks() {
     );
     let broken = egress("a", "shop", "{trafficPolicy: Maybe}");
     assert_eq!(leaves(&world(&broken), OUTSIDE, 1).0, Outcome::Refuse);
+}
+
+#[test]
+fn outside_a_cluster_that_is_everything_there_is_nothing() {
+    let settings = |networks: &[&str]| ClusterSettings {
+        cluster_networks: networks.iter().map(|it| it.parse().unwrap()).collect(),
+        ..closed()
+    };
+    let all = egress("all", "shop", "{trafficPolicy: Allow}");
+    let usual = world_with(&all, &settings(&["10.0.0.0/8"]), 0);
+    assert_eq!(leaves(&usual, OUTSIDE, 443).0, Outcome::Direct, "the control");
+    let everything = world_with(&all, &settings(&["0.0.0.0/0", "::/0"]), 0);
+    assert_eq!(leaves(&everything, OUTSIDE, 443), (Outcome::Refuse, Reason::OutboundDenied));
+}
+
+#[test]
+fn routes_of_an_egress_network_make_the_name_decide_and_those_of_others_do_not() {
+    let route = |kind: &str, name: &str| {
+        let parents =
+            format!("parentRefs: [{{group: policy.linkerd.io, kind: {kind}, name: {name}, port: 443}}]");
+        doc(
+            "gateway.networking.k8s.io/v1",
+            "HTTPRoute",
+            "r",
+            &format!("{{{parents}, hostnames: [a.example]}}"),
+        )
+    };
+    let networks = egress("all", "shop", "{trafficPolicy: Deny}")
+        + &egress("other", "shop", "{trafficPolicy: Deny, networks: [{cidr: 198.51.100.0/24}]}");
+    let attached = world(&(networks.clone() + &route("EgressNetwork", "all")));
+    assert_eq!(leaves(&attached, OUTSIDE, 443), (Outcome::Refuse, Reason::NeedsRequest));
+    assert_eq!(named(&attached, "b.example"), Reason::Denied, "the routes let nothing else pass");
+    for (kind, name) in [("EgressNetwork", "other"), ("EgressNetwork", "none"), ("Server", "all")] {
+        let it = world(&(networks.clone() + &route(kind, name)));
+        assert_eq!(leaves(&it, OUTSIDE, 443), (Outcome::Refuse, Reason::Denied), "{kind} {name}");
+    }
+}
+
+#[test]
+fn a_rule_about_names_lets_no_other_name_pass_that_was_refused_without_it() {
+    let evil = rule("evil", "{action: Deny, to: [{hosts: [evil.example]}]}");
+    assert_eq!(named(&world(&evil), "good.example"), Reason::PlainOutside, "the control");
+    let it = world(&(evil.clone() + &egress("all", "shop", "{trafficPolicy: Deny}")));
+    assert_eq!(leaves(&it, OUTSIDE, 443), (Outcome::Refuse, Reason::NeedsRequest));
+    assert_eq!((named(&it, "evil.example"), named(&it, "good.example")), (Reason::Denied, Reason::Denied));
+    let allow = rule("net", "{action: Allow, to: [{networks: [{cidr: 192.0.2.0/24}]}]}");
+    let it = world_with(&(evil.clone() + &allow), &closed(), 0);
+    assert_eq!(
+        (named(&it, "evil.example"), named(&it, "good.example")),
+        (Reason::Denied, Reason::PlainOutside)
+    );
+    let it = world_with(&(evil + &egress("all", "shop", "{trafficPolicy: Allow}")), &closed(), 0);
+    assert_eq!(
+        (named(&it, "evil.example"), named(&it, "good.example")),
+        (Reason::Denied, Reason::PlainOutside)
+    );
+}
+
+#[test]
+fn a_name_that_no_rule_is_about_is_left_to_the_default_for_what_leaves() {
+    let settings =
+        ClusterSettings { default_outbound: DefaultOutbound::Cluster, ..ClusterSettings::default() };
+    let it = world_with(&rule("r", "{action: Deny, to: [{hosts: [evil.example]}]}"), &settings, 0);
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap().into();
+    let named = |to: &str| it.compiled.by_name(&ip(WEB), &ip(to), 443, "good.example").verdict.reason;
+    assert_eq!((named(PLAIN), named(OUTSIDE)), (Reason::PlainCluster, Reason::OutboundOutsideCluster));
+}
+
+#[test]
+fn a_rule_of_the_namespace_is_credited_before_one_of_the_cluster() {
+    let of_all = cluster("a", "{action: Allow, namespaceSelector: {}, from: [{anyone: true}]}");
+    let own = rule("z", "{action: Allow, from: [{anyone: true}]}");
+    let credited = |text: &str| world(text).ask("", OUTSIDE, WEB, 80).rule.to_string();
+    assert_eq!(credited(&of_all), "ClusterAccessRule a", "the control");
+    assert_eq!(credited(&(of_all.clone() + &own)), "AccessRule shop/z");
+}
+
+#[test]
+fn a_rule_about_names_that_is_tried_changes_nothing() {
+    let good = rule("good", "{action: Allow, to: [{hosts: [good.example]}]}");
+    let deny = rule("try", "{action: Deny, mode: Audit, to: [{hosts: [good.example]}]}");
+    assert_eq!(
+        named(&world_with(&(good.clone() + &deny), &closed(), 0), "good.example"),
+        Reason::PlainOutside
+    );
+    let inforce = deny.replace("mode: Audit, ", "");
+    assert_eq!(named(&world_with(&(good.clone() + &inforce), &closed(), 0), "good.example"), Reason::Denied);
+    let tried = good.replace("action: Allow", "action: Allow, mode: Audit");
+    assert_eq!(leaves(&world_with(&tried, &closed(), 0), OUTSIDE, 443).1, Reason::OutboundDenied);
 }
 
 #[test]

@@ -89,6 +89,9 @@ fn prefixes_match_by_whole_segments_and_expressions_the_whole_value() {
         ("PathPrefix", "/a", "/a/b?c", true),
         ("PathPrefix", "/a", "/ab", false),
         ("PathPrefix", "/", "/x", true),
+        ("PathPrefix", "/a/b", "/a", false),
+        ("PathPrefix", "/a/b", "/a/b/c/d", true),
+        ("PathPrefix", "/a/b", "/a/bc/d", false),
         ("Exact", "/a", "/a?x=1", true),
         ("Exact", "/a", "/a/", false),
         ("Exact", "/a", "/A", false),
@@ -99,6 +102,68 @@ fn prefixes_match_by_whole_segments_and_expressions_the_whole_value() {
         let it = world(&(http("HTTP/1") + &route("r", &path(kind, value))));
         let found = asked(&it, "web.shop", &get(target)).0;
         assert_eq!(found != Reason::NoRoute, takes, "{kind} {value} {target}: {found:?}");
+    }
+}
+
+#[test]
+fn a_header_that_can_be_read_in_two_ways_is_refused() {
+    let reason = |test: &str, headers: &[(&str, &[u8])]| {
+        let spec = format!("rules: [{{matches: [{{headers: [{{name: h, {test}}}]}}]}}]");
+        let it = world(&(http("HTTP/1") + &route("r", &spec)));
+        asked(&it, "web.shop", &Request { headers, ..get("/") }).0
+    };
+    let (taken, not, both) = (Reason::Unauthorized, Reason::NoRoute, Reason::BadRequest);
+    let cases: [(&str, &[&str], Reason); 11] = [
+        ("value: v", &["v"], taken),
+        ("value: v", &[" v "], taken),
+        ("value: v", &["w"], not),
+        ("value: v", &[], not),
+        ("value: v", &["v", "v"], taken),
+        ("value: v", &["v, v"], taken),
+        ("value: v", &["v", "w"], both),
+        ("value: v", &["w, v"], both),
+        ("value: 'a, b'", &["a, b"], taken),
+        ("value: 'a, b'", &["c", "a, b"], both),
+        ("type: RegularExpression, value: 'v+'", &["vv"], taken),
+    ];
+    for (test, lines, wanted) in cases {
+        let headers: Vec<(&str, &[u8])> = lines.iter().map(|line| ("H", line.as_bytes())).collect();
+        assert_eq!(reason(test, &headers), wanted, "{test} {lines:?}");
+    }
+}
+
+#[test]
+fn a_query_parameter_is_compared_as_the_application_reads_it() {
+    let long =
+        |escaped: usize, plain: usize| format!("/?q=%76{}{}", "%76".repeat(escaped), "v".repeat(plain));
+    let (most, more) = (long(1, 1022), long(1, 1023));
+    let (taken, not, both) = (Reason::Unauthorized, Reason::NoRoute, Reason::BadRequest);
+    let expression = "type: RegularExpression, value";
+    for (test, target, wanted) in [
+        ("value: v".to_owned(), "/?q=v", taken),
+        ("value: v".to_owned(), "/?q=w", not),
+        ("value: v".to_owned(), "/?p=v", not),
+        ("value: v".to_owned(), "/", not),
+        ("value: v".to_owned(), "/?q", not),
+        ("value: v".to_owned(), "/?p=w&q=v&", taken),
+        ("value: v".to_owned(), "/?q=v&q=v", taken),
+        ("value: v".to_owned(), "/?q=v&q=w", both),
+        ("value: v".to_owned(), "/?q=w&q=v", both),
+        ("value: v".to_owned(), "/?%71=%76", taken),
+        ("value: 'a b'".to_owned(), "/?q=a+b", taken),
+        ("value: 'a b'".to_owned(), "/?q=a%20b", taken),
+        ("value: 'a%2'".to_owned(), "/?q=a%2", taken),
+        (format!("{expression}: 'v+'"), "/?q=vv", taken),
+        (format!("{expression}: 'v+'"), "/?q=%76v", taken),
+        (format!("{expression}: 'v+'"), "/?q=w", not),
+        (format!("{expression}: '.*%.*'"), "/?q=%76", not),
+        (format!("{expression}: '[av ]+'"), "/?q=%76+a", taken),
+        (format!("{expression}: 'v+'"), &most, taken),
+        (format!("{expression}: 'v+'"), &more, both),
+    ] {
+        let spec = format!("rules: [{{matches: [{{queryParams: [{{name: q, {test}}}]}}]}}]");
+        let it = world(&(http("HTTP/1") + &route("r", &spec)));
+        assert_eq!(asked(&it, "web.shop", &get(target)).0, wanted, "{test} {:.40}", target);
     }
 }
 
@@ -172,6 +237,28 @@ fn grpc_routes_go_with_grpc_servers_and_http_routes_with_the_others() {
     let it = world(&(http("HTTP/2") + &grpc("{service: none}")));
     assert_eq!(asked(&it, "web.shop", &call).0, Reason::Unauthorized, "is not attached");
     assert!(it.tells("has no effect there"));
+}
+
+#[test]
+fn a_limit_that_cannot_be_read_closes_the_server_that_it_names() {
+    let limit = |total: &str| {
+        let spec = format!(
+            "{{targetRef: {{group: policy.linkerd.io, kind: Server, name: web}}, total: {{requestsPerSecond: {total}}}}}"
+        );
+        let open = http("HTTP/1").replace("HTTP/1", "HTTP/1, accessPolicy: all-unauthenticated");
+        world(
+            &(open.replace("port: 80", "port: 81").replace("name: web, ", "name: other, ")
+                + &open
+                + &doc("policy.linkerd.io/v1alpha1", "HTTPLocalRateLimitPolicy", "a", &spec)),
+        )
+    };
+    assert_eq!(asked(&limit("5"), "", &get("/")).0, Reason::Unauthenticated, "the control");
+    for bad in ["0", "-1", "many", "4294967296"] {
+        let it = limit(bad);
+        assert_eq!(asked(&it, "", &get("/")).0, Reason::InvalidPolicy, "{bad}");
+        let other = it.request("", WEB, 81, &get("/")).decision.verdict.reason;
+        assert_eq!(other, Reason::Unauthenticated, "{bad}: no other Server");
+    }
 }
 
 #[test]

@@ -208,5 +208,5 @@ fn header(test: &NamedMatch, asked: &Asked) -> Option<bool> {
     if !elements.contains(&false) || whole == [true] {
         return Some(true);
     }
-    if elements.contains(&true) || !whole.contains(&false) { None } else { Some(false) }
+    if elements.contains(&true) || whole.contains(&true) { None } else { Some(false) }
 }
