@@ -4,6 +4,7 @@
 
 mod documents;
 mod fields;
+mod requests;
 
 use fields::FIELDS;
 use proptest::{
@@ -89,4 +90,51 @@ fn no_text_is_two_identities() {
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn no_request_that_can_be_read_in_two_ways_is_allowed() {
+    const TARGETS: [&str; 6] = ["/exact", "/r/7?q=ab", "/a/b/c", "/a/../exact", "/%2e%2e/exact", "//exact"];
+    const HOSTS: [&str; 4] = ["shop.example", "SHOP.example.:80", "a b", "*.example"];
+    const VALUES: [&str; 3] = ["v", "a, b", "1"];
+    const NAMES: [&str; 4] = ["host", "X-Role", "x-role", "cookie"];
+    let let_in = TARGETS.iter().filter(|target| requests::judge("GET", target, HOSTS[0], &[])).count();
+    assert!(let_in > 0 && let_in < TARGETS.len(), "some are allowed, and some are not");
+    let headers = vec((text(&NAMES), text(&VALUES)), 0..4);
+    let any = (select(&["GET", "POST", "get", ""][..]), text(&TARGETS), text(&HOSTS), headers);
+    runner()
+        .run(&any, |(method, target, host, headers)| {
+            let headers: Vec<(&str, &[u8])> = headers.iter().map(|(n, v)| (&**n, v.as_bytes())).collect();
+            requests::judge(method, &target, &host, &headers);
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// A target whose code nothing else compiles would rot.
+#[test]
+fn each_fuzz_target_runs_what_ordinary_tests_run() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let read =
+        |path: String| std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let list = read(format!("{root}/fuzz/Cargo.toml"));
+    let targets: Vec<&str> =
+        list.lines().filter_map(|it| it.strip_prefix("path = \"fuzz_targets/")).collect();
+    assert!(targets.len() >= 8, "{targets:?}");
+    let manual = read(format!("{root}/fuzz/README.md"));
+    for target in targets {
+        let name = target.trim_end_matches(".rs\"");
+        assert!(manual.contains(&format!("| `{name}` |")), "{name} is not in fuzz/README.md");
+        let text = read(format!("{root}/fuzz/fuzz_targets/{name}.rs"));
+        let entries = text.lines().filter_map(|it| it.strip_prefix("#[path = \"../../")?.strip_suffix("\"]"));
+        let entries: Vec<&str> = entries.filter(|it| it.contains("hostile")).collect();
+        assert_eq!(entries.len(), 1, "{name}: {entries:?}");
+        // The folder's own tests run it.
+        let (folder, file) = entries[0].rsplit_once('/').unwrap();
+        let module = format!("mod {};", file.trim_end_matches(".rs"));
+        let included = ["main.rs", "mod.rs"].iter().any(|it| {
+            std::fs::read_to_string(format!("{root}/{folder}/{it}")).is_ok_and(|text| text.contains(&module))
+        });
+        assert!(included, "{name}: nothing includes {}", entries[0]);
+    }
 }

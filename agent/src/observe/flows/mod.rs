@@ -5,6 +5,8 @@
 
 pub mod book;
 pub mod file;
+#[cfg(test)]
+mod hostile;
 pub mod record;
 
 pub use book::{FlowBook, SeenFlow};

@@ -21,4 +21,6 @@ pub const ALPN: &[u8] = b"heddle/1";
 pub const DISCARD_LIMIT: u64 = 16 * 1024 * 1024;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

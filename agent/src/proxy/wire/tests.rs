@@ -476,6 +476,13 @@ proptest! {
         prop_assert_eq!(read(&frame::end(stream)).frame, Frame::End);
     }
 
+    /// What the fuzz targets run.
+    #[test]
+    fn the_fuzz_targets_hold(input in prop::collection::vec(any::<u8>(), 0..300)) {
+        super::hostile::frames(&input);
+        super::hostile::streams(&input);
+    }
+
     /// Garbage is an error or a sequence of frames, in every state, and never a panic.
     #[test]
     fn garbage_never_panics(role in any::<bool>(), record in prop::collection::vec(any::<u8>(), 0..400), kind in 0u8..8, active in any::<bool>()) {
