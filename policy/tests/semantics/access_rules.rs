@@ -190,6 +190,24 @@ fn egress_networks() {
         (leaves(&it, OUTSIDE, 1).0, leaves(&it, "192.1.0.1", 1).0),
         (Outcome::Direct, Outcome::Refuse)
     );
+    // Alike: the older, then the name.
+    let alike = |older: &str| {
+        let text =
+            egress("a", "shop", "{trafficPolicy: Deny}") + &egress("b", "shop", "{trafficPolicy: Allow}");
+        text.replace(
+            &format!("name: {older}, namespace"),
+            &format!("name: {older}, creationTimestamp: '2020-01-01T00:00:00Z', namespace"),
+        )
+    };
+    for (older, way) in [("b", Outcome::Direct), ("a", Outcome::Refuse), ("neither", Outcome::Refuse)] {
+        assert_eq!(leaves(&world(&alike(older)), OUTSIDE, 443).0, way, "{older}");
+    }
+    // Before it is asked whether the destination is inside the cluster.
+    let inside = egress("a", "shop", "{trafficPolicy: Deny, networks: [{cidr: 10.1.0.0/16}]}");
+    assert_eq!(leaves(&world(&inside), PLAIN, 80), (Outcome::Refuse, Reason::Denied));
+    let closed = ClusterSettings { default_outbound: DefaultOutbound::Deny, ..ClusterSettings::default() };
+    let it = world_with(&egress("a", "shop", "{trafficPolicy: Allow}"), &closed, 0);
+    assert_eq!((leaves(&it, OUTSIDE, 443).0, leaves(&it, PLAIN, 80).0), (Outcome::Direct, Outcome::Refuse));
     let broken = egress("a", "shop", "{trafficPolicy: Maybe}");
     assert_eq!(leaves(&world(&broken), OUTSIDE, 1).0, Outcome::Refuse);
 }

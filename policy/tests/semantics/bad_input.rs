@@ -42,6 +42,107 @@ fn an_annotation_of_a_megabyte_refuses_and_is_told() {
 }
 
 #[test]
+fn what_is_told_of_a_huge_value_is_not_huge() {
+    let huge = "x".repeat(1_000_000);
+    for key in [
+        "config.linkerd.io/default-inbound-policy",
+        "config.linkerd.io/opaque-ports",
+        "config.linkerd.io/proxy-require-identity-inbound-ports",
+        "heddle.io/mesh",
+    ] {
+        let text = pods()
+            .replace("labels: {app: db}", &format!("labels: {{app: db}}, annotations: {{{key}: {huge}}}"));
+        let compiled = heddle_policy::Index::of([parse_file("r", &text)])
+            .compile_cluster(&ClusterSettings::default(), 0);
+        assert!(!compiled.problems.is_empty(), "{key}");
+        for problem in &compiled.problems {
+            assert!(
+                problem.reason.len() < 1_100 && problem.to_string().len() < 4_000,
+                "{key}: {}",
+                problem.reason.len()
+            );
+        }
+    }
+    let long = |spec: &str| {
+        doc("policy.linkerd.io/v1alpha1", "NetworkAuthentication", "n", spec)
+            + &mesh_tls("m", &format!("{{identities: ['{huge}']}}"))
+            + &server(
+                "s",
+                &format!(
+                    "{{podSelector: {{}}, port: '{huge}', proxyProtocol: {huge}, accessPolicy: {huge}}}"
+                ),
+            )
+            + &rule(
+                "r",
+                &format!("{{action: {huge}, from: [{{networks: [{{cidr: '{huge}'}}]}}], expires: {huge}}}"),
+            )
+    };
+    let it = world(&long(&format!("{{networks: [{{cidr: '{huge}', except: ['{huge}']}}]}}")));
+    assert!(it.problems.len() >= 5, "{:?}", it.problems.len());
+    for problem in &it.problems {
+        assert!(problem.reason.len() < 2_000, "{}: {} bytes", problem.field, problem.reason.len());
+    }
+}
+
+#[test]
+fn a_block_that_names_a_host_is_the_block_it_lies_in_and_a_zone_is_refused() {
+    let reference = "[{group: policy.linkerd.io, kind: NetworkAuthentication, name: n}]";
+    let with = |cidr: &str| {
+        world(&(db() + &allow(reference) + &networks("n", &format!("{{networks: [{{cidr: '{cidr}'}}]}}"))))
+    };
+    let it = with("192.0.2.99/24");
+    let (in_it, beside) = (it.allows("", OUTSIDE, DB, 6379), it.allows("", "192.0.3.1", DB, 6379));
+    assert!(!beside && (in_it || !it.problems.is_empty()), "the block, or told: never another");
+    for zone in ["fe80::1%eth0", "fe80::1%eth0/64", "fd00::%1/8", "fe80::/10%eth0"] {
+        let it = with(zone);
+        assert!(!it.allows("", "fe80::1", DB, 6379) && !it.allows("", "fd00::1", DB, 6379), "{zone}");
+        assert!(
+            it.problems.iter().any(|problem| problem.field.contains("networks[0]")),
+            "{zone}: {:?}",
+            it.problems
+        );
+    }
+    assert!(with("fd00::/8").allows("", "fd00::1", DB, 6379), "the control");
+}
+
+#[test]
+fn numbers_at_their_limits_are_what_they_say_or_refused() {
+    for (port, holds) in
+        [("0", false), ("-1", false), ("1", true), ("65535", true), ("65536", false), ("80.5", false)]
+    {
+        let it = world(&server(
+            "s",
+            &format!("{{podSelector: {{}}, port: {port}, accessPolicy: all-unauthenticated}}"),
+        ));
+        let number: u16 = port.parse().unwrap_or(80);
+        assert_eq!(it.allows("", OUTSIDE, WEB, number.max(1)), holds, "{port}");
+        assert_eq!(it.problems.is_empty(), holds, "{port}: {:?}", it.problems);
+    }
+    let http = server(
+        "web",
+        "{podSelector: {matchLabels: {app: web}}, port: 80, proxyProtocol: HTTP/1, accessPolicy: all-unauthenticated}",
+    );
+    for (rate, refuses) in [("-1", true), ("4294967296", true), ("1", false), ("4294967295", false)] {
+        let limit = doc(
+            "policy.linkerd.io/v1alpha1",
+            "HTTPLocalRateLimitPolicy",
+            "l",
+            &format!(
+                "{{targetRef: {{group: policy.linkerd.io, kind: Server, name: web}}, total: {{requestsPerSecond: {rate}}}}}"
+            ),
+        );
+        let it = world(&(http.clone() + &limit));
+        let request = heddle_policy::Request { method: "GET", target: "/", host: "h", headers: &[] };
+        assert_eq!(
+            !it.request("", WEB, 80, &request).decision.allowed(),
+            refuses,
+            "{rate}: {:?}",
+            it.problems
+        );
+    }
+}
+
+#[test]
 fn a_hundred_thousand_rules_in_one_namespace_are_worked_out_in_bounded_time_and_asking_stays_flat() {
     let few = policies(10);
     let many = policies(100_000);

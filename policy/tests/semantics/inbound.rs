@@ -12,8 +12,12 @@ fn a_server_needs_exactly_one_selector_and_an_empty_one_selects_all() {
     let it = world(&server("s", "{podSelector: {}, port: 80, accessPolicy: all-unauthenticated}"));
     assert!(it.allows("", OUTSIDE, WEB, 80) && it.allows("", OUTSIDE, DB, 80));
     assert!(!it.allows("", OUTSIDE, TOOL, 80), "the same namespace only");
-    let it = world(&server("s", "{port: 80, accessPolicy: all-unauthenticated}"));
-    assert!(!it.allows("", OUTSIDE, WEB, 80) && it.tells("needs exactly one of"));
+    for selectors in ["", "podSelector: {}, externalWorkloadSelector: {}, "] {
+        let it = world(&server("s", &format!("{{{selectors}port: 80, accessPolicy: all-unauthenticated}}")));
+        assert!(!it.allows("", OUTSIDE, WEB, 80) && it.tells("needs exactly one of"), "{selectors:?}");
+    }
+    let outside = "{externalWorkloadSelector: {}, port: 80, accessPolicy: all-unauthenticated}";
+    assert!(!world(&server("s", outside)).allows("", OUTSIDE, WEB, 80), "it is about no pod");
 }
 
 #[test]
@@ -39,6 +43,69 @@ fn access_policy_is_deny_by_default_and_additive() {
     let it = world(&spec(", accessPolicy: all-authenticated"));
     assert!(it.allows("web.shop", OUTSIDE, DB, 6379) && it.allows("tool.ops", OUTSIDE, DB, 6379));
     assert!(!it.allows("", OUTSIDE, DB, 6379));
+}
+
+#[test]
+fn an_access_policy_means_what_the_default_policy_of_that_name_does() {
+    for policy in [
+        "deny",
+        "all-unauthenticated",
+        "all-authenticated",
+        "cluster-unauthenticated",
+        "cluster-authenticated",
+        "audit",
+    ] {
+        let settings =
+            ClusterSettings { default_inbound_policy: policy.parse().unwrap(), ..ClusterSettings::default() };
+        let by_default = world_with("", &settings, 0);
+        let spec =
+            format!("{{podSelector: {{}}, port: 6379, proxyProtocol: opaque, accessPolicy: {policy}}}");
+        let by_server = world(&server("s", &spec));
+        for (who, from) in [
+            ("", OUTSIDE),
+            ("", "10.9.9.9"),
+            ("web.shop", OUTSIDE),
+            ("web.shop", "10.9.9.9"),
+            ("anonymous", "10.9.9.9"),
+        ] {
+            let (a, b) = (by_default.ask(who, from, DB, 6379), by_server.ask(who, from, DB, 6379));
+            assert_eq!((a.allowed(), a.audited), (b.allowed(), b.audited), "{policy} {who} {from}");
+        }
+    }
+    let unknown = "{podSelector: {}, port: 6379, proxyProtocol: opaque, accessPolicy: everybody}";
+    assert!(!world(&server("s", unknown)).allows("web.shop", OUTSIDE, DB, 6379));
+}
+
+#[test]
+fn a_protocol_says_who_reads_the_bytes() {
+    use heddle_ebpf::policy::{PORT_DETECT, PORT_L4_ONLY, PORT_NEEDS_REQUEST};
+    for (protocol, flags) in [
+        ("", PORT_DETECT),
+        ("unknown", PORT_DETECT),
+        ("HTTP/1", PORT_DETECT | PORT_NEEDS_REQUEST),
+        ("HTTP/2", PORT_DETECT | PORT_NEEDS_REQUEST),
+        ("gRPC", PORT_DETECT | PORT_NEEDS_REQUEST),
+        ("opaque", PORT_L4_ONLY),
+        ("TLS", PORT_L4_ONLY),
+    ] {
+        let said = if protocol.is_empty() { String::new() } else { format!(", proxyProtocol: {protocol}") };
+        let it = world(&server("s", &format!("{{podSelector: {{}}, port: 81{said}}}")));
+        let ours = PORT_DETECT | PORT_NEEDS_REQUEST | PORT_L4_ONLY;
+        let found: Vec<u8> = it
+            .compiled
+            .tables
+            .ports
+            .iter()
+            .filter(|(key, _)| key.port == 81 && key.protocol == heddle_policy::verdict::TCP)
+            .map(|(_, row)| row.flags & ours)
+            .collect();
+        assert!(!found.is_empty() && found.iter().all(|it| *it == flags), "{protocol}: {found:?}");
+    }
+    let it = world(&server(
+        "s",
+        "{podSelector: {}, port: 81, proxyProtocol: HTTP/3, accessPolicy: all-unauthenticated}",
+    ));
+    assert!(!it.allows("", OUTSIDE, WEB, 81) && !it.problems.is_empty());
 }
 
 #[test]
@@ -84,6 +151,129 @@ fn default_policies_mean_what_they_say() {
         let found = asked.map(|(who, from)| it.allows(who, from, DB, 1));
         assert_eq!(found, [nobody_far, nobody_near, known_far, known_near], "{policy:?}");
         assert_eq!(it.ask("", OUTSIDE, DB, 1).audited, policy == DefaultPolicy::Audit);
+    }
+}
+
+#[test]
+fn without_a_word_about_it_everybody_is_refused() {
+    assert_eq!(ClusterSettings::default().default_inbound_policy, DefaultPolicy::Deny);
+    let it = world("");
+    for who in ["", "anonymous", "web.shop"] {
+        assert!(!it.allows(who, OUTSIDE, DB, 1) && !it.allows(who, "10.9.9.9", DB, 1), "{who}");
+    }
+}
+
+#[test]
+fn the_cluster_is_its_networks_and_these_are_the_private_ones_where_nobody_says_more() {
+    let settings = ClusterSettings {
+        default_inbound_policy: DefaultPolicy::ClusterUnauthenticated,
+        ..ClusterSettings::default()
+    };
+    let it = world_with("", &settings, 0);
+    for (from, inside) in [
+        ("10.9.0.0", true),
+        ("10.255.255.255", true),
+        ("11.0.0.0", false),
+        ("172.15.255.255", false),
+        ("172.16.0.0", true),
+        ("172.31.255.255", true),
+        ("172.32.0.0", false),
+        ("192.168.0.0", true),
+        ("192.169.0.0", false),
+        ("100.63.255.255", false),
+        ("100.64.0.0", true),
+        ("100.127.255.255", true),
+        ("100.128.0.0", false),
+        ("fd00::1", true),
+        ("fdff:ffff::1", true),
+        ("fc00::1", false),
+        ("2001:db8::1", false),
+    ] {
+        assert_eq!(it.allows("", from, DB, 1), inside, "{from}");
+    }
+    let own = ClusterSettings { cluster_networks: vec!["192.0.2.0/24".parse().unwrap()], ..settings };
+    let it = world_with("", &own, 0);
+    assert!(it.allows("", OUTSIDE, DB, 1) && !it.allows("", "10.9.9.9", DB, 1), "a setting");
+}
+
+/// The db pod with an annotation of its own, in a cluster that lets everybody in.
+fn annotated(annotation: &str) -> World {
+    let open = ClusterSettings {
+        default_inbound_policy: DefaultPolicy::AllUnauthenticated,
+        ..ClusterSettings::default()
+    };
+    let text =
+        pods().replace("labels: {app: db}", &format!("labels: {{app: db}}, annotations: {{{annotation}}}"));
+    let parsed = heddle_policy::resources::parse_file("rules.yaml", &text);
+    let compiled = heddle_policy::Index::of([parsed]).compile_cluster(&open, 0);
+    let problems = compiled.problems.clone();
+    World { compiled, problems }
+}
+
+#[test]
+fn a_demanded_identity_upgrades_what_allows_and_audit_stays_as_it_is() {
+    let demand = "config.linkerd.io/proxy-require-identity-inbound-ports: '6379,7000-7002'";
+    let with =
+        |policy: &str| annotated(&format!("{demand}, config.linkerd.io/default-inbound-policy: {policy}"));
+    for (policy, demanded, other) in [
+        ("all-unauthenticated", false, true),
+        ("cluster-unauthenticated", false, true),
+        ("all-authenticated", false, false),
+        ("deny", false, false),
+        ("audit", true, true),
+    ] {
+        let it = with(policy);
+        let found = [6379, 7001, 6380].map(|port| it.allows("", "10.9.9.9", DB, port));
+        assert_eq!(found, [demanded, demanded, other], "{policy}");
+    }
+    assert!(with("all-unauthenticated").allows("web.shop", "10.9.9.9", DB, 6379), "whoever has one");
+    assert!(!with("cluster-unauthenticated").allows("web.shop", OUTSIDE, DB, 6379), "and is in the cluster");
+    assert!(!with("deny").allows("web.shop", "10.9.9.9", DB, 6379), "it widens nothing");
+}
+
+#[test]
+fn what_cannot_be_read_on_a_pod_is_deny_and_every_port_and_is_told() {
+    let it = annotated("config.linkerd.io/default-inbound-policy: everybody");
+    assert!(!it.allows("web.shop", OUTSIDE, DB, 1) && it.tells("the default policy is deny"));
+    let it = annotated("config.linkerd.io/proxy-require-identity-inbound-ports: '80;81'");
+    assert!(!it.allows("", OUTSIDE, DB, 9) && it.allows("web.shop", OUTSIDE, DB, 9));
+    assert!(it.tells("every port demands an identity"));
+    assert!(annotated("other: x").allows("", OUTSIDE, DB, 9), "the control");
+}
+
+#[test]
+fn a_policy_is_about_what_stands_in_its_own_namespace() {
+    let server = "{group: policy.linkerd.io, kind: Server, name: db}";
+    let far = |text: String| text.replace("namespace: shop", "namespace: ops");
+    for text in [
+        far(policy("p", server, ANYONE)),
+        policy("p", "{group: policy.linkerd.io, kind: Server, name: db, namespace: ops}", ANYONE),
+        policy("p", "{kind: Namespace, name: ops}", ANYONE),
+        policy("p", "{kind: Namespace, name: shop, namespace: ops}", ANYONE),
+        policy("p", "{kind: Service, name: db}", ANYONE),
+        policy("p", "{group: apps, kind: Server, name: db}", ANYONE),
+        far(policy("p", "{kind: Namespace, name: shop}", ANYONE)),
+    ] {
+        let it = world(&(db() + &text));
+        assert!(!it.allows("", OUTSIDE, DB, 6379) && !it.allows("", OUTSIDE, TOOL, 6379), "{text}");
+        assert!(!it.problems.is_empty(), "{text}");
+    }
+    assert!(world(&(db() + &policy("p", server, ANYONE))).allows("", OUTSIDE, DB, 6379), "the control");
+}
+
+#[test]
+fn of_each_sort_of_reference_a_policy_takes_one() {
+    let account = "{kind: ServiceAccount, name: web}";
+    let network = "{group: policy.linkerd.io, kind: NetworkAuthentication, name: n}";
+    let all = networks("n", "{networks: [{cidr: 0.0.0.0/0}]}");
+    for (references, holds) in [
+        (format!("[{account}, {network}]"), true),
+        (format!("[{account}, {account}]"), false),
+        (format!("[{network}, {network}]"), false),
+        (format!("[{account}, {{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: m}}]"), false),
+    ] {
+        let it = world(&(db() + &all + &mesh_tls("m", "{identities: ['*']}") + &allow(&references)));
+        assert_eq!(it.allows("web.shop", OUTSIDE, DB, 6379), holds, "{references}: {:?}", it.problems);
     }
 }
 

@@ -6,6 +6,7 @@ mod bad_input;
 mod captured;
 mod datagrams;
 mod defects;
+mod documented;
 mod golden;
 mod inbound;
 mod routes;

@@ -168,6 +168,66 @@ fn a_query_parameter_is_compared_as_the_application_reads_it() {
 }
 
 #[test]
+fn a_route_matches_by_method_headers_and_query_all_of_them_together() {
+    let of =
+        |matches: &str| world(&(http("HTTP/1") + &route("r", &format!("rules: [{{matches: [{matches}]}}]"))));
+    let takes = |it: &World, method: &str, target: &str, headers: &[(&str, &[u8])]| {
+        let request = Request { method, target, host: "shop.example", headers };
+        asked(it, "web.shop", &request).0 != Reason::NoRoute
+    };
+    let it = of("{method: POST}");
+    assert!(takes(&it, "POST", "/", &[]) && !takes(&it, "GET", "/", &[]) && !takes(&it, "post", "/", &[]));
+    let it =
+        of("{headers: [{name: X-Tenant, value: a}, {name: x-team, type: RegularExpression, value: 'b+'}]}");
+    let both: [(&str, &[u8]); 2] = [("x-tenant", b"a"), ("X-Team", b"bb")];
+    assert!(takes(&it, "GET", "/", &both) && !takes(&it, "GET", "/", &both[..1]));
+    assert!(
+        !takes(&it, "GET", "/", &[("x-tenant", b"A"), ("x-team", b"b")]),
+        "values are as they are written"
+    );
+    assert!(
+        !takes(&it, "GET", "/", &[("x-tenant", b"a"), ("x-team", b"bc")]),
+        "an expression is over the whole value"
+    );
+    let it =
+        of("{queryParams: [{name: v, value: '1'}, {name: w, type: RegularExpression, value: '[0-9]+'}]}");
+    assert!(takes(&it, "GET", "/?w=22&v=1", &[]) && !takes(&it, "GET", "/?v=1", &[]));
+    assert!(!takes(&it, "GET", "/?v=1&w=2x", &[]) && !takes(&it, "GET", "/", &[]));
+    let it =
+        of("{path: {type: Exact, value: /a}, method: GET}, {path: {type: Exact, value: /b}, method: PUT}");
+    assert!(takes(&it, "GET", "/a", &[]) && takes(&it, "PUT", "/b", &[]), "any of several");
+    assert!(!takes(&it, "PUT", "/a", &[]), "but one of them whole");
+}
+
+#[test]
+fn a_policy_may_be_about_a_route_of_either_group_or_of_grpc() {
+    let parents = "parentRefs: [{group: policy.linkerd.io, kind: Server, name: web}]";
+    for (api, group, kind, protocol, target) in [
+        ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io", "HTTPRoute", "HTTP/1", "/"),
+        ("policy.linkerd.io/v1beta3", "policy.linkerd.io", "HTTPRoute", "HTTP/1", "/"),
+        ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io", "GRPCRoute", "gRPC", "/pkg.S/Get"),
+    ] {
+        let text = |of: &str| {
+            let about = format!("{{group: {of}, kind: {kind}, name: r}}");
+            http(protocol)
+                + &doc(api, kind, "r", &format!("{{{parents}, rules: [{{}}]}}"))
+                + &policy("p", &about, "[{kind: ServiceAccount, name: web}]")
+        };
+        let request = Request { method: "POST", target, host: "h", headers: &[] };
+        let it = world(&text(group));
+        assert_eq!(asked(&it, "web.shop", &request).0, Reason::Authorized, "{api} {kind}: {:?}", it.problems);
+        assert_eq!(asked(&it, "db.shop", &request).0, Reason::Unauthorized, "{api} {kind}");
+        let other =
+            if group.starts_with("policy") { "gateway.networking.k8s.io" } else { "policy.linkerd.io" };
+        assert_eq!(
+            asked(&world(&text(other)), "web.shop", &request).0,
+            Reason::Unauthorized,
+            "another group's"
+        );
+    }
+}
+
+#[test]
 fn precedence_is_the_gateway_apis() {
     let rules = |matches: &str| format!("rules: [{{matches: [{matches}]}}]");
     // Each wins over all that stand after it.
