@@ -139,5 +139,19 @@ fn rules_suggested_from_what_happened_keep_it_and_refuse_everybody_else() -> Res
     );
     let (code, told) = ask(&["explain", "--from", "198.51.100.77", "--to", &near, "--socket", &socket])?;
     ensure!(code == 0 && told.contains("REFUSED"), "{code}: {told}");
+    let assertion = shop.lab.directory().join("assertion.yaml");
+    fs::write(&assertion, format!("tests:\n- {{from: shop/client, to: '{near}', expect: allowed}}\n"))?;
+    let assertion = path(&assertion);
+    for (words, expected, part) in [
+        (&["check", "--socket", &socket][..], 0, "0 errors"),
+        (&["matrix", "--output", "csv", "--socket", &socket], 0, &format!("on-{OPAQUE}-observed")),
+        (&["test", &assertion, "--socket", &socket], 0, "1 hold, 0 do not"),
+        (&["suggest", "--observed", &flows, "--socket", &socket], 0, ""),
+        (&["diff", &socket, &manifests, "--observed", &flows], 0, "0 would be refused"),
+        (&["diff", &manifests, &socket, "--observed", &flows], 0, "0 would be refused"),
+    ] {
+        let (code, told) = ask(words)?;
+        ensure!(code == expected && told.contains(part), "{words:?}: {code}: {told}");
+    }
     shop.shut()
 }
