@@ -9,9 +9,11 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use heddle_policy::{
     ClientIdentity, ClusterSettings, Compiled, Compiler, Connection, Origin, Request,
     resources::{
-        Authorization, AuthorizationPolicy, DefaultPolicy, IdentityMatch, IdentityRef, Kind, Lines,
-        MeshTlsAuthentication, Meta, ObjectName, Parent, ParentKind, Parents, PathMatch, Pod, ProxyProtocol,
-        RequestMatch, Resource, Route, RouteRule, Selector, Server, ServerPort, ServerScope, Target,
+        Authorization, AuthorizationPolicy, DefaultPolicy, EndpointSlice, EndpointState, IdentityMatch,
+        IdentityRef, Kind, Lines, MeshTlsAuthentication, Meta, ObjectName, Parent, ParentKind, Parents,
+        PathMatch, Pod, PodReference, ProxyProtocol, RequestMatch, Resource, Route, RouteRule, Selector,
+        Server, ServerPort, ServerScope, Service, ServicePort, SliceEndpoint, SlicePort, Target, TargetPort,
+        Transport,
     },
     verdict,
 };
@@ -115,14 +117,56 @@ fn pod(namespace: usize, index: usize, node: &str) -> Pod {
     }
 }
 
-/// Five rules in each of 2,000 namespaces; the first five pods of the first fifty namespaces are this node's.
+/// A Service of a namespace, which leads to its first pods; another with the same name has another address.
+fn service(namespace: usize, name: &str, last: u8) -> Resource {
+    let [a, b] = u16::try_from(namespace).unwrap().to_be_bytes();
+    Resource::Service(Service {
+        meta: meta(&format!("n{namespace}"), name.to_owned()),
+        addresses: vec![IpAddr::from([172, 16 + a, b, last])],
+        ports: vec![ServicePort {
+            name: String::new(),
+            port: 8080,
+            transport: Transport::Tcp,
+            target: TargetPort::Number(8080),
+        }],
+        ..Service::default()
+    })
+}
+
+fn slice(namespace: usize) -> Resource {
+    let own = pod(namespace, 0, "");
+    let of = |index: usize| {
+        let pod = pod(namespace, index, "");
+        SliceEndpoint {
+            address: pod.addresses[0],
+            state: EndpointState::Ready,
+            pod: Some(PodReference { name: pod.meta.name, uid: pod.meta.uid }),
+        }
+    };
+    Resource::EndpointSlice(EndpointSlice {
+        meta: meta(&own.meta.namespace, "svc-1".to_owned()),
+        service: "svc".to_owned(),
+        ports: vec![SlicePort { name: String::new(), number: 8080, transport: Transport::Tcp }],
+        endpoints: (0..10).map(of).collect(),
+    })
+}
+
+fn namespace(number: usize, more: &[(&str, &str)], label: &str) -> Resource {
+    let mut own = meta("", format!("n{number}"));
+    own.annotations.insert("heddle.io/mesh".to_owned(), "enabled".to_owned());
+    own.annotations.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    own.labels = Arc::new(app(label));
+    Resource::Namespace(own)
+}
+
+/// Five rules, a Service and its endpoints in each of 2,000 namespaces; the first five pods of the first fifty namespaces are this node's.
 fn cluster() -> Vec<Resource> {
     let mut all = Vec::new();
     for number in 0..NAMESPACES {
         let namespace = &*format!("n{number}");
-        let mut own = meta("", namespace.to_owned());
-        own.annotations.insert("heddle.io/mesh".to_owned(), "enabled".to_owned());
-        all.push(Resource::Namespace(own));
+        all.push(self::namespace(number, &[], "a"));
+        all.push(service(number, "svc", 1));
+        all.push(slice(number));
         all.push(server(namespace, "http", 8080, ProxyProtocol::Http1));
         all.push(server(namespace, "db", 6379, ProxyProtocol::Opaque));
         all.push(policy(namespace, "one", Target::Server("db".to_owned())));
@@ -328,6 +372,30 @@ fn policy_bench(criterion: &mut Criterion) {
             black_box(compiler.compile(0));
         });
     }
+    let audit = [("config.linkerd.io/default-inbound-policy", "audit")];
+    for (what, there, gone) in [
+        ("a namespace's annotation changes", namespace(9, &audit, "a"), namespace(9, &[], "a")),
+        ("a namespace's labels change", namespace(9, &[], "b"), namespace(9, &[], "a")),
+        ("a Service's address changes", service(9, "svc", 2), service(9, "svc", 1)),
+    ] {
+        let mut turn = false;
+        changed(what, 20, || {
+            turn = !turn;
+            compiler.apply(if turn { there.clone() } else { gone.clone() });
+            black_box(compiler.compile(0));
+        });
+    }
+    let resource = service(9, "another", 7);
+    let mut there = false;
+    changed("a Service comes or goes", 20, || {
+        there = !there;
+        if there {
+            compiler.apply(resource.clone())
+        } else {
+            compiler.remove(&resource.id())
+        }
+        black_box(compiler.compile(0));
+    });
 
     let captured = |address: &heddle_ebpf::Address| compiled.workload(address).map(|info| info.digest);
     let view = compiled.tables.with_captured(captured);
