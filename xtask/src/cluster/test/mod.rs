@@ -3,6 +3,7 @@
 mod away;
 mod control;
 mod faults;
+mod joining;
 mod life;
 mod rules;
 mod scene;
@@ -22,13 +23,14 @@ use xtask::demo::report::{Step, summary};
 
 type Show = fn(&Scene, &mut Step) -> Result<()>;
 
-const STEPS: [(char, &str, Show); 12] = [
+const STEPS: [(char, &str, Show); 13] = [
     ('a', "A permitted request across nodes is TLS 1.3, and the marker is not seen", wire::across),
     ('b', "Everybody else is refused, the kubelet's probe is not", wire::refusals),
     ('c', "A rule that kubectl applies holds soon", rules::show),
     ('d', "The agent killed: new pods wait, existing ones are refused, nothing opens", away::killed),
     ('e', "The agents are rolled out anew under load", away::rolled),
     ('f', "Jobs finish, deleted pods are let go, new ones are captured", life::show),
+    ('j', "A namespace joins the mesh and leaves it while its pods run", joining::show),
     ('g', "Linkerd's rules hold, and a bad one is rejected", rules::linkerd),
     ('h', "The API server stopped, the CNI's configuration taken away", faults::show),
     ('n', "Names lead where Services lead", control::names),

@@ -5,7 +5,8 @@ use anyhow::Result;
 use xtask::demo::report::Step;
 use xtask::lab::{Capture, pcap::Traffic};
 
-fn request(scene: &Scene, namespace: &str) -> Result<(String, Traffic)> {
+/// One request from a namespace's client to its server, and what was on the wire meanwhile.
+pub fn request(scene: &Scene, namespace: &str) -> Result<(String, Traffic)> {
     let to = scene.address(namespace, "web")?;
     let capture = Capture::start(&scene.state.router, &format!("to-{NODE_A}"), &scene.state.folder)?;
     let output = scene.curl(namespace, "client", &format!("http://{to}:8080/?{MARKER}"))?;
