@@ -50,6 +50,41 @@ fn what_does_not_fit_is_named() {
 }
 
 #[test]
+fn each_table_is_counted_whole() {
+    // Two of one, three of the next, and so on: each table has a number of its own.
+    let (mut tables, of) = (TableSet::default(), |id: u32| address(&format!("10.0.0.{id}")));
+    let elsewhere: AddressMap<Workload> = {
+        let mut it = AddressMap::default();
+        it.insert(of(1), Workload::default());
+        it
+    };
+    tables.workloads = Workloads::new(elsewhere, [(of(2), Workload::default())]);
+    for id in 0..3 {
+        tables.ports.insert(PortKey { policy: id, port: 0, protocol: 6, pad: 0 }, PortPolicy::default());
+    }
+    tables.allows.extend((0..4).map(|rules| (AllowKey { rules, client: 0 }, Allow::default())));
+    for set in 0..5 {
+        tables.networks.insert(NetworkKey::new(set, of(0), 32), Network { rule: 0, allow: 0 });
+    }
+    tables.rules.extend((0..9).map(|id| (id, String::new())));
+    let fits = |change: fn(&mut Capacity)| {
+        let mut capacity = Capacity::default();
+        change(&mut capacity);
+        tables.fits(&capacity).map_err(|error| (error.table, error.needed))
+    };
+    assert_eq!(fits(|it| it.workloads = 1), Err(("workloads", 2)));
+    assert_eq!(fits(|it| it.ports = 2), Err(("ports", 3)));
+    assert_eq!(fits(|it| it.allows = 3), Err(("allows", 4)));
+    assert_eq!(fits(|it| it.networks = 4), Err(("networks", 5)));
+    assert_eq!(fits(|it| it.rules = 8), Err(("rules", 9)));
+    assert_eq!(fits(|it| (it.workloads, it.ports, it.allows) = (2, 3, 4)), Ok(()));
+    let rows = ["workloads", "ports", "allows", "networks", "rules", "services", "none"];
+    assert_eq!(rows.map(|table| tables.rows(table)), [2, 3, 4, 5, 9, 0, 0]);
+    assert!(tables.workloads.contains_key(&of(1)) && !tables.workloads.contains_key(&of(3)));
+    assert!(!tables.workloads.is_empty() && Workloads::default().is_empty());
+}
+
+#[test]
 fn capacity_is_read_with_its_defaults() {
     let capacity: Capacity = serde_json::from_str(r#"{"ports": 7}"#).unwrap();
     assert_eq!(capacity, Capacity { ports: 7, ..Capacity::default() });

@@ -9,5 +9,6 @@ mod defects;
 mod documented;
 mod golden;
 mod inbound;
+mod manifests;
 mod routes;
 mod world;

@@ -74,9 +74,10 @@ struct Row {
 /// # Errors
 /// When cargo-mutants is missing, or the tests fail over the code as it is.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
-    let mutants = list::mutants(workspace)?;
-    let numbered = || (1..).zip(&mutants).filter(|(_, mutant)| arguments.want(mutant));
-    if numbered().next().is_none() {
+    let mut mutants = list::mutants(workspace)?;
+    mutants.retain(|mutant| arguments.want(mutant));
+    let numbered = || (1u32..).zip(&mutants);
+    if mutants.is_empty() {
         bail!("no mutant of policy/src is meant: see `cargo mutants --list --package heddle-policy`");
     }
     let folder = workspace.target.join("broken");

@@ -20,6 +20,8 @@ use crate::{command, workspace::Workspace};
 
 /// What the compiler refuses to build although it is what a mutant asks for.
 const ALLOWED: &str = "#![allow(warnings, arithmetic_overflow, overflowing_literals, unconditional_panic)]\n";
+/// More mutants than this are worth a slower build of quicker tests.
+const MANY: usize = 500;
 /// Where the switches' function is put.
 const ROOT: &str = "policy/src/lib.rs";
 /// The tests that are asked, the quickest to notice first.
@@ -42,8 +44,9 @@ pub struct Tree {
 /// # Errors
 /// When something does not compile that no mutant is to blame for.
 pub fn build(workspace: &Workspace, folder: &Path, mutants: &[Mutant]) -> Result<Tree> {
-    let tree = folder.join("tree");
-    copy(workspace, &tree)?;
+    let (tree, many) = (folder.join("tree"), mutants.len() > MANY);
+    let switched = mutants.iter().map(|mutant| &*mutant.file).collect();
+    copy(workspace, &tree, &switched)?;
     let mut by_file: BTreeMap<&str, Vec<(u32, &Mutant)>> = BTreeMap::new();
     for (number, mutant) in (1..).zip(mutants) {
         by_file.entry(&mutant.file).or_default().push((number, mutant));
@@ -80,7 +83,7 @@ pub fn build(workspace: &Workspace, folder: &Path, mutants: &[Mutant]) -> Result
         for (file, text) in &written {
             write(&tree.join(file), text.as_bytes())?;
         }
-        let errors = errors(workspace, &tree)?;
+        let errors = errors(workspace, &tree, many)?;
         if errors.is_empty() {
             break;
         }
@@ -96,7 +99,7 @@ pub fn build(workspace: &Workspace, folder: &Path, mutants: &[Mutant]) -> Result
     }
     let settled = Known { key, broken: broken.clone(), rest: rest.clone() };
     write(&known, &serde_json::to_vec(&settled)?)?;
-    let tests = tests(workspace, &tree)?;
+    let tests = tests(workspace, &tree, many)?;
     Ok(Tree { folder: tree.join("policy"), tests, broken, rest })
 }
 
@@ -116,17 +119,34 @@ fn key(texts: &BTreeMap<&str, String>) -> u64 {
 }
 
 /// What git knows or would, so that nothing is built anew that did not change.
-fn copy(workspace: &Workspace, tree: &Path) -> Result<()> {
+fn copy(workspace: &Workspace, tree: &Path, switched: &BTreeSet<&str>) -> Result<()> {
     let mut git = Command::new("git");
     git.current_dir(&workspace.root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-    for file in command::output(&mut git)?.split('\0').filter(|file| !file.is_empty()) {
+    let listed = command::output(&mut git)?;
+    let files: BTreeSet<&str> = listed.split('\0').filter(|file| !file.is_empty()).collect();
+    clear(tree, &tree.join("policy"), &files)?;
+    for file in files {
         // One that is switched is written once, with its switches.
-        if file.starts_with("policy/src/") && tree.join(file).is_file() && !file.contains("tests") {
+        if file == ROOT || switched.contains(file) {
             continue;
         }
         let from = workspace.root.join(file);
         if from.is_file() {
             write(&tree.join(file), &fs::read(&from).with_context(|| from.display().to_string())?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an earlier run copied and is no more.
+fn clear(tree: &Path, folder: &Path, files: &BTreeSet<&str>) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            clear(tree, &path, files)?;
+        } else if !path.strip_prefix(tree).is_ok_and(|it| it.to_str().is_some_and(|it| files.contains(it))) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
     Ok(())
@@ -184,11 +204,13 @@ impl Error {
     }
 }
 
-fn cargo(workspace: &Workspace, tree: &Path, command: &str) -> Command {
+fn cargo(workspace: &Workspace, tree: &Path, many: bool, command: &str) -> Command {
     let mut cargo = command::cargo();
     cargo.current_dir(tree).args([command, "--profile=mutants", "--package=heddle-policy", "--lib"]);
-    // All is built in one go, and run two thousand times.
-    cargo.args(["--config", "profile.mutants.package.heddle-policy.opt-level=1"]);
+    // All is built in one go, and run two thousand times; a few files are looked at sooner as they are built sooner.
+    if many {
+        cargo.args(["--config", "profile.mutants.package.heddle-policy.opt-level=1"]);
+    }
     cargo.args(["--message-format=json", "--quiet"]).env("CARGO_TARGET_DIR", &workspace.target);
     cargo.env("CARGO_INCREMENTAL", "0").stdin(Stdio::null());
     cargo
@@ -204,8 +226,8 @@ fn messages(cargo: &mut Command) -> Result<(Vec<Value>, bool)> {
     Ok((messages, output.status.success()))
 }
 
-fn errors(workspace: &Workspace, tree: &Path) -> Result<Vec<Error>> {
-    let (messages, built) = messages(&mut cargo(workspace, tree, "build"))?;
+fn errors(workspace: &Workspace, tree: &Path, many: bool) -> Result<Vec<Error>> {
+    let (messages, built) = messages(&mut cargo(workspace, tree, many, "build"))?;
     let mut errors = Vec::new();
     for message in messages.into_iter().filter(|it| it["reason"] == "compiler-message") {
         let error: Error = serde_json::from_value(message["message"].clone())?;
@@ -219,8 +241,8 @@ fn errors(workspace: &Workspace, tree: &Path) -> Result<Vec<Error>> {
     Ok(errors)
 }
 
-fn tests(workspace: &Workspace, tree: &Path) -> Result<Vec<PathBuf>> {
-    let mut cargo = cargo(workspace, tree, "test");
+fn tests(workspace: &Workspace, tree: &Path, many: bool) -> Result<Vec<PathBuf>> {
+    let mut cargo = cargo(workspace, tree, many, "test");
     cargo.args(["--test=semantics", "--test=agreement", "--no-run"]);
     let (messages, built) = messages(&mut cargo)?;
     if !built {
