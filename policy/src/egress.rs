@@ -226,7 +226,14 @@ fn egress_rules(rules: &Rules<'_>, found: &InNamespace<'_>, parts: &[&Part]) -> 
     let outside: Vec<NetworkMatch> = networks::everything()
         .map(|cidr| NetworkMatch {
             cidr,
-            except: rules.base.cluster_networks.iter().map(|it| it.cidr).collect(),
+            // Where the whole family is the cluster's, what an EgressNetwork denies must not pass for want of an outside.
+            except: rules
+                .base
+                .cluster_networks
+                .iter()
+                .map(|it| it.cidr)
+                .filter(|cut| cidr.contains(cut) && cidr != *cut)
+                .collect(),
         })
         .collect();
     let scope = |it: &EgressNetwork| match &it.scope {

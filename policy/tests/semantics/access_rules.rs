@@ -213,16 +213,18 @@ fn egress_networks() {
 }
 
 #[test]
-fn outside_a_cluster_that_is_everything_there_is_nothing() {
+fn what_an_egress_network_denies_is_denied_where_the_whole_family_is_the_clusters() {
     let settings = |networks: &[&str]| ClusterSettings {
         cluster_networks: networks.iter().map(|it| it.parse().unwrap()).collect(),
-        ..closed()
+        ..ClusterSettings::default()
     };
-    let all = egress("all", "shop", "{trafficPolicy: Allow}");
-    let usual = world_with(&all, &settings(&["10.0.0.0/8"]), 0);
-    assert_eq!(leaves(&usual, OUTSIDE, 443).0, Outcome::Direct, "the control");
-    let everything = world_with(&all, &settings(&["0.0.0.0/0", "::/0"]), 0);
-    assert_eq!(leaves(&everything, OUTSIDE, 443), (Outcome::Refuse, Reason::OutboundDenied));
+    let all = egress("all", "shop", "{trafficPolicy: Deny}");
+    for networks in [&["10.0.0.0/8"][..], &["0.0.0.0/0", "::/0"]] {
+        let it = world_with(&all, &settings(networks), 0);
+        assert_eq!(leaves(&it, OUTSIDE, 443), (Outcome::Refuse, Reason::Denied), "{networks:?}");
+        let control = world_with("", &settings(networks), 0);
+        assert_eq!(leaves(&control, OUTSIDE, 443).0, Outcome::Direct, "the control");
+    }
 }
 
 #[test]
