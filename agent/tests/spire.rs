@@ -119,6 +119,9 @@ fn what_spires_agents_hand_out_is_what_pods_speak_with() -> Result<()> {
         Ok(stale()? == 0.0 && !warnings.contains("could not be renewed"))
     })?;
     answered(&shop.client, &attempt)?;
+    // SPIRE's anchors are of a day: that is no matter.
+    let warnings = identities(&shop, A)?["warnings"].to_string();
+    ensure!(!warnings.contains("expires"), "{warnings}");
     shop.shut()
 }
 

@@ -52,10 +52,15 @@ impl KnownIdentities {
         let now = SystemTime::now();
         let mut warnings = Vec::new();
         let trusted = self.store.trust().anchors();
-        let anchors = told(&trusted, now, &mut warnings);
+        warn_of_ends(&trusted, self.store.trust().profile(), now, &mut warnings);
+        let anchors = told(&trusted);
         let federated = self.store.trust().federated().into_iter();
-        let federated =
-            federated.map(|(domain, anchors)| (domain, told(&anchors, now, &mut warnings))).collect();
+        let federated = federated
+            .map(|(domain, anchors)| {
+                warn_of_ends(&anchors, Profile::Heddle, now, &mut warnings);
+                (domain, told(&anchors))
+            })
+            .collect();
         let stale = self.anchors.as_ref().and_then(Staleness::get);
         if let Some(stale) = &stale {
             warnings.push(format!(
@@ -131,23 +136,79 @@ impl KnownIdentities {
     }
 }
 
-/// Anchors as they are told of; warns of those that expire soon.
-fn told(
+/// Warns of anchors that expire soon. SPIRE's live for days and are followed by others by themselves: there it is too late
+/// when the last of them is in the last sixth of its life, in which its successor should sign already.
+fn warn_of_ends(
     anchors: &[CertificateDer<'static>],
+    profile: Profile,
     now: SystemTime,
     warnings: &mut Vec<String>,
-) -> Vec<AnchorStatus> {
+) {
+    let facts = anchors.iter().filter_map(|anchor| CertificateFacts::of(std::slice::from_ref(anchor)).ok());
+    match profile {
+        Profile::Heddle => {
+            for facts in facts.filter(|facts| facts.not_after < now + ANCHOR_WARNING) {
+                warnings.push(format!(
+                    "the trust anchor {} expires within 60 days: add its successor to the bundle",
+                    facts.subject
+                ));
+            }
+        }
+        Profile::Spire => {
+            let Some(last) = facts.max_by_key(|facts| facts.not_after) else { return };
+            let life = last.not_after.duration_since(last.not_before).unwrap_or_default();
+            if last.not_after < now + life / 6 {
+                warnings.push(format!(
+                    "SPIRE's last trust anchor expires on {} and has no successor: look at SPIRE's server",
+                    OffsetDateTime::from(last.not_after)
+                ));
+            }
+        }
+    }
+}
+
+/// Anchors as they are told of.
+fn told(anchors: &[CertificateDer<'static>]) -> Vec<AnchorStatus> {
     let status = anchors.iter().filter_map(|anchor| {
         let facts = CertificateFacts::of(std::slice::from_ref(anchor)).ok()?;
-        if facts.not_after < now + ANCHOR_WARNING {
-            warnings.push(format!(
-                "the trust anchor {} expires within 60 days: add its successor to the bundle",
-                facts.subject
-            ));
-        }
         let expires = OffsetDateTime::from(facts.not_after);
         let pem = pem(std::slice::from_ref(anchor));
         Some(AnchorStatus { subject: facts.subject, fingerprint: fingerprint(anchor), pem, expires })
     });
     status.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn anchor(from: SystemTime, life: Duration) -> CertificateDer<'static> {
+        let mut params = rcgen::CertificateParams::default();
+        (params.not_before, params.not_after) = (from.into(), (from + life).into());
+        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().into()
+    }
+
+    #[test]
+    fn anchors_are_warned_of_in_time_and_spires_not_for_their_short_lives() {
+        let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(24 * 3600));
+        let start = SystemTime::UNIX_EPOCH + day * 20_000;
+        let warned = |anchors: &[CertificateDer<'static>], profile, now| {
+            let mut warnings = Vec::new();
+            warn_of_ends(anchors, profile, now, &mut warnings);
+            warnings.len()
+        };
+        let (old, fresh) = (anchor(start, day * 90), anchor(start, day * 900));
+        assert_eq!(warned(&[old.clone(), fresh.clone()], Profile::Heddle, start), 0);
+        assert_eq!(warned(&[old, fresh], Profile::Heddle, start + day * 31), 1, "the one that ends");
+        let (first, second) = (anchor(start, day), anchor(start + hour * 12, day));
+        for (hours, alone, both) in [(0, 0, 0), (19, 0, 0), (21, 1, 0), (33, 1, 1)] {
+            let now = start + hour * hours;
+            assert_eq!(warned(&[first.clone()], Profile::Spire, now), alone, "after {hours} h, alone");
+            assert_eq!(
+                warned(&[first.clone(), second.clone()], Profile::Spire, now),
+                both,
+                "after {hours} h"
+            );
+        }
+    }
 }
