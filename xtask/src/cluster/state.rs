@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use xtask::lab::{Lab, Output, Place, kept};
+use xtask::lab::{Lab, Output, Place, Running, kept};
 
 const FILE: &str = "cluster.json";
 
@@ -75,6 +75,11 @@ impl State {
     /// Runs kubectl and returns what it printed.
     pub fn kubectl_output<S: AsRef<str>>(&self, programs: &Programs, arguments: &[S]) -> Result<Output> {
         self.router.run(&self.words(programs, arguments))
+    }
+
+    /// Starts kubectl on something that takes long.
+    pub fn kubectl_started<S: AsRef<str>>(&self, programs: &Programs, arguments: &[S]) -> Result<Running> {
+        self.router.spawn(&self.words(programs, arguments))
     }
 
     /// Runs heddle as the administrator.

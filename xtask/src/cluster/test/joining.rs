@@ -48,50 +48,37 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     let words = ["exec", "-n", "plain", "client", "--", "curl", "-sS", "--max-time", "8", "--rate", &rate];
     let each = ["-H", "Connection: close", "-o", "/dev/null", "-w", "%{http_code} %{errormsg}\n", &url];
     let words: Vec<&str> = words.iter().chain(&each).copied().collect();
-    let asked = std::thread::scope(|scope| {
-        let asking = scope.spawn(|| scene.state.kubectl_output(scene.programs, &words));
-        let joined = (|| {
-            std::thread::sleep(stretched(Duration::from_secs(2)));
-            let annotated = Instant::now();
-            scene.kubectl(&["annotate", "namespace", "plain", "heddle.io/mesh=enabled"])?;
-            let there = eventually("both pods to be captured", Duration::from_secs(20), || {
-                Ok(both_captured(scene)? == 2)
-            });
-            step.check(
-                "pods that run are captured",
-                there.is_ok(),
-                format!("{} of 2 after {:.1} s", both_captured(scene)?, annotated.elapsed().as_secs_f32()),
-            );
-            std::thread::sleep(stretched(WAY).saturating_sub(annotated.elapsed()));
-            let (page, traffic) = request(scene, "plain")?;
-            let hits = traffic.hits(MARKER.as_bytes());
-            step.check(
-                "in the mesh not one byte of the marker is on the wire",
-                page.contains(MARKER) && hits == 0,
-                format!("{hits} times in {} packets; {}", traffic.packets, page.trim()),
-            );
-            let stranger = scene.curl("bank", "stranger", &format!("http://{web}:8080/"))?;
-            step.check("a stranger is refused", !stranger.succeeded(), stranger.last_line());
-            let annotated = Instant::now();
-            scene.kubectl(&["annotate", "namespace", "plain", "heddle.io/mesh-"])?;
-            let gone = eventually("both pods to be let go", Duration::from_secs(40), || {
-                Ok(both_captured(scene)? == 0)
-            });
-            step.check(
-                "pods that leave are let go",
-                gone.is_ok(),
-                format!(
-                    "{} captured after {:.1} s",
-                    both_captured(scene)?,
-                    annotated.elapsed().as_secs_f32()
-                ),
-            );
-            anyhow::Ok(())
-        })();
-        let asked = asking.join().map_err(|_| anyhow::anyhow!("asking panicked"))?;
-        joined?;
-        asked
-    })?;
+    let asking = scene.state.kubectl_started(scene.programs, &words)?;
+    std::thread::sleep(stretched(Duration::from_secs(2)));
+    let annotated = Instant::now();
+    scene.kubectl(&["annotate", "namespace", "plain", "heddle.io/mesh=enabled"])?;
+    let there =
+        eventually("both pods to be captured", Duration::from_secs(20), || Ok(both_captured(scene)? == 2));
+    step.check(
+        "pods that run are captured",
+        there.is_ok(),
+        format!("{} of 2 after {:.1} s", both_captured(scene)?, annotated.elapsed().as_secs_f32()),
+    );
+    std::thread::sleep(stretched(WAY).saturating_sub(annotated.elapsed()));
+    let (page, traffic) = request(scene, "plain")?;
+    let hits = traffic.hits(MARKER.as_bytes());
+    step.check(
+        "in the mesh not one byte of the marker is on the wire",
+        page.contains(MARKER) && hits == 0,
+        format!("{hits} times in {} packets; {}", traffic.packets, page.trim()),
+    );
+    let stranger = scene.curl("bank", "stranger", &format!("http://{web}:8080/"))?;
+    step.check("a stranger is refused", !stranger.succeeded(), stranger.last_line());
+    let annotated = Instant::now();
+    scene.kubectl(&["annotate", "namespace", "plain", "heddle.io/mesh-"])?;
+    let gone =
+        eventually("both pods to be let go", Duration::from_secs(40), || Ok(both_captured(scene)? == 0));
+    step.check(
+        "pods that leave are let go",
+        gone.is_ok(),
+        format!("{} captured after {:.1} s", both_captured(scene)?, annotated.elapsed().as_secs_f32()),
+    );
+    let asked = asking.finish(Duration::from_secs(90))?;
     let answered = asked.stdout.lines().filter(|line| line.starts_with("200 ")).count();
     let failed: Vec<&str> = asked.stdout.lines().filter(|line| !line.starts_with("200 ")).take(3).collect();
     step.check(
