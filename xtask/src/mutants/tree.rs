@@ -211,7 +211,9 @@ fn cargo(workspace: &Workspace, tree: &Path, many: bool, command: &str) -> Comma
     if many {
         cargo.args(["--config", "profile.mutants.package.heddle-policy.opt-level=1"]);
     }
-    cargo.args(["--message-format=json", "--quiet"]).env("CARGO_TARGET_DIR", &workspace.target);
+    // A folder of its own: to cargo the copy is the same package, and what was built of one would pass for the other.
+    cargo.args(["--message-format=json", "--quiet"]);
+    cargo.env("CARGO_TARGET_DIR", workspace.target.join("broken").join("target"));
     cargo.env("CARGO_INCREMENTAL", "0").stdin(Stdio::null());
     cargo
 }
