@@ -203,7 +203,11 @@ mod tests {
         let (first, second) = (anchor(start, day), anchor(start + hour * 12, day));
         for (hours, alone, both) in [(0, 0, 0), (19, 0, 0), (21, 1, 0), (33, 1, 1)] {
             let now = start + hour * hours;
-            assert_eq!(warned(&[first.clone()], Profile::Spire, now), alone, "after {hours} h, alone");
+            assert_eq!(
+                warned(std::slice::from_ref(&first), Profile::Spire, now),
+                alone,
+                "after {hours} h, alone"
+            );
             assert_eq!(
                 warned(&[first.clone(), second.clone()], Profile::Spire, now),
                 both,
