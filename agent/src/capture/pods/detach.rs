@@ -2,7 +2,10 @@
 
 use heddle_ebpf::attach::SLOTS_PER_POD;
 
-use super::super::{counters::Counters, programs, request::AttachRefusal, rows::remove_rows};
+use super::super::counters::Counters;
+use super::super::programs;
+use super::super::request::AttachRefusal;
+use super::super::rows::remove_rows;
 use super::{Capture, Inner};
 
 impl Capture {

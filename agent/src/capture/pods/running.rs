@@ -13,10 +13,12 @@ use heddle_ebpf::{
     flows::Tuple,
 };
 
-use super::super::{
-    error::CaptureError, flows::EndedFlow, namespace::Namespace, pod::CapturedPod, rows::interfaces_of,
-    sock_diag,
-};
+use super::super::error::CaptureError;
+use super::super::flows::EndedFlow;
+use super::super::namespace::Namespace;
+use super::super::pod::CapturedPod;
+use super::super::rows::interfaces_of;
+use super::super::sock_diag;
 use super::{Capture, Inner};
 
 /// A connection that a pod had open when it was captured.

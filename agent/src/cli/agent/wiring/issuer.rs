@@ -20,7 +20,8 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::{super::Failure, spire::Spire, status::said};
+use super::super::Failure;
+use super::{spire::Spire, status::said};
 use crate::cli::{
     ca::rpc::{IssueRequest, certificate_authority_client::CertificateAuthorityClient},
     config::RemoteCa,
