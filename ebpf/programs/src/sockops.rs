@@ -231,12 +231,7 @@ fn accepted(ops: *mut bpf_sock_ops, netns: u64) {
 
 /// The server's end of a connection that the kernel carries alone; `false` if there is no room for its mark.
 #[inline(never)]
-fn accepted_direct(
-    socket: *mut core::ffi::c_void,
-    netns: u64,
-    tuple: &Tuple,
-    flow: &mut DirectFlow,
-) -> bool {
+fn accepted_direct(socket: *mut core::ffi::c_void, netns: u64, tuple: &Tuple, flow: &mut DirectFlow) -> bool {
     flow.opening = 0;
     // The pod itself crosses no veth. Without a mark the guard drops what this socket sends.
     if flow.netns == netns {
