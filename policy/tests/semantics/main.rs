@@ -10,5 +10,6 @@ mod documented;
 mod golden;
 mod inbound;
 mod manifests;
+mod passages;
 mod routes;
 mod world;
