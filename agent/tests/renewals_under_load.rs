@@ -22,7 +22,7 @@ use common::{
     authority::{Ceremony, SOON},
     load::Load,
     shop::{A, B, SPARE, Shop, UNKNOWN, answered, echoes},
-    told::told,
+    told::{reasons, told},
 };
 use serde_json::Value;
 use xtask::lab::{Lab, apps::Attempt, eventually};
@@ -68,6 +68,7 @@ fn renewals_under_load_fail_nobody() -> Result<()> {
     let _servers = (echoes(&shop.far)?, shop.far.app(&["once", &format!("[::]:{}", SPARE[0])])?);
     answered(&shop.client, &Attempt::new((shop.far.v4, UNKNOWN), "certified"))?;
 
+    let events = [shop.lab.agent(A)?.events()?, shop.lab.agent(B)?.events()?];
     let load = Load::begin(&shop.client, (shop.far.v4, SPARE[0]).into());
     let until = Instant::now() + long().unwrap_or(Duration::from_secs(8));
     let mut seen = BTreeSet::new();
@@ -83,7 +84,7 @@ fn renewals_under_load_fail_nobody() -> Result<()> {
     println!("{} requests, {} failed, {} certificates", counted.succeeded, counted.failed, seen.len());
     // Five accounts' certificates on two nodes to begin with.
     ensure!(seen.len() >= 15, "control: {} certificates are few renewals", seen.len());
-    ensure!(counted.failed == 0, "{counted:?}");
+    ensure!(counted.failed == 0, "{counted:?}; the agents told: {:#?}", reasons(&events));
     shop.shut()
 }
 
@@ -97,7 +98,7 @@ fn an_authority_that_is_away_costs_nothing_before_the_certificates_end() -> Resu
     let _servers = (echoes(&shop.far)?, shop.far.app(&["once", &format!("[::]:{}", SPARE[0])])?);
     let attempt = Attempt::new((shop.far.v4, UNKNOWN), "certified");
     answered(&shop.client, &attempt)?;
-    let events = shop.lab.agent(A)?.events()?;
+    let events = [shop.lab.agent(A)?.events()?, shop.lab.agent(B)?.events()?];
     drop(authority);
 
     let load = Load::begin(&shop.client, (shop.far.v4, SPARE[0]).into());
@@ -115,14 +116,14 @@ fn an_authority_that_is_away_costs_nothing_before_the_certificates_end() -> Resu
         Ok(shop.lab.agent(A)?.log().contains("could not be renewed"))
     })?;
     let counted = load.end(500)?;
-    ensure!(counted.failed == 0, "{counted:?}");
+    ensure!(counted.failed == 0, "{counted:?}; the agents told: {:#?}", reasons(&events));
 
     if long().is_some() {
         // Nobody renews: after the end connections are refused, and nothing passes in the clear.
         eventually("the certificates to end", Duration::from_secs(180), || {
             Ok(!shop.client.connect(&attempt)?.answered())
         })?;
-        told(&events, "no_certificate")?;
+        told(&events[0], "no_certificate")?;
         let refused = shop.client.connect(&attempt)?;
         ensure!(!refused.answered(), "{refused:?}");
     }

@@ -1,7 +1,7 @@
 //! What agents tell: waited for, never guessed at.
 #![allow(dead_code, reason = "each test uses its own share")]
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -20,4 +20,16 @@ pub fn told(events: &Events, reason: &str) -> Result<Value> {
     events
         .next(SOON, |event| field(event, "reason") == reason)
         .with_context(|| format!("nobody told of {reason}"))
+}
+
+/// Why agents refused, and how often they told so: for a failure's report.
+pub fn reasons(events: &[Events]) -> BTreeMap<String, usize> {
+    let mut counted = BTreeMap::new();
+    for event in events.iter().flat_map(Events::drain) {
+        if field(&event, "outcome") == "refuse" {
+            let told = [field(&event, "node"), field(&event, "hook"), field(&event, "reason")].join(" ");
+            *counted.entry(told).or_default() += 1;
+        }
+    }
+    counted
 }
