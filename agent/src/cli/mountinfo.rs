@@ -42,7 +42,8 @@ fn find_network_namespaces(mountinfo: &[u8]) -> Vec<PathBuf> {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
         let dash = fields.iter().position(|field| *field == b"-")?;
         let of_a_network = fields.get(3)?.starts_with(b"net:[") && *fields.get(dash + 1)? == b"nsfs";
-        of_a_network.then(|| PathBuf::from(OsString::from_vec(unescape(fields[4]))))
+        let place = fields.get(4)?;
+        of_a_network.then(|| PathBuf::from(OsString::from_vec(unescape(place))))
     });
     let mut found: Vec<PathBuf> = named.collect();
     found.sort();
@@ -90,6 +91,7 @@ mod tests {
             42 25 0:4 mnt:[4026532242] /run/docker/mnt rw - nsfs nsfs rw\n";
         assert_eq!(find_network_namespaces(namespaces), [PathBuf::from("/run/netns/cni-1")]);
         assert!(find_network_namespaces(hybrid).is_empty());
+        assert!(find_network_namespaces(b"- nsfs x net:[1]\n").is_empty());
         assert_eq!(unescape(b"a\\134b\\04"), b"a\\b\\04");
     }
 }

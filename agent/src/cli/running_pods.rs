@@ -8,6 +8,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
+    io,
     os::{fd::AsRawFd, linux::fs::MetadataExt},
     path::{Path, PathBuf},
 };
@@ -22,10 +23,14 @@ fn id(path: &Path) -> Option<Id> {
 }
 
 /// The network namespaces of these pods' processes, by the pods' UIDs. A pod without any process is not among them.
-pub(super) fn find(uids: &HashSet<String>) -> HashMap<String, Vec<PathBuf>> {
+///
+/// # Errors
+/// When `/proc` cannot be read. A process that ends meanwhile is none.
+pub(super) fn find(uids: &HashSet<String>) -> io::Result<HashMap<String, Vec<PathBuf>>> {
     let mut found: HashMap<String, HashSet<Id>> = HashMap::new();
     let own = id(Path::new("/proc/self/ns/net"));
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+    for process in fs::read_dir("/proc")? {
+        let process = process?;
         let name = process.file_name();
         if !name.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
             continue;
@@ -38,13 +43,13 @@ pub(super) fn find(uids: &HashSet<String>) -> HashMap<String, Vec<PathBuf>> {
         of.extend(id(&held.join("ns/net")).filter(|it| Some(*it) != own));
     }
     let mut named: HashMap<Id, PathBuf> = HashMap::new();
-    for file in network_namespaces().unwrap_or_default() {
+    for file in network_namespaces()? {
         if let Some(id) = id(&file) {
             named.insert(id, file);
         }
     }
-    found
+    let by_uid = found
         .into_iter()
-        .map(|(uid, ids)| (uid, ids.iter().filter_map(|id| named.get(id).cloned()).collect()))
-        .collect()
+        .map(|(uid, ids)| (uid, ids.iter().filter_map(|id| named.get(id).cloned()).collect()));
+    Ok(by_uid.collect())
 }

@@ -85,7 +85,7 @@ impl Running {
         }
     }
 
-    /// Captures those that are to be in the mesh and run outside it; whether any is left.
+    /// Captures those that are to be in the mesh and run outside it; whether any is left that is on its way.
     async fn take_in(&self, snapshot: &Snapshot, told: &mut HashMap<u64, String>) -> bool {
         let wanted: Vec<WorkloadInfo> = snapshot
             .compiled
@@ -102,7 +102,14 @@ impl Running {
             return false;
         }
         let uids: HashSet<String> = wanted.iter().map(|info| info.uid.clone()).collect();
-        let found = tokio::task::spawn_blocking(move || running_pods::find(&uids)).await.unwrap_or_default();
+        let found = tokio::task::spawn_blocking(move || running_pods::find(&uids)).await;
+        let found = match found.map_err(std::io::Error::from).flatten() {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(%error, "the pods that run cannot be looked for: those outside the mesh are refused");
+                return false;
+            }
+        };
         // A pod that the container runtime is about to start has no process yet: it comes by the door.
         let wanted: Vec<(WorkloadInfo, Vec<PathBuf>)> = wanted
             .into_iter()
@@ -136,7 +143,8 @@ impl Running {
             if captured {
                 told.remove(&info.digest);
             } else {
-                left = true;
+                // One that is on its way is tried again soon, one that stays as it is now and then.
+                left |= info.passage != Passage::Over;
                 if told.get(&info.digest) != Some(&refused) {
                     tracing::error!(%pod, error = refused, "runs outside the mesh and cannot be captured: it is refused");
                     told.insert(info.digest, refused);
