@@ -1,4 +1,7 @@
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::{
+    cmp::Ordering,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// An IP address as every map holds it: 16 bytes in network order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
 ///
@@ -6,7 +9,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 ///
 /// Made, copied and compared by words: byte by byte would be most of what a packet costs in the kernel programs.
 #[allow(clippy::derived_hash_with_manual_eq, reason = "the same bytes, compared faster")]
-#[derive(Clone, Copy, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, Eq, Hash, Debug, Default)]
 #[repr(C, align(4))]
 pub struct Address {
     /// The address, in network byte order.
@@ -82,6 +85,19 @@ impl Address {
     /// The address in the standard library's form, unmapped.
     pub fn to_ip(self) -> IpAddr {
         Ipv6Addr::from(self.bytes).to_canonical()
+    }
+}
+
+impl Ord for Address {
+    /// That of the bytes.
+    fn cmp(&self, other: &Self) -> Ordering {
+        u128::from_be_bytes(self.bytes).cmp(&u128::from_be_bytes(other.bytes))
+    }
+}
+
+impl PartialOrd for Address {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
