@@ -212,7 +212,7 @@ fn with_cgroup(mut config: Config) -> Result<Config, Failure> {
 pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     keep_little_memory();
     let config = with_cgroup(configuration(flags)?)?;
-    logging::start(&config.log);
+    let _logging = logging::start(&config.log);
     process::keep_secrets()?;
     process::keep_to_the_module()?;
     // The data plane has threads of its own; here are the door, renewals and the kernel's events.

@@ -47,7 +47,7 @@ pub fn run(flags: &ServeFlags) -> Result<ExitCode, Failure> {
         "json" => LogFormat::Json,
         other => return Err(miette!(help = "write text or json", "--log-format {other} is not known")),
     };
-    logging::start(&Log { format, filter: flags.log_filter.clone() });
+    let _logging = logging::start(&Log { format, filter: flags.log_filter.clone() });
     super::super::process::keep_secrets()?;
     super::super::process::keep_to_the_module()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

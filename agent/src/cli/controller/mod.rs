@@ -77,7 +77,7 @@ pub(super) struct Flags {
 /// # Errors
 /// If it cannot start. Once it runs it goes on whatever happens.
 pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
-    logging::start(&Log { format: LogFormat::Text, filter: flags.log_filter.clone() });
+    let _logging = logging::start(&Log { format: LogFormat::Text, filter: flags.log_filter.clone() });
     super::process::keep_to_the_module()?;
     let (namespace, name) = flags.lease.split_once('/').ok_or_else(|| {
         miette!(help = "write it like heddle-system/heddle-controller", "--lease {} names none", flags.lease)
