@@ -216,8 +216,8 @@ impl Running {
             );
         };
         let code = self.child.wait()?.code();
-        // Descendants may keep the pipes open longer than the program ran.
-        let until = Instant::now() + stretched(Duration::from_secs(1));
+        // Descendants may keep the pipes open longer than the program ran; without any, a busy machine alone takes time.
+        let until = Instant::now() + stretched(Duration::from_secs(5));
         while !self.followers.iter().all(JoinHandle::is_finished) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }

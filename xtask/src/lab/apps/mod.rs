@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     place::Place,
-    program::{Running, beside_this_program},
+    program::{Output, Running, beside_this_program},
 };
 
 pub use connect::{Attempt, Outcome, errno_name};
@@ -124,8 +124,10 @@ pub fn start(place: &Place, arguments: &[&str]) -> Result<Running> {
 /// Runs a client to its end and reads the JSON that it prints.
 fn ask<T: serde::de::DeserializeOwned>(place: &Place, arguments: &[&str], limit: Duration) -> Result<T> {
     let output = place.spawn(&command(arguments)?)?.finish(limit)?;
-    serde_json::from_str(&output.stdout)
-        .with_context(|| format!("{arguments:?} printed {:?}, {:?}", output.stdout, output.stderr))
+    serde_json::from_str(&output.stdout).with_context(|| {
+        let Output { code, stdout, stderr, took } = &output;
+        format!("{arguments:?} ended with {code:?} after {took:?} and printed {stdout:?}, {stderr:?}")
+    })
 }
 
 /// Sends `text` to an echo server with its SYN (TCP Fast Open), and gives what came back.
