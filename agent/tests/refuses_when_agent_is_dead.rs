@@ -153,12 +153,36 @@ fn stopped() -> Result<()> {
     let mut direct = direct_lines(&shop)?;
     shop.lab.agent(A)?.pause()?;
     // The listeners of a stopped process go on accepting: what is refused is refused by the heartbeat's age.
-    std::thread::sleep(Duration::from_millis(500));
+    let ways = carried(&shop);
+    let way = ways.first().context("a way through the agent")?;
+    eventually("the heartbeat's bound to run out", PATIENCE, || Ok(ask(way)?.refused()))?;
     all_refused(&shop, "stopped")?;
     direct_goes_on(&shop, &mut direct, "stopped")?;
     shop.lab.agent(A)?.resume()?;
     all_answered(&shop, "going on")?;
     direct_goes_on(&shop, &mut direct, "going on")?;
+    shop.shut()
+}
+
+/// A virtual machine stands still for a moment now and then, and its agent with it: who connects meanwhile waits.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn stopped_for_a_moment() -> Result<()> {
+    let shop = Shop::open("moment")?;
+    let _servers = servers(&shop)?;
+    all_answered(&shop, "before")?;
+    let agent = shop.lab.agent(A)?;
+    for way in carried(&shop) {
+        agent.pause()?;
+        std::thread::sleep(Duration::from_millis(600));
+        let outcome = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| ask(&way));
+            std::thread::sleep(Duration::from_millis(200));
+            agent.resume()?;
+            asked.join().map_err(|_| anyhow::anyhow!("the question failed"))?
+        })?;
+        ensure!(outcome.received == MARKER, "{}: {outcome:?}", way.what);
+    }
     shop.shut()
 }
 

@@ -169,7 +169,7 @@ impl Agent {
                 ("ca", json!({ "folder": self.ca })),
                 ("runDirectory", json!(self.directory.join("run"))),
                 ("cgroup", json!(self.attach_point)),
-                ("heartbeatMilliseconds", json!(500 * super::slowness())),
+                ("heartbeatMilliseconds", json!(2_000 * super::slowness())),
                 ("kubeletCgroup", json!(self.attach_point.join("kubelet"))),
                 ("podNetworks", json!(super::POD_NETWORKS)),
                 ("serviceNetworks", json!(super::SERVICE_NETWORKS)),

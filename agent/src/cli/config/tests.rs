@@ -25,7 +25,7 @@ fn the_least_file_gives_the_documented_defaults() {
     assert_eq!(config.dns_service.to_string(), "kube-system/kube-dns");
     assert!(config.cluster_settings().is_ok());
     assert_eq!(config.run_directory, Path::new("/run/heddle"));
-    assert_eq!(config.heartbeat_milliseconds, 500);
+    assert_eq!(config.heartbeat_milliseconds, 2_000);
     assert_eq!(config.cluster_networks.len(), 5);
     assert!((1..=4).contains(&config.workers));
     assert_eq!((config.cgroup, config.kubelet_cgroup), (None, None));

@@ -272,7 +272,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let kubelet_cgroup =
         check.optional_path("kubeletCgroup", flags.kubelet_cgroup.as_ref(), file.kubelet_cgroup);
 
-    let heartbeat = given(flags.heartbeat_milliseconds.as_ref(), file.heartbeat_milliseconds, 500);
+    let heartbeat = given(flags.heartbeat_milliseconds.as_ref(), file.heartbeat_milliseconds, 2_000);
     let heartbeat_milliseconds = check.within("heartbeatMilliseconds", &heartbeat, &HEARTBEAT);
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     let workers = given(flags.workers.as_ref(), file.workers, cores.min(*WORKERS.end()));

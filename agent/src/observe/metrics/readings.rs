@@ -61,6 +61,8 @@ pub trait Readings: Send + Sync + 'static {
     fn tables(&self) -> TablesReading;
     /// How old the agent's last sign of life is; `None`: it gave none.
     fn heartbeat_age(&self) -> Option<Duration>;
+    /// How often its bound ran out between two signs of life, while the agent lived.
+    fn heartbeats_late(&self) -> u64;
 }
 
 pub(super) struct AtScrape {
@@ -195,6 +197,11 @@ impl Collector for AtScrape {
             ("heddle_events", "Events told", counts.told),
             ("heddle_events_malformed", "Items of the ring buffer that are no event", counts.malformed),
             ("heddle_events_missed", "Events that slow listeners missed", counts.missed),
+            (
+                "heddle_heartbeats_late",
+                "Signs of life that came after their bound",
+                self.readings.heartbeats_late(),
+            ),
             ("heddle_audit_left_out", "Refusals that the audit log had no room for", counts.unlogged),
         ] {
             let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

@@ -67,6 +67,10 @@ impl Readings for Fixed {
     fn heartbeat_age(&self) -> Option<Duration> {
         Some(Duration::from_millis(250))
     }
+
+    fn heartbeats_late(&self) -> u64 {
+        5
+    }
 }
 
 fn metrics(most: usize) -> Metrics {
@@ -158,6 +162,7 @@ fn what_is_read_at_a_scrape_is_there() {
         ("heddle_tables_generation", "42"),
         (r#"heddle_tables_entries{table="workloads"}"#, "12"),
         ("heddle_heartbeat_age_seconds", "0.25"),
+        ("heddle_heartbeats_late_total", "5"),
         ("heddle_events_malformed_total", "0"),
     ] {
         assert_eq!(value(&text, series).as_deref(), Some(expected), "{series}\n{text}");

@@ -168,7 +168,7 @@ impl Watch {
             if heartbeat_age(&self.bpffs).is_some_and(|age| age <= self.bound) {
                 alive = Instant::now();
             }
-            if alive.elapsed() > HANGS.max(self.bound * 10) || since.elapsed() > ANSWER {
+            if alive.elapsed() > HANGS.max(self.bound * 3) || since.elapsed() > ANSWER {
                 tracing::warn!(
                     "the agent that runs hangs: it is killed, and the node taken over as after its end"
                 );

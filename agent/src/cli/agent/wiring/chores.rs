@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use heddle_identity::Store;
@@ -178,22 +178,23 @@ pub(super) async fn give_memory_back() {
     }
 }
 
-/// Whether every worker makes progress.
-pub(super) fn liveness(workers: Arc<RwLock<Option<Workers>>>) -> impl FnMut() -> bool + Send + 'static {
-    let mut seen: Vec<(u64, Instant)> = Vec::new();
-    move || {
+/// Whether every worker makes progress, asked every so often. What counts is how often a worker was seen to stand still and
+/// not the time that went by: where the whole machine stood still, nobody hangs.
+pub(super) fn liveness(
+    workers: Arc<RwLock<Option<Workers>>>,
+) -> impl FnMut(Duration) -> bool + Send + 'static {
+    let mut seen: Vec<(u64, Duration)> = Vec::new();
+    move |period| {
         // While a pod is being attached the lock may be held: readers share it.
         let Ok(workers) = workers.try_read() else { return true };
         let Some(workers) = workers.as_ref() else { return false };
-        let now = Instant::now();
         let beats = workers.beats();
-        seen.resize(beats.len(), (u64::MAX, now));
-        for (seen, beat) in seen.iter_mut().zip(beats) {
-            if seen.0 != beat {
-                *seen = (beat, now);
-            }
+        seen.resize(beats.len(), (u64::MAX, Duration::ZERO));
+        for ((last, still), beat) in seen.iter_mut().zip(beats) {
+            *still = if *last == beat { still.saturating_add(period) } else { Duration::ZERO };
+            *last = beat;
         }
-        let alive = seen.iter().all(|(_, since)| now.duration_since(*since) < HANGS);
+        let alive = seen.iter().all(|(_, still)| *still < HANGS);
         if !alive {
             tracing::error!("a worker of the data plane hangs: the kernel refuses what it would carry");
         }

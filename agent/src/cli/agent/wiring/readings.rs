@@ -1,7 +1,10 @@
 //! What metrics ask for at each scrape.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -29,6 +32,8 @@ pub(super) struct NodeReadings {
     pub federation: Option<Federation>,
     /// What workloads were answered.
     pub workloads: Arc<Counts>,
+    /// How often the heartbeat came too late.
+    pub late: Arc<AtomicU64>,
 }
 
 impl Readings for NodeReadings {
@@ -91,5 +96,9 @@ impl Readings for NodeReadings {
 
     fn heartbeat_age(&self) -> Option<Duration> {
         self.capture.kernel().heartbeat_age()
+    }
+
+    fn heartbeats_late(&self) -> u64 {
+        self.late.load(Ordering::Relaxed)
     }
 }

@@ -1,7 +1,10 @@
 //! How a node's data plane comes to be: first everything that needs nobody's leave, then what one agent alone may do.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -57,6 +60,8 @@ pub(in super::super) struct Prepared {
     told: Arc<Told>,
     changed: Arc<watch::Sender<u64>>,
     heartbeat: Duration,
+    /// How often it came too late.
+    late: Arc<AtomicU64>,
     workloads: Option<Workloads>,
     /// The identities of the pods that another agent captured: their certificates are kept until they are accepted.
     held: Vec<Arc<Workload>>,
@@ -113,7 +118,9 @@ impl Running {
             anchors: anchors.as_ref().map(Anchors::staleness),
             federation: federation.clone(),
             workloads: Arc::default(),
+            late: Arc::default(),
         };
+        let late = Arc::clone(&readings.late);
         let counts = Arc::clone(&readings.workloads);
         let bundle = readings.anchors.clone();
         let metrics = Arc::new(Metrics::new(Arc::new(readings), Arc::clone(&events)));
@@ -191,7 +198,7 @@ impl Running {
         };
         let socket = workload_api.as_deref().map(workload_api::listen).transpose()?;
         let workloads = socket.map(|socket| Workloads { socket, issuer, renewal, counts });
-        Ok(Prepared { running, tasks, told, changed, heartbeat, workloads, held: Vec::new() })
+        Ok(Prepared { running, tasks, told, changed, heartbeat, late, workloads, held: Vec::new() })
     }
 }
 
@@ -280,7 +287,7 @@ impl Ready for Prepared {
 
     async fn start(self, succeeds: bool) -> Result<Running, Failure> {
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
-        let Self { running, mut tasks, told, changed, heartbeat, workloads, held } = self;
+        let Self { running, mut tasks, told, changed, heartbeat, late, workloads, held } = self;
         let (capture, workers) = (Arc::clone(&running.capture), Arc::clone(&running.workers));
         let mut counts = capture.direct_counts().map_err(|error| failed(&error))?;
         if succeeds {
@@ -311,7 +318,7 @@ impl Ready for Prepared {
             Arc::clone(&workers),
         ));
         tasks.spawn(give_memory_back());
-        let beating = Heartbeat::start(capture.kernel(), heartbeat / 5, liveness(workers))
+        let beating = Heartbeat::start(capture.kernel(), heartbeat, late, liveness(workers))
             .map_err(|error| failed(&error))?;
         *running.heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = Some(beating);
         Ok(Running { _tasks: tasks, ..running })
