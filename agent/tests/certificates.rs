@@ -248,6 +248,20 @@ fn a_flood_is_bounded_and_others_are_served() -> Result<()> {
     other.ask(&Asking::properly(&token, B, "server")?)?.map_err(|status| anyhow::anyhow!("{status}"))?;
     assert!(flooder.ask(&Asking::properly(&token, B, "server")?).is_err(), "its share is taken");
     drop(held);
+    // An issuer whose end is near says so by itself; one that has its time before it does not.
+    ceremony.heddle(&[
+        "ca",
+        "issuer",
+        "--root",
+        &ceremony.path("root"),
+        "--directory",
+        &ceremony.path("old"),
+        "--lifetime",
+        "13d",
+    ])?;
+    let warning = "the issuer's certificate expires";
+    ceremony.serve("old", PORT + 1, &[])?.wait_for_complaint(warning, SOON)?;
+    assert!(!authority.stderr().contains(warning), "{}", authority.stderr());
     eventually("the flooder to have its share again", SOON, || {
         Ok(flooder.ask(&Asking::properly(&token, B, "server")?).is_ok_and(|answer| answer.is_ok()))
     })?;

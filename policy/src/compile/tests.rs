@@ -106,6 +106,25 @@ fn refusals_name_what_governs() {
 }
 
 #[test]
+fn linkerds_wish_counts_where_the_installation_says_so_and_never_beside_a_proxy_of_linkerds() {
+    let taken = ClusterSettings { linkerd_inject: true, ..ClusterSettings::default() };
+    let wished = SHOP.replace("heddle.io/mesh: enabled", "linkerd.io/inject: enabled");
+    let meshed = |text: &str, settings: &ClusterSettings| {
+        compiled_with(text, settings).workload(&address("10.1.0.1")).unwrap().meshed()
+    };
+    assert!(!meshed(&wished, &ClusterSettings::default()));
+    assert!(meshed(&wished, &taken));
+    assert!(!meshed(&wished.replace("linkerd.io/inject: enabled", "linkerd.io/inject: disabled"), &taken));
+    assert!(!meshed(&wished.replace("linkerd.io/inject: enabled", "example.com/note: enabled"), &taken));
+    let own = "containers: [{name: web, image: x, ports: [{containerPort: 80, name: http}]}]";
+    let proxy = own.replace("}]}]", "}]}, {name: linkerd-proxy, image: x}]");
+    let beside = wished.replace(own, &proxy);
+    assert_ne!(beside, wished);
+    assert!(!meshed(&beside, &taken));
+    assert!(meshed(&SHOP.replace(own, &proxy), &taken), "the mesh's own annotation is plain enough");
+}
+
+#[test]
 fn dns_is_marked_and_passes_by_udp() {
     let it = compiled(SHOP);
     assert_eq!(connect(&it, "10.1.0.1", "10.96.0.10", 53, UDP).0, Outcome::Direct);

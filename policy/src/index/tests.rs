@@ -41,3 +41,19 @@ fn files_and_resources_go_again() {
     index.remove(&id);
     assert!(index.is_empty());
 }
+
+#[test]
+fn what_is_written_twice_is_told_until_one_is_left() {
+    let told = |index: &Index| index.compile(&ClusterSettings::default(), "a").problems.len();
+    let file = |file| parse_file(file, ACCOUNT);
+    let mut index = Index::of([file("a.yaml"), file("b.yaml"), file("c.yaml")]);
+    assert_eq!((index.len(), told(&index)), (1, 2));
+    assert_eq!(index.remove_file("c.yaml").len(), 1);
+    assert_eq!(told(&index), 1, "two are left");
+    index.remove_file("b.yaml");
+    assert_eq!((told(&index), index.is_empty()), (0, false));
+    index.remove_file("a.yaml");
+    assert!(index.is_empty());
+    let account = ACCOUNT.replace("web", "other");
+    assert_eq!(Index::of([file("a.yaml"), parse_file("b.yaml", &account)]).len(), 2);
+}
