@@ -202,6 +202,7 @@ fn an_endpoint_that_was_a_pod_is_not_whoever_has_its_address_now() {
     };
     let open = [format!("{TELLER}:6443")];
     assert_eq!(named("teller", "u9"), open, "control");
+    assert_eq!(named("teller", "''"), open, "by its name alone, where nobody says more");
     assert_eq!(named("teller", "u8"), Vec::<String>::new(), "its predecessor of the same name");
     assert_eq!(named("clerk", "u8"), Vec::<String>::new(), "another, which is gone");
 }

@@ -208,3 +208,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_is_as_sound_at_a_glance_as_label_by_label() {
+    let letters = ["", "a", "0", "-", ".", "A"];
+    let places = 6;
+    let (mut glanced, mut refused) = (0, 0);
+    for mut number in 0..letters.len().pow(places) {
+        let mut text = String::new();
+        for _ in 0..places {
+            text += letters[number % letters.len()];
+            number /= letters.len();
+        }
+        let each = text.split('.').try_for_each(check_label);
+        let glance = sound_at_a_glance(text.as_bytes());
+        assert!(!glance || each.is_ok(), "{text}");
+        assert!(text.is_empty() || check_dns_name(&text) == each, "{text}");
+        glanced += u32::from(glance);
+        refused += u32::from(each.is_err());
+    }
+    assert!(glanced > 1000 && refused > 1000, "{glanced} {refused}");
+}

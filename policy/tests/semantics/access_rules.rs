@@ -281,6 +281,21 @@ fn a_name_that_no_rule_is_about_is_left_to_the_default_for_what_leaves() {
 }
 
 #[test]
+fn a_name_that_is_allowed_has_the_request_decide_where_nothing_else_lets_it_pass() {
+    let good = rule("good", "{action: Allow, to: [{hosts: [good.example]}]}");
+    let by = |default_outbound| {
+        let it = world_with(&good, &ClusterSettings { default_outbound, ..ClusterSettings::default() }, 0);
+        (leaves(&it, PLAIN, 443), leaves(&it, OUTSIDE, 443))
+    };
+    let (inside, outside) =
+        ((Outcome::Direct, Reason::PlainCluster), (Outcome::Direct, Reason::PlainOutside));
+    let asked = (Outcome::Refuse, Reason::NeedsRequest);
+    assert_eq!(by(DefaultOutbound::Allow), (inside, outside));
+    assert_eq!(by(DefaultOutbound::Cluster), (inside, asked));
+    assert_eq!(by(DefaultOutbound::Deny), (asked, asked));
+}
+
+#[test]
 fn a_rule_of_the_namespace_is_credited_before_one_of_the_cluster() {
     let of_all = cluster("a", "{action: Allow, namespaceSelector: {}, from: [{anyone: true}]}");
     let own = rule("z", "{action: Allow, from: [{anyone: true}]}");

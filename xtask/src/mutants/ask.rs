@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::Read,
+    os::unix::process::ExitStatusExt,
     path::Path,
     process::{Child, Command, Stdio},
     sync::Mutex,
@@ -12,12 +13,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use super::tree::{TESTS, Tree};
 
-/// How much longer than over the code as it is the tests may take over a mutant, and what is added to that.
+/// How much longer than over the code as it is the tests may take over a mutant, and what is added to that. Of the processor's
+/// time: beside other work they take longer and are not endless for that.
 const PATIENCE: (u32, Duration) = (5, Duration::from_secs(20));
+/// How many times as long on the wall: for those that wait for ever.
+const WALL: u32 = 10;
 /// Some mutants never stop asking for memory.
 const MEMORY: u64 = 4 << 30;
 /// About time alone, and it takes more of that than all others together.
@@ -58,13 +62,18 @@ pub fn ask(
     told: impl Fn(u32, &Answer) + Sync,
 ) -> Result<Vec<(u32, Answer)>> {
     let mut programs = Vec::new();
+    let processors = thread::available_parallelism().map_or(1, |it| u32::try_from(it.get()).unwrap_or(1));
     for (name, path) in TESTS.iter().zip(&tree.tests).filter(|(name, _)| look.programs.contains(name)) {
         let started = Instant::now();
         let Said { passed: true, .. } = run(tree, path, &[SKIPPED], look.clusters, 0, Duration::MAX)? else {
             bail!("the tests of {name} fail over the code as it is");
         };
         println!("{name}: {:.1} s", started.elapsed().as_secs_f32());
-        programs.push(Program { name, path, limit: started.elapsed() * PATIENCE.0 + PATIENCE.1 });
+        programs.push(Program {
+            name,
+            path,
+            limit: started.elapsed() * processors * PATIENCE.0 + PATIENCE.1,
+        });
     }
     let next = Mutex::new(mutants.iter());
     let answers = Mutex::new(Vec::new());
@@ -185,14 +194,19 @@ fn run(
 /// Whether it passed; `None` if it took longer than it may.
 fn finish(child: &mut Child, limit: Duration) -> Result<Option<bool>> {
     let pid = Pid::from_child(child);
-    // It may have ended.
-    let _ = prlimit(Some(pid), Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
+    let seconds = limit.as_secs().max(1);
+    for (resource, most) in [(Resource::As, MEMORY), (Resource::Cpu, seconds)] {
+        // It may have ended.
+        let _ = prlimit(Some(pid), resource, Rlimit { current: Some(most), maximum: Some(most) });
+    }
     let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(Some(status.success()));
+            let endless = status.signal() == Some(Signal::KILL.as_raw())
+                || status.signal() == Some(Signal::XCPU.as_raw());
+            return Ok((!endless).then_some(status.success()));
         }
-        if started.elapsed() > limit {
+        if started.elapsed() > limit.saturating_mul(WALL) {
             child.kill()?;
             child.wait()?;
             return Ok(None);
