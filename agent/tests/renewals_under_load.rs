@@ -25,7 +25,11 @@ use common::{
     told::reasons,
 };
 use serde_json::Value;
-use xtask::lab::{Lab, apps::Attempt, eventually};
+use xtask::lab::{
+    Events, Lab,
+    apps::{Attempt, Burst},
+    eventually,
+};
 
 const PORT: u16 = 8443;
 
@@ -58,6 +62,15 @@ fn renew(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Otherwise what the agents said of it.
+fn nobody_failed(shop: &Shop, counted: &Burst, events: &[Events]) -> Result<()> {
+    let logs = || -> Result<String> {
+        Ok([shop.lab.agent(A)?.log_tail(20), shop.lab.agent(B)?.log_tail(20)].join("\n"))
+    };
+    ensure!(counted.failed == 0, "{counted:?}; the agents told: {:#?}\n{}", reasons(events), logs()?);
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn renewals_under_load_fail_nobody() -> Result<()> {
@@ -84,7 +97,7 @@ fn renewals_under_load_fail_nobody() -> Result<()> {
     println!("{} requests, {} failed, {} certificates", counted.succeeded, counted.failed, seen.len());
     // Five accounts' certificates on two nodes to begin with.
     ensure!(seen.len() >= 15, "control: {} certificates are few renewals", seen.len());
-    ensure!(counted.failed == 0, "{counted:?}; the agents told: {:#?}", reasons(&events));
+    nobody_failed(&shop, &counted, &events)?;
     shop.shut()
 }
 
@@ -116,7 +129,7 @@ fn an_authority_that_is_away_costs_nothing_before_the_certificates_end() -> Resu
         Ok(shop.lab.agent(A)?.log().contains("could not be renewed"))
     })?;
     let counted = load.end(500)?;
-    ensure!(counted.failed == 0, "{counted:?}; the agents told: {:#?}", reasons(&events));
+    nobody_failed(&shop, &counted, &events)?;
 
     if long().is_some() {
         // Nobody renews: after the end connections are refused, and nothing passes in the clear.

@@ -107,7 +107,7 @@ impl Workers {
         self.running.len()
     }
 
-    /// A number for each worker that grows for as long as it lives: one that stands still for more than a second is
+    /// A number for each worker that grows for as long as it lives: one that stands still for long is
     /// a worker that hangs.
     pub fn beats(&self) -> Vec<u64> {
         self.running.iter().map(|worker| worker.beats.load(Ordering::Relaxed)).collect()

@@ -30,8 +30,6 @@ const MEMORY: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_millis(200);
 /// How long an agent before this one may take to close its listeners in a pod: the application waits for a second.
 const CLOSES: Duration = Duration::from_millis(500);
-/// After how long without progress a worker hangs.
-const HANGS: Duration = Duration::from_secs(1);
 
 /// Puts the pod's listeners on other ports, then lets the application that waits go on.
 pub(super) async fn give_way(
@@ -178,10 +176,11 @@ pub(super) async fn give_memory_back() {
     }
 }
 
-/// Whether every worker makes progress, asked every so often. What counts is how often a worker was seen to stand still and
+/// Whether every worker made progress within a bound, asked every so often. What counts is how often a worker was seen to stand still and
 /// not the time that went by: where the whole machine stood still, nobody hangs.
 pub(super) fn liveness(
     workers: Arc<RwLock<Option<Workers>>>,
+    bound: Duration,
 ) -> impl FnMut(Duration) -> bool + Send + 'static {
     let mut seen: Vec<(u64, Duration)> = Vec::new();
     move |period| {
@@ -194,7 +193,7 @@ pub(super) fn liveness(
             *still = if *last == beat { still.saturating_add(period) } else { Duration::ZERO };
             *last = beat;
         }
-        let alive = seen.iter().all(|(_, still)| *still < HANGS);
+        let alive = seen.iter().all(|(_, still)| *still < bound);
         if !alive {
             tracing::error!("a worker of the data plane hangs: the kernel refuses what it would carry");
         }

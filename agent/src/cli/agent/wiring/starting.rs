@@ -318,7 +318,7 @@ impl Ready for Prepared {
             Arc::clone(&workers),
         ));
         tasks.spawn(give_memory_back());
-        let beating = Heartbeat::start(capture.kernel(), heartbeat, late, liveness(workers))
+        let beating = Heartbeat::start(capture.kernel(), heartbeat, late, liveness(workers, heartbeat))
             .map_err(|error| failed(&error))?;
         *running.heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = Some(beating);
         Ok(Running { _tasks: tasks, ..running })
