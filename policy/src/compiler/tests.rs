@@ -423,3 +423,18 @@ fn rules_about_identities_that_leave_follow_the_pods() {
     it.apply(Resource::Pod(new));
     assert!(!denied(&mut it), "the control: somebody else is there");
 }
+
+#[test]
+fn a_namespace_of_which_nothing_is_left_leaves_nothing_behind() {
+    let mut it = compiler();
+    // Its namespace is not known, and no pod stands in it: all that there is of it is a rule.
+    let rule = "{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {name: r, namespace: gone}, \
+                spec: {action: Deny, from: [{networks: []}]}}";
+    let resource = parse_file("g", rule).resources.remove(0);
+    it.apply(resource.clone());
+    follow(&mut it, "come");
+    assert_eq!(it.parts.namespaces().filter(|name| *name == "gone").count(), 1);
+    it.remove(&resource.id());
+    follow(&mut it, "gone");
+    assert_eq!(it.parts.namespaces().filter(|name| *name == "gone").count(), 0);
+}
