@@ -115,6 +115,8 @@ pub fn build(kernel: &Kernel, contents: &Contents, folder: &Path) -> Result<Imag
 
     let file = folder.join("initramfs.gz");
     pack(&stage.root, &file)?;
+    // With the tests it is a gigabyte, once for each kernel.
+    fs::remove_dir_all(&stage.root).with_context(|| format!("cannot remove {}", stage.root.display()))?;
     Ok(Image { file, marker })
 }
 

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the lab, the agent and the privileged tests use. What a kernel has built in needs no file.
-const WANTED: [&str; 28] = [
+const WANTED: [&str; 29] = [
     "virtio_pci",
     "virtio_net",
     "veth",
     "bridge",
     "dummy",
+    "macvlan",
     "inet_diag",
     "tcp_diag",
     "udp_diag",

@@ -21,13 +21,14 @@ use std::time::Duration;
 ///
 /// The tests that need root, as built for `cargo xtask test`, run inside QEMU, several machines at a time. A kernel that
 /// panics or hangs costs the test that ran, which is told, and the rest goes on in a fresh machine. A test that cannot
-/// show its promise on a kernel says why and stands as n/a. Consoles and the table are kept in target/vm/.
+/// show its promise on a kernel says why and stands as n/a. Consoles and the table are kept in target/vm/; the table is
+/// written after each test, so that a run that is stopped leaves what it saw.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Kernel series, as in 6.1 or 6.12; may be repeated.
     #[arg(long, value_name = "VERSION", default_values = ["6.1", "6.12", "7.2"])]
     kernel: Vec<Version>,
-    /// Only tests whose name or file contains this; may be repeated.
+    /// Only tests whose name or file contains this; may be repeated, and the tests run in the filters' order.
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
     /// How many machines run at a time; each has two processors. Default: half the processors.
@@ -59,6 +60,10 @@ struct Test {
 }
 
 impl Test {
+    fn has(&self, text: &str) -> bool {
+        self.name.contains(text) || self.binary.contains(text)
+    }
+
     /// As in the table: the promise's file, and what of it is shown.
     fn title(&self) -> String {
         format!("{} {}", self.binary.trim_start_matches("agent-"), self.name).replace('_', " ")
@@ -78,6 +83,8 @@ struct Run<'a> {
     tests: &'a [Test],
     kernels: &'a [(Kernel, initramfs::Image, PathBuf)],
     table: Mutex<Table>,
+    /// Where the table is kept.
+    files: Vec<PathBuf>,
 }
 
 /// Runs them all.
@@ -114,7 +121,11 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         arguments,
         tests: &tests,
         kernels: &kernels,
-        table: Mutex::new(Table::new(releases)),
+        table: Mutex::new(Table::new(releases, tests.iter().map(Test::title))),
+        files: [Some(workspace.target.join("vm/promises.md")), arguments.table.clone()]
+            .into_iter()
+            .flatten()
+            .collect(),
     };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..machines)
@@ -133,15 +144,10 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     })?;
 
     let table = run.table.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let shown = table.markdown();
-    println!("\n{shown}");
-    for file in [Some(workspace.target.join("vm/promises.md")), arguments.table.clone()].into_iter().flatten()
-    {
-        fs::write(&file, &shown).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    let (good, bad) = table.counts();
-    println!("{good} good, {bad} not good");
-    Ok(if bad == 0 && good > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("\n{}", table.markdown());
+    let [held, cannot, bad] = table.counts();
+    println!("{held} held, {cannot} not applicable, {bad} not good");
+    Ok(if bad == 0 && held > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The tests that need root, and the programs that hold them, by name.
@@ -155,14 +161,14 @@ fn collect(workspace: &Workspace, filter: &[String]) -> Result<(Vec<Test>, BTree
                 continue;
             }
             let test = Test { binary: binary.name.clone(), name };
-            if filter.is_empty()
-                || filter.iter().any(|text| test.name.contains(text) || test.binary.contains(text))
-            {
+            if filter.is_empty() || filter.iter().any(|text| test.has(text)) {
                 programs.insert(binary.name.clone(), binary.executable.clone());
                 tests.push(test);
             }
         }
     }
+    // The sort is stable: within a filter they stay as they were built.
+    tests.sort_by_key(|test| filter.iter().position(|text| test.has(text)));
     ensure!(!tests.is_empty(), "--filter {}: no test that needs root has that in its name", filter.join(" "));
     Ok((tests, programs))
 }
@@ -201,7 +207,7 @@ impl Run<'_> {
             // Each further machine has at least one test less to do, so that this ends.
             if !end.is_good() || before == share.tests.len() {
                 share.tests.pop_front();
-                self.put(share.kernel, lost, Outcome::Lost(end.to_string()));
+                self.put(share.kernel, lost, Outcome::Lost(end.to_string()))?;
             }
         }
         Ok(())
@@ -231,20 +237,29 @@ impl Run<'_> {
             limit: Duration::from_secs(self.arguments.life * 60),
             console: &console,
         };
-        machine.run(&mut |line| {
+        let mut kept = Ok(());
+        let end = machine.run(&mut |line| {
             if let Some((number, outcome)) = line.strip_prefix(image.marker.as_str()).and_then(ended)
                 && share.tests.front() == Some(&number)
             {
                 share.tests.pop_front();
-                self.put(share.kernel, number, outcome);
+                if let Err(error) = self.put(share.kernel, number, outcome) {
+                    kept = Err(error);
+                }
             }
-        })
+        })?;
+        kept.map(|()| end)
     }
 
-    fn put(&self, kernel: usize, test: usize, outcome: Outcome) {
+    fn put(&self, kernel: usize, test: usize, outcome: Outcome) -> Result<()> {
         let title = self.tests[test].title();
         println!("{:<12} {title}: {outcome:?}", self.kernels[kernel].0.release);
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).put(&title, kernel, outcome);
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.put(&title, kernel, outcome);
+        let shown = table.markdown();
+        self.files.iter().try_for_each(|file| {
+            fs::write(file, &shown).with_context(|| format!("cannot write {}", file.display()))
+        })
     }
 }
 
