@@ -9,10 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 /// Variables that a command run as root keeps; sudo would drop them.
-const KEPT: [&str; 10] = [
+const KEPT: [&str; 11] = [
     "PATH",
     "HEDDLE_BIN",
     "HEDDLE_XTASK",
+    "HEDDLE_EARLIER",
     "CARGO_TARGET_DIR",
     "XDG_CACHE_HOME",
     "HOME",
