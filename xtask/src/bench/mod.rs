@@ -3,6 +3,7 @@
 mod field;
 mod machine;
 mod part;
+mod programs;
 mod report;
 mod rounds;
 
@@ -49,11 +50,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if measured.is_err() {
         eprintln!("{}", field.lab.agent_logs());
     }
-    let (facts, proof, rounds, memory) = measured?;
+    let Measured { facts, proof, rounds, memory, programs } = measured?;
     let figures = report::figures(&rounds);
     report::print(&facts, &proof, &figures, memory.as_ref());
+    programs::print(&programs);
     if let Some(path) = &options.json {
-        let told = json!({ "machine": facts, "proof": proof, "figures": figures, "rounds": rounds, "memory": memory });
+        let told = json!({
+            "machine": facts, "proof": proof, "figures": figures, "rounds": rounds, "memory": memory, "programs": programs,
+        });
         std::fs::write(path, serde_json::to_vec_pretty(&told)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -61,7 +65,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if proof.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-type Measured = (machine::Facts, field::Proof, Vec<rounds::Round>, Option<rounds::Memory>);
+struct Measured {
+    facts: machine::Facts,
+    proof: field::Proof,
+    rounds: Vec<rounds::Round>,
+    memory: Option<rounds::Memory>,
+    programs: Vec<programs::UnderLoad>,
+}
 
 fn measure(field: &Field, options: &Options) -> Result<Measured> {
     let facts = machine::Facts::of(field)?;
@@ -81,5 +91,10 @@ fn measure(field: &Field, options: &Options) -> Result<Measured> {
     // Before the loads, for the idle agent: what they leave behind is not what an agent costs that has nothing to do.
     let memory = wanted(Part::Memory).then(|| rounds::memory(field, 1000)).transpose()?;
     let rounds = rounds::run(field, &plan)?;
-    Ok((facts, proof, rounds, memory))
+    let programs = if options.only.contains(&Part::Programs) {
+        programs::measure(field, plan.questions, plan.connections)?
+    } else {
+        Vec::new()
+    };
+    Ok(Measured { facts, proof, rounds, memory, programs })
 }

@@ -13,4 +13,6 @@ pub enum Part {
     Connections,
     /// The agents' memory
     Memory,
+    /// The kernel programs' run time, by the kernel's own count: only where it is asked for, since counting costs
+    Programs,
 }

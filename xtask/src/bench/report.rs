@@ -201,7 +201,7 @@ pub fn print(facts: &Facts, proof: &Proof, figures: &[Figure], memory: Option<&M
     println!();
 }
 
-const fn title(way: Way) -> &'static str {
+pub const fn title(way: Way) -> &'static str {
     match way {
         Way::Across => "across nodes",
         Way::SameNode => "on one node",

@@ -119,7 +119,7 @@ fn loads(field: &Field, plan: &Plan, way: Way, through: Through) -> Result<Loads
             Part::Connections if through != Through::Relays => {
                 connections(field, plan, way, through, &mut loads)?;
             }
-            Part::Connections | Part::Memory => {}
+            Part::Connections | Part::Memory | Part::Programs => {}
         }
     }
     Ok(loads)
