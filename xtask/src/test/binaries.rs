@@ -19,8 +19,23 @@ pub struct TestBinary {
 
 /// Builds every test of the workspace.
 pub fn build(workspace: &Workspace) -> Result<Vec<TestBinary>> {
+    built(workspace, &["--workspace"])
+}
+
+/// Builds the tests of the agent that are in these files, as in `spoofing`; without a file, or where one is not there,
+/// every test.
+pub fn build_files(workspace: &Workspace, files: &[String]) -> Result<Vec<TestBinary>> {
+    let there = |file: &String| workspace.root.join("agent/tests").join(file).with_extension("rs").is_file();
+    if files.is_empty() || !files.iter().all(there) {
+        return build(workspace);
+    }
+    let named = files.iter().flat_map(|file| ["--test", file.as_str()]);
+    built(workspace, &["--package", "heddle"].into_iter().chain(named).collect::<Vec<_>>())
+}
+
+fn built(workspace: &Workspace, which: &[&str]) -> Result<Vec<TestBinary>> {
     let mut command = workspace.cargo();
-    command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    command.arg("test").args(which).args(["--no-run", "--message-format=json-render-diagnostics"]);
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

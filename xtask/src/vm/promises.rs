@@ -28,7 +28,8 @@ pub struct Arguments {
     /// Kernel series, as in 6.1 or 6.12; may be repeated.
     #[arg(long, value_name = "VERSION", default_values = ["6.1", "6.12", "7.2"])]
     kernel: Vec<Version>,
-    /// Only tests whose name or file contains this; may be repeated, and the tests run in the filters' order.
+    /// Only tests whose name or file contains this; may be repeated, and the first test of each filter runs before the
+    /// second of any. Where each is the name of a file of the agent's tests, nothing else is built.
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
     /// How many machines run at a time; each has two processors. Default: half the processors.
@@ -154,7 +155,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
 fn collect(workspace: &Workspace, filter: &[String]) -> Result<(Vec<Test>, BTreeMap<String, PathBuf>)> {
     let mut tests = Vec::new();
     let mut programs = BTreeMap::new();
-    for binary in binaries::build(workspace)? {
+    for binary in binaries::build_files(workspace, filter)? {
         for name in binary.ignored(None)? {
             // What another test starts shows nothing by itself.
             if name.ends_with("::is_started_by_a_test") {
@@ -167,10 +168,22 @@ fn collect(workspace: &Workspace, filter: &[String]) -> Result<(Vec<Test>, BTree
             }
         }
     }
-    // The sort is stable: within a filter they stay as they were built.
-    tests.sort_by_key(|test| filter.iter().position(|text| test.has(text)));
     ensure!(!tests.is_empty(), "--filter {}: no test that needs root has that in its name", filter.join(" "));
-    Ok((tests, programs))
+    Ok((ordered(tests, filter), programs))
+}
+
+/// The first test of each filter, then the second of each: a run that is stopped has seen something of every promise.
+fn ordered(tests: Vec<Test>, filter: &[String]) -> Vec<Test> {
+    let mut seen = BTreeMap::<Option<usize>, usize>::new();
+    let mut turns = Vec::new();
+    for test in tests {
+        let asked = filter.iter().position(|text| test.has(text));
+        let nth = seen.entry(asked).or_default();
+        *nth += 1;
+        turns.push((*nth, asked, test));
+    }
+    turns.sort_by_key(|(nth, asked, _)| (*nth, *asked));
+    turns.into_iter().map(|(.., test)| test).collect()
 }
 
 fn list(tests: &[Test]) -> String {
@@ -298,6 +311,26 @@ mod tests {
         for wrong in ["", " 0", " begins 3", " ended x 0 1", " ended 3"] {
             assert_eq!(ended(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn what_was_asked_for_first_comes_first_and_each_promise_has_its_turn() {
+        let test = |binary: &str, name: &str| Test { binary: binary.into(), name: name.into() };
+        let all = || {
+            vec![
+                test("agent-door", "a"),
+                test("agent-door", "b"),
+                test("agent-door", "c"),
+                test("agent-wire", "a"),
+            ]
+        };
+        let order = |filter: &[&str]| {
+            let filter: Vec<String> = filter.iter().map(|&text| text.to_owned()).collect();
+            ordered(all(), &filter).iter().map(Test::title).collect::<Vec<_>>()
+        };
+        assert_eq!(order(&["wire", "door"]), ["wire a", "door a", "door b", "door c"]);
+        assert_eq!(order(&["door", "wire"]), ["door a", "wire a", "door b", "door c"]);
+        assert_eq!(order(&[]), ["door a", "door b", "door c", "wire a"]);
     }
 
     #[test]
