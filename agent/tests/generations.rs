@@ -236,7 +236,8 @@ fn a_flow_that_is_revoked_during_its_own_connect_is_ended() -> Result<()> {
         shop.allow(false)?;
         eventually("the narrower rules", Duration::from_secs(10), || {
             Ok(generation(&agent.status()?) > before)
-        })?;
+        })
+        .with_context(|| format!("round {round}: {:?}\n{}", agent.status(), agent.log_tail(20)))?;
         eventually(&format!("no connection to be left in round {round}"), Duration::from_secs(10), || {
             Ok(live()? == 0)
         })?;
