@@ -165,7 +165,8 @@ impl Scene {
     pub fn curl(&self, from: &Place, to: SocketAddr, more: &[&str]) -> Result<Page> {
         let url = format!("http://{to}/?{MARKER}");
         let format = "\n%{http_code} %{time_total}";
-        let fixed = ["curl", "-sS", "--max-time", "5", "--noproxy", "*", "-w", format];
+        let limit = patience();
+        let fixed = ["curl", "-sS", "--max-time", &limit, "--noproxy", "*", "-w", format];
         let output = from.run(&[&fixed[..], more, &[url.as_str()]].concat())?;
         Ok(Page::read(output))
     }
@@ -176,6 +177,11 @@ impl Scene {
         self.events.clear();
         self.lab.close()
     }
+}
+
+/// For how many seconds curl waits.
+pub fn patience() -> String {
+    crate::lab::stretched(Duration::from_secs(5)).as_secs().to_string()
 }
 
 /// What curl brought.

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     demo::{
         report::Step,
-        scene::{NODE_B, Page, Scene, field, quote},
+        scene::{NODE_B, Page, Scene, field, patience, quote},
         steps::wire::WithoutMesh,
     },
     lab::{OUTSIDE, Place, apps, apps::Attempt, eventually},
@@ -114,7 +114,7 @@ fn self_made(scene: &Scene, step: &mut Step) -> Result<()> {
         "-k",
         "--tlsv1.3",
         "--max-time",
-        "5",
+        &patience(),
         "--noproxy",
         "*",
         "--cert",
