@@ -5,6 +5,7 @@ mod tally;
 mod vagrant;
 
 use crate::toolchain::Choice;
+use crate::vm::OtherKernel;
 use crate::workspace::Workspace;
 use crate::{apt, circles, command, ebpf, privilege, toolchain, tools};
 use anyhow::{Context, Result, bail};
@@ -15,7 +16,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 use tally::Tally;
 
-/// Formatting, clippy, circles among modules, unit and property tests, and the tests that need root.
+/// Formatting, clippy, circles among modules, the demo on another kernel, unit and property tests, and those that need root.
 ///
 /// Installs the Debian packages that are missing, builds the kernel programs and runs everything; ends with one line
 /// `N passed, N failed, N skipped`, above it what failed and what could not be tried here. Tests that need root (`#[ignore]`) run through sudo when you are not root, one at a
@@ -51,7 +52,10 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     ebpf::cargo_build(workspace, false, &["heddle", "xtask"])?;
 
     let mut suite = Suite { workspace, tally: Tally::default(), failed: Vec::new(), skipped: Vec::new() };
-    if arguments.filter.is_none() {
+    let everything = arguments.filter.is_none();
+    // A machine beside the compilers, and gone before anything is tested that it could disturb.
+    let other_kernel = (everything && !arguments.unprivileged).then(|| OtherKernel::boot(workspace));
+    if everything {
         suite.check("formatting", formatting);
         suite.check("clippy", clippy);
         suite.check("clippy, kernel programs", toolchain::clippy);
@@ -60,7 +64,12 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
             suite.judge("vagrant validate", vagrant::validate);
         }
     }
-    suite.tests(arguments)?;
+    println!("== building the tests");
+    let built = binaries::build(workspace)?;
+    if let Some(booted) = other_kernel {
+        suite.judge("the demo on another kernel", |_| booted?.result());
+    }
+    suite.tests(&built, arguments)?;
 
     let Suite { tally, failed, skipped, .. } = suite;
     println!("\n{} min {} s", started.elapsed().as_secs() / 60, started.elapsed().as_secs() % 60);
@@ -111,18 +120,16 @@ impl Suite<'_> {
         self.skipped.push(format!("{name}: {why}"));
     }
 
-    fn tests(&mut self, arguments: &Arguments) -> Result<()> {
-        println!("== building the tests");
-        let built = binaries::build(self.workspace)?;
+    fn tests(&mut self, built: &[TestBinary], arguments: &Arguments) -> Result<()> {
         let logs = self.workspace.target.join("test-logs");
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-        for binary in &built {
+        for binary in built {
             self.unprivileged(binary, arguments, logs.join(format!("{}.log", binary.name)))?;
         }
         if arguments.filter.is_none() {
             self.documentation()?;
         }
-        for binary in &built {
+        for binary in built {
             let named = binary.ignored(arguments.filter.as_deref())?;
             if arguments.unprivileged {
                 self.tally.skipped += named.len();

@@ -7,7 +7,6 @@ use crate::toolchain::Choice;
 use crate::workspace::Workspace;
 use crate::{apt, ebpf, tools};
 use anyhow::Result;
-use std::env;
 use std::path::PathBuf;
 
 const PACKAGES: &[&str] = &["cpio", "busybox-static", "xz-utils", "binutils"];
@@ -23,23 +22,29 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Installs what is missing, and builds the agent and the kernel programs.
-    pub fn prepare(workspace: &Workspace, architecture: Architecture) -> Result<Self> {
+    /// Installs the emulator and what a machine's file system is made with, where they are missing.
+    pub fn equip(architecture: Architecture) -> Result<Emulator> {
         let emulators = [architecture.package()];
         apt::install(&[xtask::lab::packages().as_slice(), PACKAGES, &emulators].concat())?;
-        let emulator = Emulator::find(architecture)?;
+        Emulator::find(architecture)
+    }
+
+    /// Installs what is missing, and builds the agent and the kernel programs.
+    pub fn prepare(workspace: &Workspace, architecture: Architecture) -> Result<Self> {
+        let emulator = Self::equip(architecture)?;
         let object = ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;
         if architecture != Architecture::own()? {
             let cross::Crossed { agent, xtask, programs } = cross::build(workspace, architecture)?;
             return Ok(Self { emulator, object, agent, xtask, programs: Programs::Whole(programs) });
         }
         tools::fetch(workspace)?;
-        ebpf::cargo_build(workspace, false, &["heddle"])?;
+        ebpf::cargo_build(workspace, false, &["heddle", "xtask"])?;
         Ok(Self {
             emulator,
             object,
             agent: workspace.target.join("debug/heddle"),
-            xtask: env::current_exe()?,
+            // Not the running program: that file may have been replaced since it was started.
+            xtask: workspace.target.join("debug/xtask"),
             programs: Programs::Found(tools::path(workspace)?),
         })
     }

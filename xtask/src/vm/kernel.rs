@@ -19,6 +19,19 @@ const SUITES: [&str; 5] = ["bookworm", "trixie", "forky", "sid", "bullseye"];
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Version(u32, u32);
 
+impl Version {
+    /// From its two numbers.
+    pub const fn new(major: u32, minor: u32) -> Self {
+        Self(major, minor)
+    }
+
+    /// Whether a kernel with this release, as `uname -r` says it, is of the series.
+    pub fn names(self, release: &str) -> bool {
+        let mut numbers = release.split(|it: char| !it.is_ascii_digit());
+        numbers.next() == Some(&*self.0.to_string()) && numbers.next() == Some(&*self.1.to_string())
+    }
+}
+
 impl FromStr for Version {
     type Err = String;
 
@@ -139,6 +152,16 @@ mod tests {
         assert_eq!("6.12".parse(), Ok(Version(6, 12)));
         for wrong in ["6", "6.x", "", "6.1.2", "v6.1"] {
             assert!(wrong.parse::<Version>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_release_is_of_one_series() {
+        for release in ["6.1.0-56-cloud-amd64", "6.1"] {
+            assert!(Version(6, 1).names(release), "{release}");
+        }
+        for release in ["6.12.117+deb12-cloud-amd64", "6.18.44", "5.1.0", "6", ""] {
+            assert!(!Version(6, 1).names(release), "{release}");
         }
     }
 

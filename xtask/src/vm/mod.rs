@@ -9,10 +9,13 @@ mod initramfs;
 mod kernel;
 mod lists;
 mod modules;
+mod other_kernel;
 mod pair;
 mod promises;
 mod smoke;
 mod table;
+
+pub use other_kernel::OtherKernel;
 
 use crate::workspace::Workspace;
 use anyhow::Result;

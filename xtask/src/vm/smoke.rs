@@ -2,11 +2,12 @@
 
 use super::architecture::Architecture;
 use super::guest::Guest;
-use super::kernel::{self, Version};
+use super::kernel::{self, Kernel, Version};
 use super::{boot, initramfs};
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -37,19 +38,31 @@ pub struct Arguments {
 }
 
 /// What the smoke runs inside: the demo, on a kernel that has shown its BTF.
-const SMOKE: &str = include_str!("smoke.sh");
+pub(super) const SMOKE: &str = include_str!("smoke.sh");
 
-/// Boots one kernel after the other.
-pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
-    let architecture = arguments.arch.map_or_else(Architecture::own, Ok)?;
-    let guest = Guest::prepare(workspace, architecture)?;
-    let script = if arguments.inside.is_empty() { SMOKE.to_owned() } else { arguments.inside.join(" ") };
-    let mut bad = Vec::new();
-    for version in &arguments.kernel {
-        let kernel = kernel::find(workspace, version, architecture)?;
-        let folder = workspace.target.join("vm").join(&kernel.release);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let image = initramfs::build(&kernel, &guest.contents(&script), &folder)?;
+/// What a machine does from power-on to its result.
+pub(super) struct Work {
+    /// For a shell.
+    pub script: String,
+    /// More for the kernel's command line, where the script may read them.
+    pub words: String,
+    /// Memory, in MiB.
+    pub memory: u32,
+    /// What it may take.
+    pub limit: Duration,
+}
+
+impl Work {
+    /// Boots a machine of this kernel that does it. Its console is kept in `folder`, and each line given to `each`.
+    pub fn run(
+        &self,
+        guest: &Guest,
+        kernel: &Kernel,
+        folder: &Path,
+        each: &mut dyn FnMut(&str),
+    ) -> Result<boot::End> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let image = initramfs::build(kernel, &guest.contents(&self.script), folder)?;
         let console = folder.join("console.log");
         eprintln!("booting {} (console: {})", kernel.release, console.display());
         let machine = boot::Machine {
@@ -57,14 +70,32 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
                 emulator: &guest.emulator,
                 kernel: &kernel.image,
                 initramfs: &image.file,
-                memory: arguments.memory,
+                memory: self.memory,
             },
-            words: &arguments.append,
+            words: &self.words,
             marker: &image.marker,
-            limit: Duration::from_secs(arguments.limit),
+            limit: self.limit,
             console: &console,
         };
-        let end = machine.run(&mut |line| println!("    {line}"))?;
+        machine.run(each)
+    }
+}
+
+/// Boots one kernel after the other.
+pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    let architecture = arguments.arch.map_or_else(Architecture::own, Ok)?;
+    let guest = Guest::prepare(workspace, architecture)?;
+    let work = Work {
+        script: if arguments.inside.is_empty() { SMOKE.to_owned() } else { arguments.inside.join(" ") },
+        words: arguments.append.clone(),
+        memory: arguments.memory,
+        limit: Duration::from_secs(arguments.limit),
+    };
+    let mut bad = Vec::new();
+    for version in &arguments.kernel {
+        let kernel = kernel::find(workspace, version, architecture)?;
+        let folder = workspace.target.join("vm").join(&kernel.release);
+        let end = work.run(&guest, &kernel, &folder, &mut |line| println!("    {line}"))?;
         println!("{}: {end}", kernel.release);
         if !end.is_good() {
             bad.push(kernel.release);
