@@ -225,7 +225,7 @@ pub fn nginx(place: &Place, directory: &Path, port: u16, body: &str) -> Result<R
     let mut running =
         place.spawn(&["nginx", "-p", &root.to_string_lossy(), "-e", "stderr", "-c", &config])?;
     // It does not say when it listens; its pid file is written after that.
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + crate::lab::stretched(Duration::from_secs(10));
     while !root.join("pid").exists() {
         if !running.is_running() || Instant::now() > until {
             bail!("nginx did not start: {}", running.stderr());

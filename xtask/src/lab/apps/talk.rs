@@ -113,6 +113,7 @@ impl Talk {
     /// # Errors
     /// When none comes in time.
     pub fn answer(&mut self, limit: Duration) -> Result<String> {
+        let limit = crate::lab::stretched(limit);
         let until = Instant::now() + limit;
         loop {
             let printed = self.program.stdout();
