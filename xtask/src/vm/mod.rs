@@ -15,7 +15,7 @@ mod promises;
 mod smoke;
 mod table;
 
-pub use other_kernel::OtherKernel;
+pub use other_kernel::show_on_another_kernel;
 
 use crate::workspace::Workspace;
 use anyhow::Result;
