@@ -15,10 +15,12 @@ const SERIES: [Version; 2] = [Version::new(6, 1), Version::new(6, 12)];
 /// change, and that nothing passes when the agent is killed. All limits of the demo are stretched.
 const WORDS: &str = "heddle.steps=a,b,c,d,e heddle.slowness=20";
 /// From power-on to the result: two minutes of two idle cores.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(420);
+/// How often it is tried: the agent's own limits are not stretched, and a machine that is busy otherwise misses them.
+const TRIES: u32 = 2;
 
 /// Installs and fetches what is missing, boots, and waits for the result: nothing, or why none can be had here. By itself:
-/// the agent's own limits are not stretched, and beside compilers on every core an emulated handshake misses them.
+/// beside compilers on every core an emulated handshake misses the agent's limits.
 ///
 /// # Errors
 /// When the result is not good: with the end of the console.
@@ -39,12 +41,21 @@ pub fn show_on_another_kernel(workspace: &Workspace) -> Result<Option<String>> {
     let work = Work { script: SMOKE.to_owned(), words: WORDS.to_owned(), memory: 2048, limit: LIMIT };
     // Another run of machines of this kernel keeps its own.
     let folder = workspace.target.join("vm/beside-tests");
-    let end = work.run(&guest, &kernel, &folder, &mut |_| ())?;
+    let console = folder.join("console.log");
+    let mut end = work.run(&guest, &kernel, &folder, &mut |_| ())?;
+    for again in 1..TRIES {
+        if end.is_good() {
+            break;
+        }
+        let kept = folder.join(format!("console.{again}.log"));
+        fs::rename(&console, &kept).with_context(|| format!("cannot keep {}", console.display()))?;
+        println!("{}: {end} (console: {}); once more", kernel.release, kept.display());
+        end = work.run(&guest, &kernel, &folder, &mut |_| ())?;
+    }
     if end.is_good() {
         println!("{}: {end}", kernel.release);
         return Ok(None);
     }
-    let console = folder.join("console.log");
     let text = fs::read(&console).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let last = lines.get(lines.len().saturating_sub(150)..).unwrap_or_default().join("\n");
