@@ -8,6 +8,7 @@ mod life;
 mod rules;
 mod scene;
 mod services;
+mod story;
 mod wire;
 
 use super::programs::Programs;
@@ -23,10 +24,11 @@ use xtask::demo::report::{Step, summary};
 
 type Show = fn(&Scene, &mut Step) -> Result<()>;
 
-const STEPS: [(char, &str, Show); 13] = [
+const STEPS: [(char, &str, Show); 14] = [
     ('a', "A permitted request across nodes is TLS 1.3, and the marker is not seen", wire::across),
     ('b', "Everybody else is refused, the kubelet's probe is not", wire::refusals),
     ('c', "A rule that kubectl applies holds soon", rules::show),
+    ('s', "Two tenants and one who watches them: all pairs, as the rules say", story::show),
     ('d', "The agent killed: new pods wait, existing ones are refused, nothing opens", away::killed),
     ('e', "The agents are rolled out anew under load", away::rolled),
     ('f', "Jobs finish, deleted pods are let go, new ones are captured", life::show),

@@ -33,24 +33,30 @@ impl<'a> Scene<'a> {
         let scene = Self { state, programs, heddle };
         scene.clear()?;
         scene.apply("shop.yaml", SHOP)?;
-        eventually("the shop's pods to be ready", Duration::from_secs(60), || scene.all_ready())
+        eventually("the shop's pods to be ready", Duration::from_secs(60), || scene.all_ready(&NAMESPACES))
             .with_context(|| scene.said().unwrap_or_default())?;
         Ok(scene)
     }
 
     /// Removes the shop.
     pub fn clear(&self) -> Result<()> {
+        self.clear_namespaces(&NAMESPACES)
+    }
+
+    /// Removes namespaces and what is in them.
+    pub fn clear_namespaces(&self, names: &[&str]) -> Result<()> {
         let mut words = vec!["delete", "namespace", "--ignore-not-found", "--wait=false"];
-        words.extend(NAMESPACES);
+        words.extend(names);
         self.kubectl(&words)?;
-        eventually("the shop to be gone", Duration::from_secs(90), || {
+        eventually("the namespaces to be gone", Duration::from_secs(90), || {
             let there = self.kubectl(&["get", "namespaces", "-o", "name"])?;
-            Ok(!NAMESPACES.iter().any(|name| there.lines().any(|line| line == format!("namespace/{name}"))))
+            Ok(!names.iter().any(|name| there.lines().any(|line| line == format!("namespace/{name}"))))
         })
     }
 
-    fn all_ready(&self) -> Result<bool> {
-        for namespace in NAMESPACES {
+    /// Whether every pod of some namespaces is ready.
+    pub fn all_ready(&self, names: &[&str]) -> Result<bool> {
+        for namespace in names {
             let ready = self.kubectl(&[
                 "get",
                 "pods",
