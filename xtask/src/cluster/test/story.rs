@@ -12,7 +12,7 @@ const APPLICATION: &str = include_str!("story.yaml");
 const RULES: &str = include_str!("story-rules.yaml");
 const SCRAPE: &str = include_str!("story-scrape.yaml");
 const PROBE: &str = include_str!("probe.sh");
-const NAMESPACES: [&str; 4] = ["books", "films", "watch", "street"];
+pub const NAMESPACES: [&str; 4] = ["books", "films", "watch", "street"];
 /// Who asks: all pods of the application and one outside the mesh.
 const CLIENTS: [&str; 8] = [
     "books/front",
@@ -38,7 +38,7 @@ const ENDS: [(&str, &str, u16, &[&str]); 9] = [
 ];
 
 /// A client and a port of a workload.
-type Pair = (String, String);
+pub type Pair = (String, String);
 
 fn split(name: &str) -> (&str, &str) {
     name.split_once('/').unwrap_or(("", name))
@@ -47,13 +47,10 @@ fn split(name: &str) -> (&str, &str) {
 /// s. The whole application.
 pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     step.does("kubectl apply nginx, Redis, etcd (gRPC) and Prometheus in three namespaces of the mesh, which denies, and a client outside");
-    scene.clear_namespaces(&NAMESPACES)?;
-    scene.apply("story.yaml", APPLICATION)?;
-    let ready =
-        eventually("the application to be ready", Duration::from_secs(90), || scene.all_ready(&NAMESPACES));
+    let ready = begin(scene);
     let kinds = "by HTTP, TCP, gRPC and a command";
     step.check("the kubelet's probes of every kind pass where nobody else may", ready.is_ok(), kinds);
-    ready.with_context(|| scene.said().unwrap_or_default())?;
+    ready?;
 
     let mut served = BTreeSet::new();
     for (name, kind, port, _) in ENDS {
@@ -65,7 +62,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
         served.len() == ENDS.len(),
         format!("{} of {}", served.len(), ENDS.len()),
     );
-    let answered = answered(scene)?;
+    let answered = answered(scene, &pairs())?;
     step.check("without a rule nobody is answered", answered.is_empty(), format!("{answered:?}"));
 
     step.does("kubectl apply Linkerd's rules for seven paths");
@@ -75,8 +72,25 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     scene.clear_namespaces(&NAMESPACES)
 }
 
-/// The pairs that are meant to be answered.
-fn intended(more: &[(&str, &str)]) -> BTreeSet<Pair> {
+/// Starts the application, anew if it is there. Returns when it is ready.
+pub fn begin(scene: &Scene) -> Result<()> {
+    scene.clear_namespaces(&NAMESPACES)?;
+    scene.apply("story.yaml", APPLICATION)?;
+    eventually("the application to be ready", Duration::from_secs(120), || scene.all_ready(&NAMESPACES))
+        .with_context(|| scene.said().unwrap_or_default())
+}
+
+/// Every client but a port's own pod, with that port.
+pub fn pairs() -> BTreeSet<Pair> {
+    let of = |(name, _, port, _): (&str, _, u16, _)| {
+        let others = CLIENTS.iter().filter(move |client| **client != name);
+        others.map(|client| ((*client).to_owned(), format!("{name}:{port}"))).collect::<Vec<_>>()
+    };
+    ENDS.into_iter().flat_map(of).collect()
+}
+
+/// The pairs that are meant to be answered, and more.
+pub fn intended(more: &[(&str, &str)]) -> BTreeSet<Pair> {
     let of = |(name, _, port, clients): &(&str, &str, u16, &[&str])| {
         let end = format!("{name}:{port}");
         clients.iter().map(|client| ((*client).to_owned(), end.clone())).collect::<Vec<_>>()
@@ -89,10 +103,10 @@ fn intended(more: &[(&str, &str)]) -> BTreeSet<Pair> {
 fn compare(scene: &Scene, step: &mut Step, intended: &BTreeSet<Pair>) -> Result<()> {
     let mut happened = BTreeSet::new();
     let same = eventually("the rules to hold", Duration::from_secs(30), || {
-        happened = answered(scene)?;
+        happened = answered(scene, &pairs())?;
         Ok(happened == *intended)
     });
-    let pairs: usize = ENDS.iter().map(|(name, ..)| CLIENTS.iter().filter(|it| *it != name).count()).sum();
+    let pairs = pairs().len();
     let differ: Vec<_> = happened.symmetric_difference(intended).collect();
     step.check(
         "of all pairs just those that are meant are answered",
@@ -119,8 +133,7 @@ fn ask(
     ends: &[(&str, String, u16)],
 ) -> Result<BTreeMap<String, (bool, String)>> {
     let (namespace, pod) = split(client);
-    let words: Vec<String> =
-        ends.iter().map(|(kind, host, port)| format!("{kind}@{host}:{port}")).collect();
+    let words: Vec<String> = ends.iter().map(|(kind, host, port)| format!("{kind}@{host}:{port}")).collect();
     let mut all = vec!["exec", "-n", namespace, pod, "--", "sh", "-c", PROBE, "probe"];
     all.extend(words.iter().map(String::as_str));
     let said = scene.kubectl(&all)?;
@@ -136,15 +149,19 @@ fn ask(
     Ok(answers)
 }
 
-/// Every pair is tried; those that were answered.
-fn answered(scene: &Scene) -> Result<BTreeSet<Pair>> {
+/// Tries pairs; those that were answered.
+pub fn answered(scene: &Scene, pairs: &BTreeSet<Pair>) -> Result<BTreeSet<Pair>> {
     let mut ends = Vec::new();
     for (name, kind, port, _) in ENDS {
         let (namespace, pod) = split(name);
         ends.push((name, (kind, scene.address(namespace, pod)?.to_string(), port)));
     }
     let each = |client: &'static str| -> Result<Vec<Pair>> {
-        let others: Vec<_> = ends.iter().filter(|(name, _)| *name != client).collect();
+        let asks = |name, port| pairs.contains(&(client.to_owned(), format!("{name}:{port}")));
+        let others: Vec<_> = ends.iter().filter(|(name, end)| asks(*name, end.2)).collect();
+        if others.is_empty() {
+            return Ok(Vec::new());
+        }
         let asked: Vec<_> = others.iter().map(|(_, end)| end.clone()).collect();
         let said = ask(scene, client, &asked)?;
         let yes = |(kind, host, port): &(&str, String, u16)| {
