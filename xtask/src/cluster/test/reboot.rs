@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use std::fs;
 use std::time::Duration;
 use xtask::demo::report::Step;
-use xtask::lab::{Capture, eventually};
+use xtask::lab::{Capture, POD_NETWORKS, eventually};
 
 /// It asks from its first moment on.
 const EAGER: &str = r#"apiVersion: v1
@@ -45,7 +45,10 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     ctr(&["rm", HEDDLE])?;
 
     step.does("everything on node-a killed, its namespaces, /run and pins taken away, and the node started without an agent");
-    let capture = Capture::start(&scene.state.router, &format!("to-{NODE_A}"), &scene.state.folder)?;
+    // What comes from the node's pods or goes to them; of the control plane there is much else.
+    let link = format!("to-{NODE_A}");
+    let of_pods = ["net", POD_NETWORKS[0]];
+    let capture = Capture::start_of(&of_pods, &scene.state.router, &link, &scene.state.folder)?;
     for part in PARTS.iter().rev() {
         scene.state.daemon(&format!("{NODE_A}/{part}"))?.kill()?;
     }
