@@ -29,7 +29,13 @@ pub fn killed(scene: &Scene, step: &mut Step) -> Result<()> {
     step.does(
         "SIGKILL to node-a's agent, once more when the kubelet has started it, and pods that start meanwhile",
     );
-    let first = scene.agent_process(NODE_A)?;
+    // A kubelet that knows of no end before starts the agent at once, and waits after the second.
+    scene.restart("node-a/kubelet")?;
+    let mut first = 0;
+    eventually("the agent to be asked", Duration::from_secs(60), || {
+        first = scene.agent_process(NODE_A).unwrap_or_default();
+        Ok(first != 0)
+    })?;
     scene.signal(first, Signal::KILL)?;
     let mut second = first;
     eventually("the kubelet to start the agent anew", Duration::from_secs(60), || {
