@@ -211,6 +211,10 @@ pub trait Policy: Send + Sync {
     /// The refusal.
     fn may_continue(&self, pod: PodId, upstream: &Upstream) -> Result<(), Refusal>;
 
+    /// Whether the pod started so lately that other nodes' agents may not know yet whose its address is: they refuse
+    /// it, and will not in a moment.
+    fn is_new(&self, pod: PodId) -> bool;
+
     /// What a client at this address must show on this port of the pod.
     ///
     /// # Errors

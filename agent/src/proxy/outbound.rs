@@ -1,6 +1,9 @@
 //! A connection of an application's, on its way out of the pod.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use heddle_ebpf::codes::{Hook, Reason};
 use tokio::net::TcpStream;
@@ -17,6 +20,9 @@ use super::{
     wire::{self, Open},
     worker::{Pod, Worker},
 };
+
+/// After a refusal, how long until a pod that has just started asks again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Carries the connection to wherever policy leads it.
 pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, mut flow: Flow) {
@@ -127,7 +133,27 @@ impl Path<'_> {
         }
     }
 
+    /// Nothing has been sent of the application's, so that a pod that has just started may try again: another node
+    /// refuses it until it knows its address.
     async fn establish(
+        &self,
+        credentials: &ClientCredentials,
+        expected: &PeerName,
+    ) -> Result<Pooled, Refusal> {
+        let policy = &*self.worker.environment.policy;
+        loop {
+            match self.establish_once(credentials, expected).await {
+                Err(refusal) if refusal.reason == Reason::Unreachable && policy.is_new(self.pod.id) => {
+                    if self.member.unless_told(tokio::time::sleep(ASK_AGAIN)).await.is_err() {
+                        return Err(refusal);
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn establish_once(
         &self,
         credentials: &ClientCredentials,
         expected: &PeerName,

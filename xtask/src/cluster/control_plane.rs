@@ -1,9 +1,10 @@
 //! etcd, the API server, the controllers and the scheduler, in the lab's router: every node reaches them as its gateway.
 
 use super::certificates::Authority;
-use super::daemon::{daemon, until_ready};
+use super::daemon::{Daemon, until_ready};
 use super::programs::Programs;
 use anyhow::Result;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use xtask::lab::{Place, SERVICE_NETWORKS};
@@ -15,12 +16,22 @@ pub const SERVER: &str = "https://10.79.1.1:6443";
 /// The cluster's DNS Service.
 pub const DNS: &str = "10.78.0.10";
 
-/// Starts etcd and the API server, and waits until it is ready. Gives its process id.
-pub fn start_api(place: &Place, programs: &Programs, authority: &Authority, folder: &Path) -> Result<u32> {
+/// What [`start_api`] starts.
+pub const ETCD: &str = "etcd";
+/// What [`start_api`] starts.
+pub const API: &str = "kube-apiserver";
+
+/// Starts etcd and the API server, and waits until it is ready.
+pub fn start_api(
+    place: &Place,
+    programs: &Programs,
+    authority: &Authority,
+    folder: &Path,
+) -> Result<BTreeMap<String, Daemon>> {
     let logs = folder.join("log");
     std::fs::create_dir_all(&logs)?;
     let data = folder.join("etcd").display().to_string();
-    daemon(
+    let etcd = Daemon::start(
         place,
         programs,
         &logs.join("etcd.log"),
@@ -52,7 +63,7 @@ pub fn start_api(place: &Place, programs: &Programs, authority: &Authority, fold
     authority.user("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"), SERVER)?;
     let networks = format!("--service-cluster-ip-range={}", SERVICE_NETWORKS[0]);
     let file = |flag: &str, name: &str| format!("--{flag}={}", authority.path(name));
-    let api = daemon(
+    let api = Daemon::start(
         place,
         programs,
         &logs.join("kube-apiserver.log"),
@@ -83,7 +94,7 @@ pub fn start_api(place: &Place, programs: &Programs, authority: &Authority, fold
             place.run(&[&programs.kubernetes("kubectl"), "--kubeconfig", &admin, "get", "--raw", "/readyz"]);
         Ok(ready?.succeeded())
     })?;
-    Ok(api)
+    Ok([(ETCD.to_owned(), etcd), (API.to_owned(), api)].into())
 }
 
 /// Starts the controllers and the scheduler.
@@ -95,7 +106,7 @@ pub fn start_controllers(
 ) -> Result<()> {
     let logs = folder.join("log");
     let controllers = authority.user("controllers", "system:kube-controller-manager", None, SERVER)?;
-    daemon(
+    Daemon::start(
         place,
         programs,
         &logs.join("kube-controller-manager.log"),
@@ -111,7 +122,7 @@ pub fn start_controllers(
         ],
     )?;
     let scheduler = authority.user("scheduler", "system:kube-scheduler", None, SERVER)?;
-    daemon(
+    Daemon::start(
         place,
         programs,
         &logs.join("kube-scheduler.log"),

@@ -19,10 +19,16 @@ pub const HEDDLE: &str = "docker.io/library/heddle:0.1.0";
 pub const COREDNS: &str = "heddle.local/coredns:1";
 /// What the cluster's tests run.
 pub const APPS: &str = "heddle.local/apps:1";
+/// Redis and etcd, with the clients of both.
+pub const STORES: &str = "heddle.local/stores:1";
+/// Prometheus.
+pub const PROMETHEUS: &str = "heddle.local/prometheus:1";
 
 /// The target of a static binary: with the target named, the flags are not for build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROGRAMS: [&str; 9] = ["sh", "sleep", "cat", "ls", "env", "curl", "nginx", "socat", "timeout"];
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const RUNS: &str = "FROM scratch\nCOPY root /\nCMD [\"/bin/sleep\", \"infinity\"]\n";
 
 /// The folders that images are made from, and the archives that they become.
 pub struct Images {
@@ -71,7 +77,42 @@ impl Images {
             coredns.join("Dockerfile"),
             "FROM scratch\nCOPY coredns /coredns\nUSER 65532:65532\nENTRYPOINT [\"/coredns\"]\n",
         )?;
-        self.apps(&crate::tools::path(workspace)?)
+        let search = crate::tools::path(workspace)?;
+        self.apps(&search)?;
+        self.workloads(&Programs::of(workspace), &search)
+    }
+
+    /// The folder of an image's files, emptied.
+    fn stage(&self, name: &str) -> Result<Stage> {
+        let stage = Stage { root: self.folder.join(name).join("root") };
+        if stage.root.exists() {
+            fs::remove_dir_all(&stage.root)?;
+        }
+        stage.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")?;
+        stage.write("etc/group", "root:x:0:\nnogroup:x:65534:\n")?;
+        stage.folder("tmp")?;
+        fs::write(self.folder.join(name).join("Dockerfile"), RUNS)?;
+        Ok(stage)
+    }
+
+    /// What is unpacked of Debian's, beside the programs by which it is asked.
+    fn workloads(&self, programs: &Programs, search: &OsString) -> Result<()> {
+        let debian = programs.workloads();
+        let stores = self.stage("stores")?;
+        for program in ["sh", "sleep", "cat", "curl", "timeout"] {
+            stores.with_libraries(&found(program, search)?, &Path::new("bin").join(program))?;
+        }
+        for program in ["redis-server", "redis-cli", "etcdctl"] {
+            stores.with_libraries(&debian.join("usr/bin").join(program), &Path::new("bin").join(program))?;
+        }
+        stores.with_libraries(Path::new(&programs.etcd()), Path::new("bin/etcd"))?;
+        // `ldd` finds these only where they are installed.
+        for library in ["liblzf.so.1", "libjemalloc.so.2"] {
+            let library = Path::new(LIBRARIES).join(library);
+            stores.place(&debian.join(&library), &library)?;
+        }
+        let prometheus = self.stage("prometheus")?;
+        prometheus.with_libraries(&debian.join("usr/bin/prometheus"), Path::new("bin/prometheus"))
     }
 
     /// The static binary that the image holds.
@@ -81,29 +122,18 @@ impl Images {
 
     /// Debian's own programs, as they are on this machine.
     fn apps(&self, search: &OsString) -> Result<()> {
-        let context = self.folder.join("apps");
-        let stage = Stage { root: context.join("root") };
-        if stage.root.exists() {
-            fs::remove_dir_all(&stage.root)?;
-        }
+        let stage = self.stage("apps")?;
         for program in PROGRAMS {
             stage.with_libraries(&found(program, search)?, &Path::new("bin").join(program))?;
         }
-        stage.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")?;
-        stage.write("etc/group", "root:x:0:\nnogroup:x:65534:\n")?;
-        for folder in ["tmp", "var/log/nginx", "var/lib/nginx", "run"] {
+        for folder in ["var/log/nginx", "var/lib/nginx", "run"] {
             stage.folder(folder)?;
         }
         stage.write(
             "etc/nginx.conf",
             "daemon off; error_log /dev/stderr; pid /tmp/nginx.pid; events {}\n\
              http { access_log off; server { listen 8080; location / { return 200 \"served $remote_addr $request_uri $hostname\\n\"; } } }\n",
-        )?;
-        fs::write(
-            context.join("Dockerfile"),
-            "FROM scratch\nCOPY root /\nCMD [\"/bin/sleep\", \"infinity\"]\n",
-        )?;
-        Ok(())
+        )
     }
 
     /// Builds an image of a folder. As root.
@@ -142,6 +172,8 @@ impl Images {
             (HEDDLE, heddle, of("heddle")),
             (COREDNS, of("coredns/Dockerfile"), of("coredns")),
             (APPS, of("apps/Dockerfile"), of("apps")),
+            (STORES, of("stores/Dockerfile"), of("stores")),
+            (PROMETHEUS, of("prometheus/Dockerfile"), of("prometheus")),
         ] {
             let archive = self.build(name, &file, &context).with_context(|| format!("image {name}"))?;
             for place in state.nodes.values() {

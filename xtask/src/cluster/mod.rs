@@ -189,16 +189,17 @@ fn up(workspace: &Workspace, programs: &Programs, name: &str, api: bool) -> Resu
         // The address at which the API server is known is the router's on the first node's link.
         lab.router().check(&["ip", "addr", "add", &format!("{}/32", control_plane::ADDRESS), "dev", "lo"])?;
     }
-    let process = control_plane::start_api(lab.router(), programs, &authority, &folder)?;
-    let state = State::of(&lab, process, authority.path("admin.kubeconfig"));
+    let daemons = control_plane::start_api(lab.router(), programs, &authority, &folder)?;
+    let mut state = State::of(&lab, daemons, authority.path("admin.kubeconfig"));
     state.write()?;
     if !api {
         step("controllers and scheduler");
         control_plane::start_controllers(lab.router(), programs, &authority, &folder)?;
         for node in lab.nodes() {
             step(&format!("{}: containerd, kubelet, kube-proxy", node.name));
-            node::start(&lab, node, programs, &authority)?;
+            state.daemons.extend(node::start(&lab, node, programs, &authority)?);
         }
+        state.write()?;
         state.check(
             programs,
             &[

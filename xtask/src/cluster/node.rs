@@ -2,11 +2,12 @@
 
 use super::certificates::Authority;
 use super::control_plane::{DNS, SERVER};
-use super::daemon::{daemon, until_ready};
+use super::daemon::{Daemon, until_ready};
 use super::hierarchies;
 use super::programs::Programs;
 use anyhow::Result;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -16,8 +17,16 @@ const FOLDERS: &str = include_str!("node.sh");
 /// The image of the process that holds a pod's namespaces.
 pub const PAUSE: &str = "heddle.local/pause:1";
 
-/// Starts what makes a node of the lab one of the cluster.
-pub fn start(lab: &Lab, node: &Node, programs: &Programs, authority: &Authority) -> Result<()> {
+/// A node's programs, in the order in which they are started.
+pub const PARTS: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
+
+/// Starts what makes a node of the lab one of the cluster. Gives [`PARTS`], by their names.
+pub fn start(
+    lab: &Lab,
+    node: &Node,
+    programs: &Programs,
+    authority: &Authority,
+) -> Result<BTreeMap<String, Daemon>> {
     let own = node.directory();
     let words = [
         lab.directory().display().to_string(),
@@ -52,7 +61,7 @@ pub fn start(lab: &Lab, node: &Node, programs: &Programs, authority: &Authority)
     let containerd = own.join("containerd.toml");
     fs::write(&containerd, containerd_config(own, programs))?;
     let config = containerd.display().to_string();
-    daemon(
+    let runtime = Daemon::start(
         node.host(),
         programs,
         &logs.join("containerd.log"),
@@ -71,7 +80,7 @@ pub fn start(lab: &Lab, node: &Node, programs: &Programs, authority: &Authority)
     )?;
     let config = own.join("kubelet.json");
     fs::write(&config, serde_json::to_string_pretty(&kubelet_config(&node.name, &cgroups, authority))?)?;
-    daemon(
+    let kubelet = Daemon::start(
         &node.kubelet()?,
         programs,
         &logs.join("kubelet.log"),
@@ -97,13 +106,14 @@ pub fn start(lab: &Lab, node: &Node, programs: &Programs, authority: &Authority)
         "oomScoreAdj": 0,
     });
     fs::write(&config, serde_json::to_string_pretty(&settings)?)?;
-    daemon(
+    let proxy = Daemon::start(
         node.host(),
         programs,
         &logs.join("kube-proxy.log"),
         &[&programs.kubernetes("kube-proxy"), &format!("--config={}", config.display())],
-    )
-    .map(drop)
+    )?;
+    let all = PARTS.iter().zip([runtime, kubelet, proxy]);
+    Ok(all.map(|(part, daemon)| (format!("{}/{part}", node.name), daemon)).collect())
 }
 
 fn containerd_config(own: &Path, programs: &Programs) -> String {

@@ -26,11 +26,15 @@ const COREDNS: &str = "v1.14.7";
 /// Whose CustomResourceDefinitions are put into the cluster.
 const GATEWAY_API: &str = "v1.3.0";
 const DEBIAN: [&str; 4] = ["etcd-server", "containerd", "runc", "containernetworking-plugins"];
+/// What pods of the cluster's tests run, with the libraries that Debian's other packages do not bring.
+const WORKLOADS: [&str; 6] =
+    ["redis-server", "redis-tools", "liblzf1", "libjemalloc2", "etcd-client", "prometheus"];
 
 /// Where the programs are.
 pub struct Programs {
     kubernetes: PathBuf,
     debian: PathBuf,
+    workloads: PathBuf,
     helm: PathBuf,
     coredns: PathBuf,
     gateway_api: PathBuf,
@@ -40,10 +44,13 @@ impl Programs {
     /// Builds and fetches what is not there yet.
     pub fn prepare(workspace: &Workspace) -> Result<Self> {
         let programs = Self::of(workspace);
-        if !programs.debian.is_dir() {
-            eprintln!("fetching {} into {}", DEBIAN.join(", "), programs.debian.display());
-            apt::update_if_empty()?;
-            apt::unpack(&DEBIAN.map(str::to_owned), &programs.debian, &[])?;
+        for (packages, folder) in [(&DEBIAN[..], &programs.debian), (&WORKLOADS, &programs.workloads)] {
+            if !folder.is_dir() {
+                eprintln!("fetching {} into {}", packages.join(", "), folder.display());
+                apt::update_if_empty()?;
+                let packages: Vec<String> = packages.iter().map(|it| (*it).to_owned()).collect();
+                apt::unpack(&packages, folder, &[])?;
+            }
         }
         programs.build(&workspace.cache.join("kubernetes"))?;
         let helm = format!("helm.sh/helm/v3/cmd/helm@{}", chart::VERSION);
@@ -60,6 +67,7 @@ impl Programs {
         Self {
             kubernetes: folder.join(VERSION),
             debian: folder.join("debian"),
+            workloads: folder.join("workloads"),
             helm: chart::helm(&folder),
             coredns: folder.join(format!("coredns-{COREDNS}/coredns")),
             gateway_api: folder.join(format!("gateway-api-{GATEWAY_API}")),
@@ -172,6 +180,11 @@ impl Programs {
     /// The folder of the CNI's reference plugins.
     pub fn plugins(&self) -> PathBuf {
         self.debian.join("usr/lib/cni")
+    }
+
+    /// The folder of what the tests' pods run: Redis, etcd's client, Prometheus.
+    pub fn workloads(&self) -> &Path {
+        &self.workloads
     }
 
     /// PATH for programs that start these.

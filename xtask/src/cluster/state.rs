@@ -1,5 +1,6 @@
 //! What is known of a cluster that is up, for the commands that come after `up`.
 
+use super::daemon::Daemon;
 use super::programs::Programs;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -20,20 +21,20 @@ pub struct State {
     pub router: Place,
     /// The nodes' own places.
     pub nodes: BTreeMap<String, Place>,
-    /// The API server's process.
-    pub api: u32,
+    /// The programs of the control plane, and of the nodes (`node-a/kubelet`).
+    pub daemons: BTreeMap<String, Daemon>,
     /// The administrator's.
     kubeconfig: String,
 }
 
 impl State {
     /// Of a lab that a cluster runs in.
-    pub fn of(lab: &Lab, api: u32, kubeconfig: String) -> Self {
+    pub fn of(lab: &Lab, daemons: BTreeMap<String, Daemon>, kubeconfig: String) -> Self {
         Self {
             folder: lab.directory().to_owned(),
             router: lab.router().clone(),
             nodes: lab.nodes().map(|node| (node.name.clone(), node.host().clone())).collect(),
-            api,
+            daemons,
             kubeconfig,
         }
     }
@@ -53,6 +54,11 @@ impl State {
             }
         }
         bail!("no cluster {name:?} is up: `cargo xtask cluster up`")
+    }
+
+    /// One of the programs that a cluster is made of.
+    pub fn daemon(&self, name: &str) -> Result<&Daemon> {
+        self.daemons.get(name).with_context(|| format!("the cluster has no {name}"))
     }
 
     /// Whether a lab of this id has a folder still.

@@ -26,28 +26,26 @@ impl Capture {
     /// # Errors
     /// When tcpdump does not start.
     pub fn start(place: &Place, interface: &str, directory: &Path) -> Result<Self> {
+        Self::start_of(&[], place, interface, directory)
+    }
+
+    /// Starts a capture of those packets alone that tcpdump's `filter` names: over a long time on a busy link others
+    /// would make it lose some.
+    ///
+    /// # Errors
+    /// When tcpdump does not start.
+    pub fn start_of(filter: &[&str], place: &Place, interface: &str, directory: &Path) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let folder = directory.join("wire");
         fs::create_dir_all(&folder)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let file = folder.join(format!("{number}-{interface}.pcap"));
         let complaints = folder.join(format!("{number}-{interface}.log"));
+        // Every byte of every packet, each written as it is seen, no names looked up.
+        let all =
+            ["tcpdump", "-i", interface, "-s", "0", "-B", "32768", "--immediate-mode", "-U", "-n", "-w", "-"];
         let child = place
-            // Every byte of every packet, each written as it is seen, no names looked up.
-            .command(&[
-                "tcpdump",
-                "-i",
-                interface,
-                "-s",
-                "0",
-                "-B",
-                "32768",
-                "--immediate-mode",
-                "-U",
-                "-n",
-                "-w",
-                "-",
-            ])
+            .command(&[&all[..], filter].concat())
             .stdin(Stdio::null())
             .stdout(File::create(&file)?)
             .stderr(File::create(&complaints)?)

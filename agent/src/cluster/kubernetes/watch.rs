@@ -7,6 +7,7 @@ use super::{
 use futures_util::StreamExt;
 use kube::{
     Api, Client,
+    api::ListParams,
     core::{ApiResource, DynamicObject},
     runtime::{WatchStreamExt, watcher},
 };
@@ -57,8 +58,22 @@ async fn watch(client: &Client, kind: &Kind, tell: &(impl Fn(Told) -> bool + Syn
 
 async fn follow(client: &Client, resource: &ApiResource, tell: &(impl Fn(Told) -> bool + Sync)) -> bool {
     let api = Api::<DynamicObject>::all_with(client.clone(), resource);
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
-    while let Some(event) = events.next().await {
+    let mut events = std::pin::pin!(watcher(api.clone(), watcher::Config::default()).default_backoff());
+    let mut broken = false;
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            // A watch that goes on where it broke has nothing to say of a kind of which nothing changes.
+            () = answers(&api), if broken => {
+                broken = false;
+                if !tell(Told::Resumed) {
+                    return false;
+                }
+                continue;
+            }
+        };
+        let Some(event) = event else { return true };
+        broken = event.is_err();
         let listened = match event {
             Ok(watcher::Event::Init) => tell(Told::Listing),
             Ok(watcher::Event::InitApply(object)) => tell_of(object, resource, tell, Told::Listed),
@@ -78,7 +93,16 @@ async fn follow(client: &Client, resource: &ApiResource, tell: &(impl Fn(Told) -
             return false;
         }
     }
-    true
+}
+
+/// Returns when the kind can be listed.
+async fn answers(api: &Api<DynamicObject>) {
+    loop {
+        tokio::time::sleep(AWAY).await;
+        if api.list_metadata(&ListParams::default().limit(1)).await.is_ok() {
+            return;
+        }
+    }
 }
 
 /// Objects of a list bear neither kind nor version.
@@ -106,5 +130,68 @@ fn is_not_served(error: &watcher::Error) -> bool {
         | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 404,
         watcher::Error::WatchError(status) => status.code == 404,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Router, body::Body, extract::RawQuery, routing::get};
+    use futures_util::stream;
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    /// Lists no namespace; its first watch breaks, the later ones say nothing.
+    async fn namespaces(query: Option<String>, watches: Arc<AtomicUsize>) -> Body {
+        if !query.unwrap_or_default().contains("watch=") {
+            let list =
+                r#"{"apiVersion":"v1","kind":"NamespaceList","metadata":{"resourceVersion":"1"},"items":[]}"#;
+            return Body::from(list);
+        }
+        if watches.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Body::from_stream(stream::once(async {
+                Err::<String, _>(std::io::Error::other("cut off"))
+            }));
+        }
+        Body::from_stream(stream::pending::<Result<String, std::io::Error>>())
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_goes_on_is_broken_no_more_though_nothing_changes() {
+        let watches = Arc::new(AtomicUsize::new(0));
+        let served = Arc::clone(&watches);
+        let app = Router::new().route(
+            "/api/v1/namespaces",
+            get(move |RawQuery(query): RawQuery| namespaces(query, Arc::clone(&served))),
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+        let client =
+            Client::try_from(kube::Config::new(format!("http://{address}").parse().unwrap())).unwrap();
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&said);
+        let following = tokio::spawn(async move {
+            let kind = KINDS.iter().find(|kind| kind.kind == "Namespace").unwrap();
+            let tell = |told: Told| {
+                let word = format!("{told:?}");
+                heard.lock().unwrap().push(word.split('(').next().unwrap_or_default().to_owned());
+                true
+            };
+            watch(&client, kind, &tell).await
+        });
+        let wanted = ["Listing", "Complete", "Broken", "Resumed"];
+        for _ in 0..600 {
+            if said.lock().unwrap().len() >= wanted.len() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(*said.lock().unwrap(), wanted);
+        assert!(watches.load(Ordering::SeqCst) >= 1);
+        following.abort();
+        serving.abort();
     }
 }

@@ -21,6 +21,8 @@ pub(super) enum Told {
     Gone(Value),
     /// The kind cannot be watched now; what is known of it stays in force.
     Broken(String),
+    /// It can be again.
+    Resumed,
 }
 
 /// How a kind stands.
@@ -86,6 +88,10 @@ impl<T> Watched<T> {
             }
             Told::Broken(error) => {
                 self.error = Some(error);
+                Vec::new()
+            }
+            Told::Resumed => {
+                self.error = None;
                 Vec::new()
             }
             Told::Listing => {

@@ -2,14 +2,15 @@
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{atomic::Ordering, mpsc},
     thread,
     time::Duration,
 };
 
 use heddle_ebpf::codes::{Hook, Reason};
 use rustls::{ServerConnection, StreamOwned};
+use socket2::{Domain, Socket, Type};
 
 use super::world::*;
 use crate::proxy::{environment::*, wire::frame};
@@ -18,7 +19,10 @@ type Tls = StreamOwned<ServerConnection, TcpStream>;
 
 /// Plays the far agent: each connection that is accepted goes to `play` with its number.
 fn play(world: &World, play: impl Fn(usize, Tls) + Send + Sync + 'static) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    accept(world, TcpListener::bind("127.0.0.1:0").unwrap(), play);
+}
+
+fn accept(world: &World, listener: TcpListener, play: impl Fn(usize, Tls) + Send + Sync + 'static) {
     *world.state.upstream.lock().unwrap() =
         Ok(Upstream { address: listener.local_addr().unwrap(), expected: Some(PeerName::new(SERVER)) });
     let config = server_config(world.state.authority.roots(), SERVER, world.state.issue(SERVER));
@@ -159,5 +163,51 @@ fn a_server_that_never_shakes_hands_is_given_up() {
     // Nobody there at all.
     drop(listener);
     assert_reset(&mut world.connect());
+    world.wait_refusal(Hook::Outbound, Reason::Unreachable);
+}
+
+/// Another node refuses a pod whose address it does not know yet. A pod that has just started is worth another try; for
+/// any other the refusal holds.
+#[test]
+fn a_pod_that_has_just_started_asks_again_where_it_is_refused() {
+    let world = World::with(patient());
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    // Bound and not listened on: refused, and nobody else's.
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    *world.state.upstream.lock().unwrap() = Ok(Upstream { address, expected: Some(PeerName::new(SERVER)) });
+    assert_reset(&mut world.connect());
+    world.wait_refusal(Hook::Outbound, Reason::Unreachable);
+
+    world.state.new.store(true, Ordering::SeqCst);
+    let refusals = || world.state.refusals(Hook::Outbound).len();
+    let before = refusals();
+    let mut waiting = world.connect();
+    waiting.write_all(b"first").unwrap();
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(refusals(), before, "it is not refused as long as it is new");
+    socket.listen(8).unwrap();
+    accept(&world, socket.into(), |_, mut tls| drop(serve_one(&mut tls, 1)));
+    waiting.shutdown(Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    waiting.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"first");
+    assert_eq!(refusals(), before);
+}
+
+/// What is refused still when the pod is no longer new is refused.
+#[test]
+fn a_pod_asks_again_no_longer_than_it_is_new() {
+    let world = World::with(patient());
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    *world.state.upstream.lock().unwrap() = Ok(Upstream { address, expected: Some(PeerName::new(SERVER)) });
+    world.state.new.store(true, Ordering::SeqCst);
+    let mut waiting = world.connect();
+    thread::sleep(Duration::from_millis(300));
+    assert!(world.state.refusals(Hook::Outbound).is_empty());
+    world.state.new.store(false, Ordering::SeqCst);
+    assert_reset(&mut waiting);
     world.wait_refusal(Hook::Outbound, Reason::Unreachable);
 }

@@ -136,6 +136,8 @@ pub struct State {
     /// Where connections to pod B's node are made instead.
     pub by_way_of: Mutex<Option<SocketAddr>>,
     pub probe: AtomicBool,
+    /// The pod has just started.
+    pub new: AtomicBool,
     /// Every peer's certificate has expired.
     pub expired: AtomicBool,
     pub checks: Mutex<Vec<Check>>,
@@ -232,6 +234,9 @@ impl Policy for State {
     }
     fn may_continue(&self, _: PodId, _: &Upstream) -> Result<(), Refusal> {
         self.outbound_revoked.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+    fn is_new(&self, _: PodId) -> bool {
+        self.new.load(Ordering::SeqCst)
     }
     fn inbound_class(&self, _: PodId, _: IpAddr, _: u16) -> Result<InboundClass, Refusal> {
         self.class.lock().unwrap().clone()
@@ -376,6 +381,7 @@ impl World {
             application: Mutex::new("127.0.0.1:9".parse().unwrap()),
             by_way_of: Mutex::default(),
             probe: AtomicBool::new(false),
+            new: AtomicBool::new(false),
             expired: AtomicBool::new(false),
             checks: Mutex::default(),
             client_identity: Mutex::new(CLIENT),

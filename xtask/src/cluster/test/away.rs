@@ -2,7 +2,7 @@
 
 use super::scene::{Inside, MARKER, NODE_A, NODE_B, Scene};
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,11 +14,6 @@ fn late(namespace: &str, name: &str, annotations: &str) -> String {
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, annotations: {{{annotations}}}}}\n\
          spec: {{nodeName: {NODE_A}, terminationGracePeriodSeconds: 1, containers: [{{name: shell, image: \"heddle.local/apps:1\"}}]}}\n---\n"
     )
-}
-
-fn kill(pid: u32) -> Result<()> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no such process")?;
-    kill_process(pid, Signal::KILL).context("cannot kill the agent")
 }
 
 fn phase(scene: &Scene, namespace: &str, name: &str) -> Result<String> {
@@ -34,15 +29,21 @@ pub fn killed(scene: &Scene, step: &mut Step) -> Result<()> {
     step.does(
         "SIGKILL to node-a's agent, once more when the kubelet has started it, and pods that start meanwhile",
     );
-    let first = scene.agent_process(NODE_A)?;
-    kill(first)?;
+    // A kubelet that knows of no end before starts the agent at once, and waits after the second.
+    scene.restart("node-a/kubelet")?;
+    let mut first = 0;
+    eventually("the agent to be asked", Duration::from_secs(60), || {
+        first = scene.agent_process(NODE_A).unwrap_or_default();
+        Ok(first != 0)
+    })?;
+    scene.signal(first, Signal::KILL)?;
     let mut second = first;
     eventually("the kubelet to start the agent anew", Duration::from_secs(60), || {
         second = scene.agent_process(NODE_A).unwrap_or(first);
         Ok(second != first)
     })?;
     let capture = Capture::start(&scene.state.router, &format!("to-{NODE_A}"), &scene.state.folder)?;
-    kill(second)?;
+    scene.signal(second, Signal::KILL)?;
     scene.apply(
         "late.yaml",
         &(late("shop", "late", "")

@@ -160,7 +160,7 @@ pub fn resources(scene: &Scene, step: &mut Step) -> Result<()> {
 }
 
 /// Of each process of Heddle's on the nodes, what it holds alone (in KiB) and the ticks that it has run.
-fn usage(scene: &Scene) -> Result<std::collections::BTreeMap<String, (u64, u64)>> {
+pub fn usage(scene: &Scene) -> Result<std::collections::BTreeMap<String, (u64, u64)>> {
     let mut all = std::collections::BTreeMap::new();
     for process in fs::read_dir("/proc")?.filter_map(Result::ok) {
         let path = process.path();

@@ -1,26 +1,27 @@
 //! h: what the cluster itself suffers.
 
 use super::scene::{Inside, NODE_A, Scene};
+use crate::cluster::control_plane::API;
+use crate::cluster::daemon::Daemon;
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::time::Duration;
 use xtask::demo::report::Step;
 use xtask::lab::{eventually, stretched};
 
 /// Stopped, and going on when this is dropped, whatever happens between.
-struct Stopped(Pid);
+struct Stopped<'a>(&'a Daemon);
 
-impl Stopped {
-    fn new(pid: u32) -> Result<Self> {
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no such process")?;
-        kill_process(pid, Signal::STOP).context("cannot stop the API server")?;
-        Ok(Self(pid))
+impl<'a> Stopped<'a> {
+    fn new(daemon: &'a Daemon) -> Result<Self> {
+        daemon.signal(Signal::STOP)?;
+        Ok(Self(daemon))
     }
 }
 
-impl Drop for Stopped {
+impl Drop for Stopped<'_> {
     fn drop(&mut self) {
-        if let Err(error) = kill_process(self.0, Signal::CONT) {
+        if let Err(error) = self.0.signal(Signal::CONT) {
             eprintln!("the API server cannot be let go on: {error}");
         }
     }
@@ -36,7 +37,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     step.does("SIGSTOP to the API server, for eight seconds");
     let (mut answered, mut let_in) = (0, 0);
     {
-        let _stopped = Stopped::new(scene.state.api)?;
+        let _stopped = Stopped::new(scene.state.daemon(API)?)?;
         for _ in 0..8 {
             std::thread::sleep(stretched(Duration::from_secs(1)));
             answered += usize::from(inside.reaches(&web)?);

@@ -1,9 +1,11 @@
 //! What the steps share: the shop's pods, kubectl, curl in a pod, the agents.
 
+use crate::cluster::install;
 use crate::cluster::programs::Programs;
 use crate::cluster::state::State;
 use anyhow::{Context, Result};
-use serde_json::Value;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
@@ -33,24 +35,30 @@ impl<'a> Scene<'a> {
         let scene = Self { state, programs, heddle };
         scene.clear()?;
         scene.apply("shop.yaml", SHOP)?;
-        eventually("the shop's pods to be ready", Duration::from_secs(60), || scene.all_ready())
+        eventually("the shop's pods to be ready", Duration::from_secs(60), || scene.all_ready(&NAMESPACES))
             .with_context(|| scene.said().unwrap_or_default())?;
         Ok(scene)
     }
 
     /// Removes the shop.
     pub fn clear(&self) -> Result<()> {
+        self.clear_namespaces(&NAMESPACES)
+    }
+
+    /// Removes namespaces and what is in them.
+    pub fn clear_namespaces(&self, names: &[&str]) -> Result<()> {
         let mut words = vec!["delete", "namespace", "--ignore-not-found", "--wait=false"];
-        words.extend(NAMESPACES);
+        words.extend(names);
         self.kubectl(&words)?;
-        eventually("the shop to be gone", Duration::from_secs(90), || {
+        eventually("the namespaces to be gone", Duration::from_secs(90), || {
             let there = self.kubectl(&["get", "namespaces", "-o", "name"])?;
-            Ok(!NAMESPACES.iter().any(|name| there.lines().any(|line| line == format!("namespace/{name}"))))
+            Ok(!names.iter().any(|name| there.lines().any(|line| line == format!("namespace/{name}"))))
         })
     }
 
-    fn all_ready(&self) -> Result<bool> {
-        for namespace in NAMESPACES {
+    /// Whether every pod of some namespaces is ready.
+    pub fn all_ready(&self, names: &[&str]) -> Result<bool> {
+        for namespace in names {
             let ready = self.kubectl(&[
                 "get",
                 "pods",
@@ -136,7 +144,33 @@ impl<'a> Scene<'a> {
             .collect())
     }
 
-    /// The processes of a node's agent, restarted ones too.
+    /// Sets a field of the agents' configuration and lets them start with it.
+    pub fn configure(&self, field: &str, value: &str) -> Result<()> {
+        let object = ["configmap", "-n", "heddle-system", "heddle-agent"];
+        let path = "jsonpath={.data.heddle\\.yaml}";
+        let known = self.kubectl(&[&["get"], &object[..], &["-o", path]].concat())?;
+        let line = known.lines().find(|line| line.starts_with(&format!("{field}:")));
+        let line = line.with_context(|| format!("the agents' configuration has no {field}"))?;
+        let changed = known.replace(line, &format!("{field}: {value}"));
+        let patch = json!({ "data": { "heddle.yaml": changed } }).to_string();
+        self.kubectl(&[&["patch"], &object[..], &["--type=merge", "--patch", &patch]].concat())?;
+        install::restart(self.state, self.programs, "daemonset/heddle")
+    }
+
+    /// Kills one of the programs that the cluster is made of, and starts it again.
+    pub fn restart(&self, name: &str) -> Result<()> {
+        let daemon = self.state.daemon(name)?;
+        daemon.kill()?;
+        daemon.start_again(self.programs)
+    }
+
+    /// Sends a signal to a process.
+    pub fn signal(&self, process: u32, signal: Signal) -> Result<()> {
+        let process = i32::try_from(process).ok().and_then(Pid::from_raw).context("no such process")?;
+        kill_process(process, signal).context("it cannot be signalled")
+    }
+
+    /// The process of a node's agent, a restarted one's too.
     pub fn agent_process(&self, node: &str) -> Result<u32> {
         let pid = self.status(node)?["pid"].as_u64().context("the agent tells no process")?;
         Ok(u32::try_from(pid)?)

@@ -1,8 +1,7 @@
 //! i: Services lead where their EndpointSlices say.
 
 use super::scene::Scene;
-use crate::cluster::install;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use xtask::demo::report::Step;
@@ -26,30 +25,6 @@ fn asks_api(scene: &Scene) -> Result<Output> {
 
 fn answered(output: &Output) -> bool {
     output.succeeded() && output.stdout.contains("gitVersion")
-}
-
-/// Sets `defaultOutbound` and lets the agents start with it.
-fn default_outbound(scene: &Scene, value: &str) -> Result<()> {
-    let words =
-        ["get", "configmap", "-n", "heddle-system", "heddle-agent", "-o", "jsonpath={.data.heddle\\.yaml}"];
-    let known = scene.kubectl(&words)?;
-    let line = known
-        .lines()
-        .find(|line| line.starts_with("defaultOutbound:"))
-        .context("the agents' configuration has no defaultOutbound")?;
-    let changed = known.replace(line, &format!("defaultOutbound: {value}"));
-    let patch = serde_json::json!({ "data": { "heddle.yaml": changed } }).to_string();
-    scene.kubectl(&[
-        "patch",
-        "configmap",
-        "-n",
-        "heddle-system",
-        "heddle-agent",
-        "--type=merge",
-        "--patch",
-        &patch,
-    ])?;
-    install::restart(scene.state, scene.programs, "daemonset/heddle")
 }
 
 /// The pods of the fleet that answer.
@@ -104,13 +79,13 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     scene.kubectl(&["delete", "deployment", "-n", "shop", "fleet"])?;
 
     step.does("defaultOutbound: deny, and the agents started anew");
-    default_outbound(scene, "deny")?;
+    scene.configure("defaultOutbound", "deny")?;
     let output = asks_api(scene)?;
     step.check("the API server, which is in no mesh, is refused", !answered(&output), output.last_line());
     let web = format!("http://{}:8080/", scene.address("shop", "web")?);
     let output = scene.curl("shop", "client", &web)?;
     step.check("the control: web is reached", output.succeeded(), output.last_line());
-    default_outbound(scene, "allow")?;
+    scene.configure("defaultOutbound", "allow")?;
     let output = asks_api(scene)?;
     step.check("with defaultOutbound: allow it answers again", answered(&output), output.last_line());
     Ok(())

@@ -132,7 +132,7 @@ impl Running {
             let mut refused = "no file of its network namespace is mounted here".to_owned();
             let mut captured = false;
             for netns in namespaces {
-                match self.take(&pod, netns, true).await {
+                match self.take(&pod, netns, true, None).await {
                     Ok(_) => {
                         captured = true;
                         break;

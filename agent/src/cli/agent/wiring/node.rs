@@ -83,7 +83,7 @@ impl Running {
             let (namespace, pod) = name.split_once('/').unwrap_or(("", &name));
             let known = self.known(namespace, pod).filter(|info| info.digest == attachment.pod.row.uid);
             match known {
-                Some(info) => match self.accept(&info, attachment).await {
+                Some(info) => match self.accept(&info, attachment, None).await {
                     Ok(_) => tracing::info!(pod = name, "taken over"),
                     Err(error) => {
                         tracing::error!(pod = name, %error, "cannot be taken over: it stays refused")
@@ -105,7 +105,12 @@ impl Running {
     }
 
     /// Gives a captured pod its identity and its listeners to the workers.
-    async fn accept(&self, info: &WorkloadInfo, attachment: Attachment) -> Result<Arc<Entry>, AttachError> {
+    async fn accept(
+        &self,
+        info: &WorkloadInfo,
+        attachment: Attachment,
+        started: Option<Instant>,
+    ) -> Result<Arc<Entry>, AttachError> {
         let Some(identity) = &info.identity else {
             return Err(AttachError::new(AttachErrorCode::NotMeshed, "the pod has no identity"));
         };
@@ -115,7 +120,7 @@ impl Running {
         }
         let id = PodId(attachment.pod.namespace.cookie());
         let name: Arc<str> = attachment.pod.name().into();
-        self.pods.insert(Entry { captured: attachment.pod, workload, name });
+        self.pods.insert(Entry { captured: attachment.pod, workload, name, started });
         if !attachment.listeners.is_empty() {
             let workers = self.workers.read().await;
             let Some(workers) = workers.as_ref() else {
@@ -160,12 +165,14 @@ impl Running {
 }
 
 impl Running {
-    /// Captures a pod in a network namespace, be it about to start or `running`.
+    /// Captures a pod in a network namespace, be it about to start or `running`. `started`: it starts now, and the API
+    /// server does not tell its address yet.
     pub(super) async fn take(
         &self,
         pod: &PodName,
         netns: PathBuf,
         running: bool,
+        started: Option<Instant>,
     ) -> Result<Attached, AttachError> {
         let PodName { namespace, name } = pod;
         let Some(snapshot) = self.rules.load() else {
@@ -216,7 +223,7 @@ impl Running {
             .await
             .map_err(|error| AttachError::new(AttachErrorCode::Kernel, format!("attaching failed: {error}")))?
             .map_err(|refusal| attach_error(&refusal))?;
-        let entry = match self.accept(info, attachment).await {
+        let entry = match self.accept(info, attachment, started).await {
             Ok(entry) => entry,
             Err(error) => {
                 let _ = self.release(DetachRequest { pod: pod.clone(), netns: None }).await;
@@ -273,7 +280,9 @@ impl Running {
 
 impl Node for Running {
     async fn attach(&self, request: AttachRequest) -> Result<Attached, AttachError> {
-        self.take(&request.pod, request.netns, false).await
+        // The addresses come from the container runtime where the API server does not tell them yet.
+        let started = request.sandbox.is_some().then(Instant::now);
+        self.take(&request.pod, request.netns, false, started).await
     }
 
     async fn detach(&self, request: DetachRequest) -> Result<(), AttachError> {

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -13,6 +14,10 @@ use tokio::sync::watch;
 
 use crate::{capture::CapturedPod, cli::workload_api, proxy::environment::PodId};
 
+/// How long a pod that starts is new: the kubelet tells the API server its address a second or so after it has begun to
+/// run, and other nodes' agents learn it from there.
+const NEW: Duration = Duration::from_secs(5);
+
 /// A captured pod and its identity.
 pub(super) struct Entry {
     pub captured: CapturedPod,
@@ -20,9 +25,16 @@ pub(super) struct Entry {
     pub workload: Arc<Workload>,
     /// `namespace/name`.
     pub name: Arc<str>,
+    /// When it was captured, if the API server did not tell its address by then.
+    pub started: Option<Instant>,
 }
 
 impl Entry {
+    /// Whether other nodes' agents may not know its address yet.
+    pub fn is_new(&self, now: Instant) -> bool {
+        self.started.is_some_and(|started| now.saturating_duration_since(started) < NEW)
+    }
+
     /// The pod's address of the family of `other`; unspecified if it has none.
     pub fn address_like(&self, other: IpAddr) -> Address {
         if other.to_canonical().is_ipv4() { self.captured.row.v4 } else { self.captured.row.v6 }

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Instant,
 };
 
 use heddle_ebpf::{
@@ -125,6 +126,10 @@ impl Policy for SnapshotPolicy {
                 if same { Ok(()) } else { Err(Refusal::new(Reason::Revoked)) }
             }
         }
+    }
+
+    fn is_new(&self, pod: PodId) -> bool {
+        self.pods.get(pod).is_some_and(|entry| entry.is_new(Instant::now()))
     }
 
     fn inbound_class(&self, pod: PodId, client: IpAddr, port: u16) -> Result<InboundClass, Refusal> {

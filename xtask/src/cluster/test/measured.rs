@@ -1,0 +1,112 @@
+//! t: what is promised in seconds, often enough to tell the median and the worst. On demand: it takes minutes.
+
+use super::control;
+use super::rules;
+use super::scene::{Inside, NODE_A, Scene};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::json;
+use std::fs;
+use std::time::{Duration, Instant};
+use xtask::demo::report::Step;
+use xtask::lab::{eventually, stretched};
+
+/// How often a rule is applied and deleted.
+const RULES: usize = 50;
+/// How often an agent is killed.
+const KILLS: usize = 20;
+/// Pods on the agent's node that ask without a pause.
+const CROWD: usize = 20;
+const ASKING: &str = r#"apiVersion: apps/v1
+kind: Deployment
+metadata: {name: crowd, namespace: shop}
+spec:
+  replicas: CROWD
+  selector: {matchLabels: {app: crowd}}
+  template:
+    metadata: {labels: {app: crowd}}
+    spec:
+      nodeName: node-a
+      serviceAccountName: client
+      terminationGracePeriodSeconds: 1
+      containers:
+        - {name: shell, image: "heddle.local/apps:1", command: [sh, -c, "while :; do curl -s --max-time 2 http://WEB:8080/; sleep 0.2; done"]}
+"#;
+
+/// t. Rules that come, and an agent that is killed.
+pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
+    rules::held(scene, step, RULES)?;
+    killed(scene, step)?;
+    for (name, (memory, _)) in control::usage(scene)? {
+        step.shows(&format!("{name}: {memory} KiB of its own"));
+        step.fact(&name, json!({ "private_kib": memory }));
+    }
+    scene.kubectl(&["delete", "deployment", "-n", "shop", "crowd"]).map(drop)
+}
+
+/// From SIGKILL to the first connection that is carried again, with the kubelet's part and the agent's.
+fn killed(scene: &Scene, step: &mut Step) -> Result<()> {
+    let web = scene.address("shop", "web")?;
+    let netns = scene.captured(NODE_A)?.remove("shop/client").context("shop/client is not captured")?;
+    let inside = Inside { place: scene.node(NODE_A)?, netns };
+    let url = format!("http://{web}:8080/");
+    step.does(format!(
+        "{CROWD} pods on node-a that ask five times a second each; {KILLS} times SIGKILL to its agent"
+    ));
+    scene
+        .apply("crowd.yaml", &ASKING.replace("CROWD", &CROWD.to_string()).replace("WEB", &web.to_string()))?;
+    eventually("the crowd to be there", Duration::from_secs(180), || {
+        let path = "jsonpath={.status.availableReplicas}";
+        let words = ["get", "deployment", "-n", "shop", "crowd", "-o", path];
+        Ok(scene.kubectl(&words)?.trim() == CROWD.to_string())
+    })?;
+    let (mut total, mut started, mut carried) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..KILLS {
+        // A kubelet that knows nothing of the kill before does not wait ever longer to start the agent anew.
+        scene.restart("node-a/kubelet")?;
+        let mut old = 0;
+        eventually("the agent to be asked", Duration::from_secs(60), || {
+            old = scene.agent_process(NODE_A).unwrap_or_default();
+            Ok(old != 0 && inside.reaches(&url)?)
+        })?;
+        let (began, uptime) = (Instant::now(), uptime()?);
+        scene.signal(old, Signal::KILL)?;
+        let until = began + stretched(Duration::from_secs(120));
+        while fs::metadata(format!("/proc/{old}/fd")).is_ok() || !inside.reaches(&url)? {
+            ensure!(Instant::now() < until, "nothing is carried after two minutes");
+        }
+        let took = began.elapsed();
+        let process = scene.agent_process(NODE_A)?;
+        ensure!(process != old, "the agent was not killed");
+        let start = started_at(process)?.saturating_sub(uptime);
+        total.push(took);
+        started.push(start);
+        carried.push(took.saturating_sub(start));
+    }
+    for (what, times) in [
+        ("from SIGKILL to the first connection that is carried", total),
+        ("of it until the kubelet has started the agent anew", started),
+        ("of it the agent's own", carried),
+    ] {
+        let (median, worst) = rules::median_and_worst(times);
+        let came = format!("median {median:.0} ms, worst {worst:.0} ms of {KILLS}");
+        step.check(what, worst < stretched(Duration::from_secs(60)).as_secs_f64() * 1000.0, came);
+        step.fact(what, json!({ "median_ms": median, "worst_ms": worst }));
+    }
+    Ok(())
+}
+
+/// How long the machine has been up.
+fn uptime() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    let seconds = text.split(' ').next().and_then(|it| it.parse().ok()).context("no uptime")?;
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// When a process was started, by the same clock.
+fn started_at(process: u32) -> Result<Duration> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let ticks =
+        text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse::<u64>().ok());
+    Ok(Duration::from_millis(ticks.context("no time of start")? * 10))
+}
