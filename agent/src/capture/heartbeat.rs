@@ -106,7 +106,7 @@ impl Drop for Heartbeat {
     }
 }
 
-/// A thread that works for microseconds, ten times a second or so: a machine that is busy with other things must not make
+/// A thread that works for microseconds, a few times a second: a machine that is busy with other things must not make
 /// the agent look dead. Whether it is alive the workers say, who wait their turn as ever.
 fn first_in_line() {
     if let Err(error) = rustix::process::setpriority_process(None, -20) {
