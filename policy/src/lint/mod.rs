@@ -9,6 +9,7 @@ mod overview;
 mod redundant;
 mod routes;
 mod selectors;
+mod shadowed;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,6 +30,7 @@ pub fn lint(index: &Index, compiled: &Compiled) -> Vec<Problem> {
     access::look(index, &known, compiled, &mut problems);
     redundant::look(index, compiled, &mut problems);
     routes::look(index, &mut problems);
+    shadowed::look(index, &mut problems);
     datagrams::look(index, compiled, &mut problems);
     problems.sort();
     problems.dedup();

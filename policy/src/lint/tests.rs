@@ -437,3 +437,53 @@ fn a_rule_under_one_that_denies_all_of_it_is_named() {
         &["AccessRule shop/r: spec: never decides", "AuthorizationPolicy shop/allow-web allows all"],
     );
 }
+
+#[test]
+fn a_match_that_another_route_has_taken_is_named() {
+    let route = |name: &str, created: &str, spec: &str| {
+        format!(
+            "apiVersion: policy.linkerd.io/v1beta3\nkind: HTTPRoute\n\
+             metadata: {{name: {name}, namespace: shop, creationTimestamp: '{created}'}}\n\
+             spec: {{parentRefs: [{{group: policy.linkerd.io, kind: Server, name: web}}], {spec}}}\n---\n"
+        )
+    };
+    let shadowed = |text: &str| {
+        let index = Index::of([parse_file("x.yaml", text)]);
+        let mut problems = Vec::new();
+        shadowed::look(&index, &mut problems);
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let (old, new) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    let cart =
+        "rules: [{matches: [{path: {value: /cart}, headers: [{name: a, value: x}, {name: b, value: y}]}]}]";
+    let turned =
+        "rules: [{matches: [{path: {value: /cart}, headers: [{name: b, value: y}, {name: a, value: x}]}]}]";
+    let both = |spec: &str| shadowed(&(route("b", old, cart) + &route("a", new, spec)));
+    let found = both(turned);
+    only(
+        &found,
+        &[
+            "HTTPRoute shop/a: spec.rules[0].matches[0]: never takes a request",
+            "HTTPRoute shop/b asks the same",
+        ],
+    );
+    assert_eq!(both(&turned.replace("value: y", "value: z")), [""; 0], "another header");
+    assert_eq!(both(&turned.replace("/cart", "/carts")), [""; 0], "another path");
+    assert_eq!(both(&format!("hostnames: [shop.example], {turned}")), [""; 0], "a host comes before none");
+    let elsewhere = route("a", new, turned).replace("name: web}", "name: other}");
+    assert_eq!(shadowed(&(route("b", old, cart) + &elsewhere)), [""; 0], "another Server");
+    let twice = cart.replace(
+        "rules: [",
+        "rules: [{matches: [{path: {value: /pay}}]}, {matches: [{path: {value: /pay}}]}, ",
+    );
+    only(
+        &shadowed(&route("a", old, &twice)),
+        &["spec.rules[1].matches[0]", "rules[0].matches[0] of this route"],
+    );
+    let hosts = |list: &str| format!("hostnames: [{list}], {cart}");
+    let of = |first: &str, second: &str| {
+        shadowed(&(route("b", old, &hosts(first)) + &route("a", new, &hosts(second))))
+    };
+    assert_eq!(of("x.example, y.example", "y.example").len(), 1);
+    assert_eq!(of("y.example", "x.example, y.example"), [""; 0], "one of its hosts is its own");
+}
