@@ -12,6 +12,8 @@ use xtask::lab::eventually;
 /// Prometheus reads both tenants, rules or none.
 const SCRAPED: [(&str, &str); 1] = [("watch/prometheus", "films/ledger:2381")];
 const MESHED: [&str; 3] = ["books", "films", "watch"];
+/// The rules that are suggested.
+const SUGGESTED: &str = "suggested.yaml";
 const ANNOTATION: &str = "config.linkerd.io/default-inbound-policy";
 
 /// u. Audit, recorded flows, suggested rules, deny.
@@ -66,6 +68,9 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     }
     let (same, came) = settled(scene, &meant)?;
     step.check("it is the same", same, came);
+    // Some are of namespaces that stay: whatever was recorded there was suggested, too.
+    let rules = scene.state.folder.join(SUGGESTED).display().to_string();
+    scene.kubectl(&["delete", "--ignore-not-found", "--filename", &rules])?;
     scene.clear_namespaces(&NAMESPACES)
 }
 
@@ -80,7 +85,7 @@ fn adopted(scene: &Scene, step: &mut Step, observed: &str, meant: &BTreeSet<Pair
     let output = scene.heddle(&["policy", "suggest", "--cluster", "--observed", observed])?;
     let servers = output.stdout.lines().filter(|line| *line == "kind: Server").count();
     step.check("it writes rules", servers > 0, format!("{servers} Servers; {}", output.stderr.trim()));
-    scene.apply("suggested.yaml", &output.stdout)?;
+    scene.apply(SUGGESTED, &output.stdout)?;
 
     let mut denied: Vec<&str> = Vec::new();
     for namespace in MESHED {

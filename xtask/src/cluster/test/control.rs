@@ -25,7 +25,7 @@ pub fn names(scene: &Scene, step: &mut Step) -> Result<()> {
     let answered = eventually("an answer by name", Duration::from_secs(30), || {
         let output = scene.curl("shop", "client", "http://web.shop.svc.cluster.local/")?;
         last = output.last_line().to_owned();
-        Ok(output.succeeded() && last.contains("served"))
+        Ok(output.succeeded() && output.stdout.contains("served"))
     });
     step.check("the name leads to the pod that may be asked", answered.is_ok(), last);
     let stranger = scene.curl("bank", "stranger", "http://web.shop.svc.cluster.local/")?;

@@ -54,12 +54,17 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     }
     let killed = power_off(scene)?;
     node.shell(WIPE)?;
-    let links = node.check(&["ip", "-o", "link", "show", "type", "veth"])?;
-    let veths = links.lines().filter(|line| !line.contains("uplink")).count();
+    // The kernel takes away what was in a namespace some time after its last process.
+    let mut veths = 0;
+    let gone = eventually("the pods' interfaces to be gone", Duration::from_secs(30), || {
+        let links = node.check(&["ip", "-o", "link", "show", "type", "veth"])?;
+        veths = links.lines().filter(|line| !line.contains("uplink")).count();
+        Ok(veths == 0)
+    });
     let pins = node.shell("ls /sys/fs/bpf")?;
     step.check(
         "of pods, captures and pins nothing is left",
-        killed > 0 && veths == 0 && !pins.contains("heddle"),
+        killed > 0 && gone.is_ok() && !pins.contains("heddle"),
         format!("{killed} processes killed, {veths} interfaces of pods, pins: {:?}", pins.trim()),
     );
     for part in PARTS {
@@ -75,7 +80,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     }
     for (namespace, pod) in [("shop", "eager"), ("plain", "client")] {
         let mut last = String::new();
-        let waits = eventually("its event", Duration::from_secs(90), || {
+        let waits = eventually("its event", Duration::from_secs(180), || {
             last = events(scene, namespace, pod)?;
             Ok(last.contains("waits for Heddle's agent"))
         });

@@ -112,7 +112,7 @@ impl<'a> Scene<'a> {
     pub fn curl(&self, namespace: &str, pod: &str, url: &str) -> Result<Output> {
         self.state.kubectl_output(
             self.programs,
-            &["exec", "-n", namespace, pod, "--", "curl", "-sS", "--max-time", "5", url],
+            &["exec", "--quiet", "-n", namespace, pod, "--", "curl", "-sS", "--max-time", "5", url],
         )
     }
 
