@@ -157,6 +157,8 @@ fn inner(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
 
 /// What the images are made of, built as the caller.
 fn prepare_images(workspace: &Workspace, release: bool) -> Result<()> {
+    // Before what takes long: it goes into an image.
+    tools::fetch(workspace)?;
     apt::install(&["buildah"])?;
     ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;
     Images::of(workspace).prepare(workspace, release)
