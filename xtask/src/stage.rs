@@ -2,12 +2,15 @@
 //! libraries that they name.
 
 use crate::command;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// Where Debian's packages for this machine have their libraries.
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// A program, by its name.
 pub fn found(program: &str, search: &OsString) -> Result<PathBuf> {
@@ -52,12 +55,26 @@ impl Stage {
 
     /// Places a program and, at their own paths, the libraries and the loader that `ldd` names.
     pub fn with_libraries(&self, file: &Path, inside: &Path) -> Result<()> {
+        self.with_libraries_of(Path::new("/"), file, inside)
+    }
+
+    /// The same for a program of a system that is unpacked under `root` in part: the rest is this machine's.
+    pub fn with_libraries_of(&self, root: &Path, file: &Path, inside: &Path) -> Result<()> {
         self.place(file, inside)?;
+        let mut ldd = Command::new("ldd");
+        ldd.arg(file);
+        if root != Path::new("/") {
+            ldd.env("LD_LIBRARY_PATH", root.join(LIBRARIES));
+        }
         // Fails for a static binary, which needs none.
-        let Ok(said) = command::output(Command::new("ldd").arg(file)) else { return Ok(()) };
-        for library in libraries(&said) {
-            if !self.root.join(library.trim_start_matches('/')).exists() {
-                self.place(Path::new(library), library.trim_start_matches('/'))?;
+        let Ok(said) = command::output(&mut ldd) else { return Ok(()) };
+        if let Some(missing) = said.lines().find(|line| line.contains("=> not found")) {
+            bail!("{} needs a library that this machine lacks: {}", file.display(), missing.trim());
+        }
+        for library in libraries(&said).map(Path::new) {
+            let inside = library.strip_prefix(root).or_else(|_| library.strip_prefix("/"))?;
+            if !self.root.join(inside).exists() {
+                self.place(library, inside)?;
             }
         }
         Ok(())
@@ -81,8 +98,8 @@ impl Stage {
 }
 
 /// Paths in what `ldd` says: `name => /path (0x…)` and `/loader (0x…)`.
-fn libraries(said: &str) -> Vec<&str> {
-    said.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).collect()
+fn libraries(said: &str) -> impl Iterator<Item = &str> {
+    said.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
 }
 
 #[cfg(test)]
@@ -93,6 +110,7 @@ mod tests {
     fn libraries_and_loader_are_read_from_ldd() {
         let said = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
             \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        assert_eq!(libraries(said), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+        let found: Vec<&str> = libraries(said).collect();
+        assert_eq!(found, ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
     }
 }

@@ -27,7 +27,6 @@ pub const PROMETHEUS: &str = "heddle.local/prometheus:1";
 /// The target of a static binary: with the target named, the flags are not for build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROGRAMS: [&str; 9] = ["sh", "sleep", "cat", "ls", "env", "curl", "nginx", "socat", "timeout"];
-const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const RUNS: &str = "FROM scratch\nCOPY root /\nCMD [\"/bin/sleep\", \"infinity\"]\n";
 
 /// The folders that images are made from, and the archives that they become.
@@ -103,16 +102,13 @@ impl Images {
             stores.with_libraries(&found(program, search)?, &Path::new("bin").join(program))?;
         }
         for program in ["redis-server", "redis-cli", "etcdctl"] {
-            stores.with_libraries(&debian.join("usr/bin").join(program), &Path::new("bin").join(program))?;
+            let file = debian.join("usr/bin").join(program);
+            stores.with_libraries_of(debian, &file, &Path::new("bin").join(program))?;
         }
         stores.with_libraries(Path::new(&programs.etcd()), Path::new("bin/etcd"))?;
-        // `ldd` finds these only where they are installed.
-        for library in ["liblzf.so.1", "libjemalloc.so.2"] {
-            let library = Path::new(LIBRARIES).join(library);
-            stores.place(&debian.join(&library), &library)?;
-        }
         let prometheus = self.stage("prometheus")?;
-        prometheus.with_libraries(&debian.join("usr/bin/prometheus"), Path::new("bin/prometheus"))
+        let file = debian.join("usr/bin/prometheus");
+        prometheus.with_libraries_of(debian, &file, Path::new("bin/prometheus"))
     }
 
     /// The static binary that the image holds.
