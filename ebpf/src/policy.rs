@@ -125,6 +125,8 @@ pub const PORT_MESH_CLIENTS: u8 = 2;
 pub const PORT_L4_ONLY: u8 = 4;
 /// The port is detected as for HTTP later; carried as TCP by the agent now.
 pub const PORT_DETECT: u8 = 8;
+/// The agent answers at the port for the pod: no application needs to listen there.
+pub const PORT_AGENT_ANSWERS: u8 = 16;
 
 /// What holds for a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -169,6 +169,11 @@ impl Compiled {
         }
     }
 
+    /// Whether the agent itself answers at a port of a pod of this node, whoever may come there.
+    pub fn agent_answers(&self, server: &Address, port: u16) -> bool {
+        self.policies.get(server).is_some_and(|policy| policy.inbound.admin == Some(port))
+    }
+
     /// Whether a port lets clients in that complete mesh TLS without a certificate: everywhere else their handshake
     /// fails.
     pub fn admits_anonymous(&self, server: &Address, port: u16) -> bool {

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use heddle_ebpf::policy::{PORT_DETECT, PORT_L4_ONLY, PORT_NEEDS_REQUEST};
+use heddle_ebpf::policy::{PORT_AGENT_ANSWERS, PORT_DETECT, PORT_L4_ONLY, PORT_NEEDS_REQUEST};
 
 use crate::{
     authorizations::{denies, inbound_grants},
@@ -46,6 +46,18 @@ pub(crate) struct PortRules {
     pub(crate) flags: u8,
 }
 
+impl PortRules {
+    /// The same for the port at which the agent answers for the pod. No such connection is left to the kernel alone. Where a
+    /// Server says no more of requests than that they are HTTP/1, there is nothing to be seen in one that would decide.
+    fn where_the_agent_answers(&self) -> Self {
+        let requests = &self.requests;
+        let plain = !requests.closed && requests.routes.is_none() && requests.limits.is_none();
+        let http1 = plain && self.protocol == ProxyProtocol::Http1;
+        let cleared = PORT_L4_ONLY | if http1 { PORT_NEEDS_REQUEST } else { 0 };
+        Self { flags: self.flags & !cleared | PORT_DETECT | PORT_AGENT_ANSWERS, ..self.clone() }
+    }
+}
+
 /// What holds for the ports of one protocol.
 #[derive(Clone, Debug)]
 pub(crate) struct Ports {
@@ -70,6 +82,8 @@ impl Ports {
 pub(crate) struct PodPolicy {
     pub(crate) tcp: Ports,
     pub(crate) udp: Ports,
+    /// The port at which the agent answers for the pod.
+    pub(crate) admin: Option<u16>,
 }
 
 impl PodPolicy {
@@ -157,7 +171,13 @@ impl<'a> AboutPod<'a> {
         if overfull {
             rest.grants = crate::grant_set::empty();
         }
-        PodPolicy { tcp: Ports { own, rest }, udp }
+        let mut tcp = Ports { own, rest };
+        let admin = pod.admin_port();
+        if let Some(port) = admin {
+            let rules = tcp.port(port).where_the_agent_answers();
+            tcp.own.insert(port, rules);
+        }
+        PodPolicy { tcp, udp, admin }
     }
 
     /// What holds for datagrams: the default policy, as far as it lets clients without identity in, and Heddle's rules. A
@@ -375,12 +395,7 @@ pub(crate) fn ports_of(rule: &AccessRule, pod: &Pod, transport: Transport) -> Op
     for port in &spec.ports {
         match port {
             PortMatch::Range(first, last) => ports.extend(*first..=*last),
-            PortMatch::Name(name) => ports.extend(
-                pod.ports
-                    .iter()
-                    .filter(|port| port.transport == transport && port.name == *name)
-                    .map(|port| port.number),
-            ),
+            PortMatch::Name(name) => ports.extend(pod.named_ports(name, transport)),
         }
     }
     ports.sort_unstable();

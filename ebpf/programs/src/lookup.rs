@@ -14,7 +14,7 @@ use crate::{
     context::{IPPROTO_TCP, agent_alive, direct_opening},
     maps,
     report::{Subject, report},
-    tables::{KernelTables, Place, judge_inbound},
+    tables::{KernelTables, Place, agent_answers, judge_inbound},
 };
 use heddle_policy::verdict::TCP;
 
@@ -56,13 +56,13 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
     if key.tuple.source == key.tuple.destination || key.tuple.source.is_loopback() {
         return refuse(&key, Reason::NoOrigin);
     }
-    if !listened(&key) {
+    let tables = KernelTables::current();
+    if !listened(&key) && !agent_answers(&tables, &key.tuple.destination, key.tuple.destination_port) {
         return refuse(&key, Reason::NoListener);
     }
     if maps::PROBES.get_ptr(&key.tuple).is_some() {
         return assign(&ctx, pod, &key, Direction::Inbound, 0, &Verdict::proxy(Reason::Probe, 0));
     }
-    let tables = KernelTables::current();
     let mut verdict = Verdict::refuse(Reason::TablesClosed, 0);
     judge_inbound(
         &tables,

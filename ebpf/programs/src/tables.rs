@@ -4,11 +4,11 @@ use heddle_ebpf::{
     Address,
     codes::Verdict,
     policy::{
-        Allow, AllowKey, Backend, BackendKey, Network, NetworkKey, PortKey, PortPolicy, Service, ServiceKey,
-        Settings, State, Workload,
+        Allow, AllowKey, Backend, BackendKey, Network, NetworkKey, PORT_AGENT_ANSWERS, PortKey, PortPolicy,
+        Service, ServiceKey, Settings, State, Workload,
     },
 };
-use heddle_policy::verdict::{self, Connect, Outbound, Tables};
+use heddle_policy::verdict::{self, Connect, Outbound, TCP, Tables};
 
 use crate::maps;
 
@@ -149,4 +149,16 @@ pub fn judge_inbound(
     decided: &mut Verdict,
 ) {
     *decided = verdict::inbound(tables, client, server, place.0 as u16, (place.0 >> 16) as u8);
+}
+
+/// Whether the agent answers at a port of a pod's for the pod, so that nobody needs to listen there.
+#[inline(never)]
+pub fn agent_answers(tables: &KernelTables, server: &Address, port: u16) -> bool {
+    let Some(pod) = tables.workload(server) else {
+        return false;
+    };
+    match verdict::port_policy(tables, pod.policy, port, TCP) {
+        Some(row) => row.flags & PORT_AGENT_ANSWERS != 0,
+        None => false,
+    }
 }

@@ -50,7 +50,10 @@ pub use self::{
     selector::{Operator, Requirement, Selector},
     slices::{EndpointSlice, EndpointState, PodReference, SERVICE_NAME, SliceEndpoint, SlicePort},
     tree::Lines,
-    workload::{Check, Passage, Pod, PodPort, Probe, Service, ServicePort, TargetPort, Transport},
+    workload::{
+        ADMIN_PORT, ADMIN_PORT_NAME, Check, Passage, Pod, PodPort, Probe, Service, ServicePort, TargetPort,
+        Transport,
+    },
 };
 
 #[cfg(test)]

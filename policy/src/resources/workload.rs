@@ -146,13 +146,31 @@ pub struct Service {
     pub publish_not_ready: bool,
 }
 
+/// The port at which a pod's share of the agent's metrics is read: Linkerd's, where the sidecar's were.
+pub const ADMIN_PORT: u16 = 4191;
+/// The name by which a Server means [`ADMIN_PORT`]: that of the port of Linkerd's sidecar.
+pub const ADMIN_PORT_NAME: &str = "linkerd-admin";
+
 impl Pod {
-    /// The TCP ports that it declares under a name.
+    /// The ports that it has under a name: those that it declares, and [`ADMIN_PORT`].
+    pub fn named_ports<'a>(&'a self, name: &'a str, transport: Transport) -> impl Iterator<Item = u16> + 'a {
+        let declared = self.ports.iter().filter(move |port| port.transport == transport && port.name == name);
+        let admin = (transport == Transport::Tcp && name == ADMIN_PORT_NAME).then(|| self.admin_port());
+        declared.map(|port| port.number).chain(admin.flatten())
+    }
+
+    /// The TCP ports that it has under a name.
     pub fn named_tcp_ports<'a>(&'a self, name: &'a str) -> impl Iterator<Item = u16> + 'a {
-        self.ports
-            .iter()
-            .filter(move |port| port.transport == Transport::Tcp && port.name == name)
-            .map(|port| port.number)
+        self.named_ports(name, Transport::Tcp)
+    }
+
+    /// The port at which the agent answers for the pod; `None`: it declares a port of that number or name, which is the
+    /// application's then.
+    pub fn admin_port(&self) -> Option<u16> {
+        let own = |port: &PodPort| {
+            port.transport == Transport::Tcp && (port.number == ADMIN_PORT || port.name == ADMIN_PORT_NAME)
+        };
+        (!self.ports.iter().any(own)).then_some(ADMIN_PORT)
     }
 
     /// Whether it declares a TCP port.

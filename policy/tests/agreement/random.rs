@@ -47,9 +47,9 @@ impl Random {
 
 pub const NAMESPACES: [&str; 3] = ["shop", "data", "ops"];
 pub const ACCOUNTS: [&str; 4] = ["web", "db", "default", "a.b"];
-pub const PORTS: [u16; 9] = [80, 81, 82, 443, 6379, 8080, 9000, 53, 65535];
+pub const PORTS: [u16; 10] = [80, 81, 82, 443, 6379, 8080, 9000, 53, 65535, 4191];
 pub const NODE: &str = "a";
-const PORT_NAMES: [&str; 3] = ["http", "db", "grpc"];
+const PORT_NAMES: [&str; 4] = ["http", "db", "grpc", "linkerd-admin"];
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

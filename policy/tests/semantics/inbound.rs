@@ -34,6 +34,50 @@ fn a_port_by_name_is_every_tcp_port_of_that_name_init_containers_included() {
 }
 
 #[test]
+fn linkerd_admin_is_a_port_of_every_pod_at_which_the_agent_answers_unless_the_pod_declares_it() {
+    let admin = "{podSelector: {}, port: linkerd-admin, proxyProtocol: HTTP/1}";
+    let allow = policy("scrape", "{group: policy.linkerd.io, kind: Server, name: admin}", WEB_ACCOUNT);
+    let it = world(&(server("admin", admin) + &allow));
+    assert!(it.allows("web.shop", OUTSIDE, DB, 4191), "no request can turn what is decided");
+    assert!(!it.allows("tool.ops", OUTSIDE, DB, 4191) && !it.allows("", OUTSIDE, DB, 4191));
+    assert!(!it.allows("web.shop", OUTSIDE, TOOL, 4191), "the same namespace only");
+    let answers = |it: &World, server: &str, port| {
+        it.compiled.agent_answers(&server.parse::<std::net::IpAddr>().unwrap().into(), port)
+    };
+    assert!(answers(&it, DB, 4191) && answers(&it, TOOL, 4191) && !answers(&it, DB, 8080));
+    // What says more of requests than that they are HTTP/1 is read by nobody.
+    let route = doc(
+        "policy.linkerd.io/v1beta3",
+        "HTTPRoute",
+        "r",
+        "{parentRefs: [{group: policy.linkerd.io, kind: Server, name: admin}], rules: [{}]}",
+    );
+    let with_route = world(&(server("admin", admin) + &allow + &route));
+    assert_eq!(with_route.reason("web.shop", OUTSIDE, DB, 4191), Reason::NeedsRequest);
+    for protocol in ["HTTP/2", "gRPC"] {
+        let it = world(&(server("admin", &admin.replace("HTTP/1", protocol)) + &allow));
+        assert_eq!(it.reason("web.shop", OUTSIDE, DB, 4191), Reason::NeedsRequest, "{protocol}");
+    }
+    // A pod that declares the port, or another of that name, has it itself.
+    for port in ["{name: own, containerPort: 4191}", "{name: linkerd-admin, containerPort: 4000}"] {
+        let own = format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: own, namespace: shop, uid: u-own}}\n\
+             spec: {{nodeName: a, serviceAccountName: own, containers: [{{name: c, image: i, ports: [{port}]}}]}}\n\
+             status: {{phase: Running, podIP: 10.1.0.4}}\n"
+        );
+        let it = world(&(server("admin", &admin.replace("HTTP/1", "opaque")) + &allow + &own));
+        assert!(!answers(&it, "10.1.0.4", 4191) && answers(&it, DB, 4191), "{port}");
+        assert!(it.allows("web.shop", OUTSIDE, "10.1.0.4", 4000) == port.contains("linkerd-admin"), "{port}");
+        assert!(!it.allows("web.shop", OUTSIDE, "10.1.0.4", 4191), "{port}");
+    }
+    // A datagram at that number is no affair of the agent's.
+    let udp = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: own, namespace: shop, uid: u-own}\n\
+               spec: {nodeName: a, serviceAccountName: own, containers: [{name: c, image: i, ports: [{name: own, containerPort: 4191, protocol: UDP}]}]}\n\
+               status: {phase: Running, podIP: 10.1.0.4}\n";
+    assert!(answers(&world(udp), "10.1.0.4", 4191));
+}
+
+#[test]
 fn access_policy_is_deny_by_default_and_additive() {
     let spec = |access: &str| {
         db().replace("proxyProtocol: opaque", &format!("proxyProtocol: opaque{access}")) + &allow(WEB_ACCOUNT)

@@ -2,11 +2,16 @@
 
 use std::{
     collections::HashSet,
+    fmt,
     hash::Hash,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use prometheus_client::{encoding::EncodeLabelSet, metrics::family::Family};
+use prometheus_client::{
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{TypedMetric, family::Family},
+    registry::{Metric, Registry},
+};
 
 /// Labels that can be told apart by pod, and replaced when there are too many.
 pub(super) trait SeriesLabels: EncodeLabelSet + Clone + Hash + Eq {
@@ -16,21 +21,28 @@ pub(super) trait SeriesLabels: EncodeLabelSet + Clone + Hash + Eq {
     fn is_of(&self, namespace: &str, pod: &str) -> bool;
 }
 
+/// Series of one name, whatever their labels and kind.
+pub(super) trait Series {
+    /// Makes them part of what is told.
+    fn register(&self, registry: &mut Registry);
+    /// Tells those of a pod.
+    fn share(&self, namespace: &str, pod: &str, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result;
+    /// Drops those of a pod. A handle that somebody still has counts into nothing.
+    fn forget(&self, namespace: &str, pod: &str);
+}
+
 #[derive(Debug)]
 pub(super) struct Bounded<S, M> {
+    name: &'static str,
+    help: &'static str,
     family: Family<S, M>,
     known: Mutex<HashSet<S>>,
     most: usize,
 }
 
 impl<S: SeriesLabels, M: Clone + Default> Bounded<S, M> {
-    pub(super) fn new(most: usize) -> Self {
-        Self { family: Family::default(), known: Mutex::new(HashSet::new()), most }
-    }
-
-    /// The family to register.
-    pub(super) fn series(&self) -> Family<S, M> {
-        self.family.clone()
+    pub(super) fn new(name: &'static str, help: &'static str, most: usize) -> Self {
+        Self { name, help, family: Family::default(), known: Mutex::new(HashSet::new()), most }
     }
 
     /// The series of `labels`, or the one for what does not fit.
@@ -46,8 +58,37 @@ impl<S: SeriesLabels, M: Clone + Default> Bounded<S, M> {
         self.family.get_or_create_owned(labels)
     }
 
-    /// Drops the series of a pod. A handle that somebody still has counts into nothing.
-    pub(super) fn forget(&self, namespace: &str, pod: &str) {
+    fn known(&self) -> MutexGuard<'_, HashSet<S>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S, M> Series for Bounded<S, M>
+where
+    S: SeriesLabels + fmt::Debug + Send + Sync + 'static,
+    M: Metric + EncodeMetric + TypedMetric + Clone + Default,
+{
+    fn register(&self, registry: &mut Registry) {
+        registry.register(self.name, self.help, self.family.clone());
+    }
+
+    fn share(&self, namespace: &str, pod: &str, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let own: Vec<S> =
+            self.known().iter().filter(|labels| labels.is_of(namespace, pod)).cloned().collect();
+        if own.is_empty() {
+            return Ok(());
+        }
+        let mut family = encoder.encode_descriptor(self.name, self.help, None, M::TYPE)?;
+        for labels in &own {
+            // Not made if the pod has just been forgotten.
+            if let Some(metric) = self.family.get(labels) {
+                metric.encode(family.encode_family(labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, namespace: &str, pod: &str) {
         self.known().retain(|labels| {
             let goes = labels.is_of(namespace, pod);
             if goes {
@@ -55,9 +96,5 @@ impl<S: SeriesLabels, M: Clone + Default> Bounded<S, M> {
             }
             !goes
         });
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashSet<S>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,6 +11,8 @@ use std::sync::{
 
 use heddle_ebpf::codes::{Hook, Outcome, Reason};
 use prometheus_client::{
+    collector::Collector,
+    encoding::DescriptorEncoder,
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
@@ -23,7 +25,7 @@ pub use labels::{Direction, FlowLabels, Peer, RuleLabels, Tls};
 pub use readings::{CertificateReading, Readings, TablesReading};
 
 use super::events::Events;
-use bounded::Bounded;
+use bounded::{Bounded, Series};
 use labels::{AuditLabels, CloseLabels, DecisionLabels};
 
 /// What the text is, as HTTP says it.
@@ -46,6 +48,7 @@ pub struct Metrics {
     handshakes: Bounded<DecisionLabels, Counter>,
     decisions: Bounded<DecisionLabels, Counter>,
     audited: Bounded<AuditLabels, Counter>,
+    readings: readings::AtScrape,
     forgotten: AtomicU64,
 }
 
@@ -56,48 +59,54 @@ impl Metrics {
     }
 
     fn bounded(readings: Arc<dyn Readings>, events: Arc<Events>, most: usize) -> Self {
-        let mut registry = Registry::default();
-        let allowed = Bounded::new(most);
-        let denied = Bounded::new(most);
-        let terminated = Bounded::new(most);
-        let opened = Bounded::new(most);
-        let open = Bounded::new(most);
-        let closed = Bounded::new(most);
-        let read = Bounded::new(most);
-        let written = Bounded::new(most);
-        let handshakes = Bounded::new(most);
-        let decisions = Bounded::new(most);
-        let audited = Bounded::new(most);
-        let r = &mut registry;
-        r.register("inbound_tcp_authz_allow", "Connections into pods that a rule allowed", allowed.series());
-        r.register("inbound_tcp_authz_deny", "Connections into pods that no rule allowed", denied.series());
-        let help = "Live connections into pods that ended because the rules no longer allow them";
-        r.register("inbound_tcp_authz_terminate", help, terminated.series());
-        r.register("tcp_open", "Connections opened", opened.series());
-        r.register("tcp_open_connections", "Connections open now", open.series());
-        r.register("tcp_close", "Connections closed", closed.series());
-        r.register("tcp_read_bytes", "Bytes read from peers", read.series());
-        r.register("tcp_write_bytes", "Bytes written to peers", written.series());
-        r.register("heddle_handshakes", "TLS handshakes of the agent's", handshakes.series());
-        r.register("heddle_agent_decisions", "What the agent decided, and why", decisions.series());
-        let help = "Connections that only `audit` let pass: a `deny` would have refused them";
-        registry.register("heddle_audit_would_refuse", help, audited.series());
-        registry.register_collector(Box::new(readings::AtScrape::new(readings, events)));
-        Self {
-            registry,
-            allowed,
-            denied,
-            terminated,
-            opened,
-            open,
-            closed,
-            read,
-            written,
-            handshakes,
-            decisions,
-            audited,
+        let terminated = "Live connections into pods that ended because the rules no longer allow them";
+        let audited = "Connections that only `audit` let pass: a `deny` would have refused them";
+        let readings = readings::AtScrape::new(readings, events);
+        let mut it = Self {
+            registry: Registry::default(),
+            allowed: Bounded::new(
+                "inbound_tcp_authz_allow",
+                "Connections into pods that a rule allowed",
+                most,
+            ),
+            denied: Bounded::new(
+                "inbound_tcp_authz_deny",
+                "Connections into pods that no rule allowed",
+                most,
+            ),
+            terminated: Bounded::new("inbound_tcp_authz_terminate", terminated, most),
+            opened: Bounded::new("tcp_open", "Connections opened", most),
+            open: Bounded::new("tcp_open_connections", "Connections open now", most),
+            closed: Bounded::new("tcp_close", "Connections closed", most),
+            read: Bounded::new("tcp_read_bytes", "Bytes read from peers", most),
+            written: Bounded::new("tcp_write_bytes", "Bytes written to peers", most),
+            handshakes: Bounded::new("heddle_handshakes", "TLS handshakes of the agent's", most),
+            decisions: Bounded::new("heddle_agent_decisions", "What the agent decided, and why", most),
+            audited: Bounded::new("heddle_audit_would_refuse", audited, most),
+            readings: readings.clone(),
             forgotten: AtomicU64::new(0),
-        }
+        };
+        let mut registry = Registry::default();
+        it.all().into_iter().for_each(|series| series.register(&mut registry));
+        registry.register_collector(Box::new(readings));
+        it.registry = registry;
+        it
+    }
+
+    fn all(&self) -> [&dyn Series; 11] {
+        [
+            &self.allowed,
+            &self.denied,
+            &self.terminated,
+            &self.opened,
+            &self.open,
+            &self.closed,
+            &self.read,
+            &self.written,
+            &self.handshakes,
+            &self.decisions,
+            &self.audited,
+        ]
     }
 
     /// The series of connections with these labels, to be kept for the next of them: as long as [`Self::forgotten`]
@@ -154,15 +163,7 @@ impl Metrics {
     /// A pod (`namespace/name`) is gone: its series go with it.
     pub fn forget_pod(&self, pod: &str) {
         let (namespace, name) = labels::split(pod);
-        for series in [&self.allowed, &self.denied, &self.terminated, &self.opened, &self.read, &self.written]
-        {
-            series.forget(namespace, name);
-        }
-        self.open.forget(namespace, name);
-        self.closed.forget(namespace, name);
-        self.handshakes.forget(namespace, name);
-        self.decisions.forget(namespace, name);
-        self.audited.forget(namespace, name);
+        self.all().into_iter().for_each(|series| series.forget(namespace, name));
         self.forgotten.fetch_add(1, Ordering::Release);
     }
 
@@ -174,6 +175,36 @@ impl Metrics {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+
+    /// What is told of one pod (`namespace/name`), and nothing of another: what a Server about the pod's port `linkerd-admin`
+    /// lets its clients read.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn share(self: &Arc<Self>, pod: &str) -> Result<String, std::fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Share { metrics: Arc::clone(self), pod: pod.to_owned() }));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+/// One pod's part.
+#[derive(Debug)]
+struct Share {
+    metrics: Arc<Metrics>,
+    pod: String,
+}
+
+impl Collector for Share {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let (namespace, name) = labels::split(&self.pod);
+        for series in self.metrics.all() {
+            series.share(namespace, name, &mut encoder)?;
+        }
+        self.metrics.readings.share(namespace, name, &mut encoder)
     }
 }
 

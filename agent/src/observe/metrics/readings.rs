@@ -20,6 +20,7 @@ use prometheus_client::{
 
 use super::{
     super::{events::Events, record::outcome_text},
+    bounded::SeriesLabels as _,
     labels::{DecisionLabels, Text},
 };
 
@@ -65,6 +66,7 @@ pub trait Readings: Send + Sync + 'static {
     fn heartbeats_late(&self) -> u64;
 }
 
+#[derive(Clone)]
 pub(super) struct AtScrape {
     readings: Arc<dyn Readings>,
     events: Arc<Events>,
@@ -93,6 +95,37 @@ impl AtScrape {
         }
         sums
     }
+
+    /// Of this, what is about one pod.
+    pub(super) fn share(
+        &self,
+        namespace: &str,
+        pod: &str,
+        encoder: &mut DescriptorEncoder<'_>,
+    ) -> fmt::Result {
+        let mut own = self.decisions();
+        own.retain(|labels, _| labels.is_of(namespace, pod));
+        if own.is_empty() { Ok(()) } else { tell_decisions(&own, encoder) }
+    }
+}
+
+/// What the kernel decided.
+fn tell_decisions(
+    decisions: &BTreeMap<DecisionLabels, Count>,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let help = "What the kernel programs decided, and why: connections or packets";
+    let mut family = encoder.encode_descriptor("heddle_kernel_decisions", help, None, MetricType::Counter)?;
+    for (labels, count) in decisions {
+        ConstCounter::new(count.count).encode(family.encode_family(labels)?)?;
+    }
+    let help = "Bytes of the packets that the kernel programs decided about";
+    let mut family =
+        encoder.encode_descriptor("heddle_kernel_decision_bytes", help, None, MetricType::Counter)?;
+    for (labels, count) in decisions.iter().filter(|(_, count)| count.bytes > 0) {
+        ConstCounter::new(count.bytes).encode(family.encode_family(labels)?)?;
+    }
+    Ok(())
 }
 
 fn outcome_named(code: u32) -> &'static str {
@@ -108,19 +141,7 @@ impl fmt::Debug for AtScrape {
 
 impl Collector for AtScrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let decisions = self.decisions();
-        let help = "What the kernel programs decided, and why: connections or packets";
-        let mut family =
-            encoder.encode_descriptor("heddle_kernel_decisions", help, None, MetricType::Counter)?;
-        for (labels, count) in &decisions {
-            ConstCounter::new(count.count).encode(family.encode_family(labels)?)?;
-        }
-        let help = "Bytes of the packets that the kernel programs decided about";
-        let mut family =
-            encoder.encode_descriptor("heddle_kernel_decision_bytes", help, None, MetricType::Counter)?;
-        for (labels, count) in decisions.iter().filter(|(_, count)| count.bytes > 0) {
-            ConstCounter::new(count.bytes).encode(family.encode_family(labels)?)?;
-        }
+        tell_decisions(&self.decisions(), &mut encoder)?;
 
         let certificates = self.readings.certificates();
         let help = "When the certificate expires, in seconds since 1970; 0: there is none yet";

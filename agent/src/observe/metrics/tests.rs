@@ -109,6 +109,35 @@ fn value(text: &str, series: &str) -> Option<String> {
 }
 
 #[test]
+fn a_pods_share_is_its_own_and_nobody_elses() {
+    let metrics = Arc::new(metrics(100));
+    let _open = metrics.flow(labels("shop/db-1", "web.shop")).open();
+    // Names of which one is in the other, and the same name in another namespace.
+    let others = ["shop/db-10", "shop/db", "bank/db-1"];
+    let _others = others.map(|pod| metrics.flow(labels(pod, "secret.bank")).open());
+    metrics.decide(Hook::Connect, Outcome::Refuse, Reason::Unauthorized, "bank/db-1");
+    metrics.would_refuse(Reason::Unauthorized, "default policy audit", "shop/db-1", 3);
+    let text = metrics.share("shop/db-1").unwrap();
+    assert_eq!(value(&text, &format!("tcp_open_total{{{FLOW}}}")).as_deref(), Some("1"));
+    assert!(text.contains("heddle_audit_would_refuse_total{") && text.ends_with("# EOF\n"), "{text}");
+    let rest: Vec<&str> =
+        text.lines().filter(|line| !line.contains("namespace=\"shop\",pod=\"db-1\"")).collect();
+    assert!(rest.iter().all(|line| line.starts_with('#')), "{rest:?}");
+    assert!(
+        !text.contains("secret.bank") && !text.contains("certificate") && !text.contains("kernel"),
+        "{text}"
+    );
+    // The kernel's counts of a pod, and of it alone.
+    let web = metrics.share("shop/web-1").unwrap();
+    let decided = web.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>();
+    assert_eq!(decided.len(), 1, "{web}");
+    assert!(decided[0].starts_with("heddle_kernel_decisions_total{") && decided[0].ends_with(" 7"), "{web}");
+    assert_eq!(metrics.share("shop/nobody").unwrap(), "# EOF\n");
+    metrics.forget_pod("shop/db-1");
+    assert_eq!(metrics.share("shop/db-1").unwrap(), "# EOF\n");
+}
+
+#[test]
 fn a_connection_counts_under_linkerds_names() {
     let metrics = metrics(100);
     let labels = labels("shop/db-1", "web.shop");

@@ -11,7 +11,7 @@ use heddle_policy::{
     },
 };
 
-use super::{Client, Credit, Reference, dns, entry_allows, entry_means, picks, spellings, within};
+use super::{Client, Credit, Reference, dns, entry_allows, entry_means, has_port, picks, spellings, within};
 use crate::random::NOW;
 
 fn covers(networks: &[NetworkMatch], address: IpAddr) -> bool {
@@ -96,10 +96,7 @@ impl<'a> Reference<'a> {
         spec.ports.is_empty()
             || spec.ports.iter().any(|it| match it {
                 PortMatch::Range(first, last) => (*first..=*last).contains(&port),
-                PortMatch::Name(name) => pod
-                    .ports
-                    .iter()
-                    .any(|it| it.name == *name && it.number == port && it.transport == transport),
+                PortMatch::Name(name) => has_port(pod, name, port, transport),
             })
     }
 

@@ -204,7 +204,7 @@ impl<'a> Reference<'a> {
             })
     }
 
-    fn needs_request(&self, server: &Server) -> bool {
+    fn needs_request(&self, server: &Server, pod: &Pod, port: u16) -> bool {
         let opaque = matches!(server.protocol, ProxyProtocol::Opaque | ProxyProtocol::Tls);
         let attached = self.resources.iter().any(|it| match it {
             Resource::Route(route) => self.attached(route, server) == Some(true),
@@ -213,7 +213,9 @@ impl<'a> Reference<'a> {
             }
             _ => false,
         });
-        !opaque && (attached || self.closed(server) || server.protocol != ProxyProtocol::Unknown)
+        let agents = server.protocol == ProxyProtocol::Http1 && agent_answers(pod, port);
+        let spoken = server.protocol != ProxyProtocol::Unknown && !agents;
+        !opaque && (attached || self.closed(server) || spoken)
     }
 
     fn default_allows(&self, policy: DefaultPolicy, client: &Client) -> bool {
@@ -295,7 +297,7 @@ impl<'a> Reference<'a> {
         let Some(pod) = self.pod_at(server).filter(|pod| self.local_meshed(pod)) else {
             return (Answer::NotHere, String::new());
         };
-        if self.governor(pod, port).is_some_and(|server| self.needs_request(server)) {
+        if self.governor(pod, port).is_some_and(|server| self.needs_request(server, pod, port)) {
             return (Answer::NeedsRequest, self.governs(pod, port));
         }
         self.judge(pod, port, client, None)
@@ -623,11 +625,21 @@ pub fn picks(selector: &Selector, labels: &std::collections::BTreeMap<String, St
 fn port_matches(server: &Server, pod: &Pod, port: u16) -> bool {
     match &server.port {
         ServerPort::Number(number) => *number == port,
-        ServerPort::Name(name) => {
-            pod.ports.iter().any(|it| it.name == *name && it.number == port && it.transport == Transport::Tcp)
-        }
+        ServerPort::Name(name) => has_port(pod, name, port, Transport::Tcp),
         ServerPort::Unreadable => false,
     }
+}
+
+/// Whether the agent answers at a port for the pod, which declares nothing of the kind itself.
+pub fn agent_answers(pod: &Pod, port: u16) -> bool {
+    let tcp = |it: &&heddle_policy::resources::PodPort| it.transport == Transport::Tcp;
+    port == 4191 && !pod.ports.iter().filter(tcp).any(|it| it.number == 4191 || it.name == "linkerd-admin")
+}
+
+/// Whether a pod has a port of a name.
+fn has_port(pod: &Pod, name: &str, port: u16, transport: Transport) -> bool {
+    pod.ports.iter().any(|it| it.name == name && it.number == port && it.transport == transport)
+        || transport == Transport::Tcp && name == "linkerd-admin" && agent_answers(pod, port)
 }
 
 /// Whether an annotation lists a port; `None`: the list cannot be read, or is longer than a pod may write it.
@@ -642,10 +654,7 @@ fn listed(text: &str, pod: &Pod, port: u16) -> Option<bool> {
             None => match entry.parse::<u16>() {
                 Ok(number) => (number, number),
                 Err(_) => {
-                    let named = |it: &&heddle_policy::resources::PodPort| {
-                        it.name == entry && it.transport == Transport::Tcp && it.number == port
-                    };
-                    found |= pod.ports.iter().any(|it| named(&it));
+                    found |= has_port(pod, entry, port, Transport::Tcp);
                     continue;
                 }
             },

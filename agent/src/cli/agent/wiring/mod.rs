@@ -19,6 +19,7 @@ mod readings;
 mod recorder;
 mod refusal;
 mod shadow;
+mod shares;
 mod sockets;
 mod spire;
 mod stale;

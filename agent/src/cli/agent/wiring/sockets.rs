@@ -1,4 +1,4 @@
-//! The data plane's sockets are capture's.
+//! The data plane's sockets are capture's, but where the agent itself answers for a pod.
 
 use std::{
     io,
@@ -6,15 +6,23 @@ use std::{
     sync::Arc,
 };
 
-use super::pods::{Entry, Pods};
+use heddle_policy::Compiled;
+
+use super::{
+    pods::{Entry, Pods},
+    shares::Shares,
+};
 use crate::{
     capture::PodSockets,
+    cluster::snapshot::SnapshotReader,
     proxy::environment::{PodId, Sockets},
 };
 
 pub(super) struct CapturedSockets {
     pub pods: Arc<Pods>,
     pub sockets: PodSockets,
+    pub rules: SnapshotReader<Compiled>,
+    pub shares: Shares,
 }
 
 impl CapturedSockets {
@@ -22,6 +30,13 @@ impl CapturedSockets {
         self.pods
             .get(pod)
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the pod is no longer captured"))
+    }
+
+    /// Whether a connection to the pod is for the agent, and no application's.
+    fn agent_answers(&self, pod: &Entry, destination: SocketAddr) -> bool {
+        let snapshot = self.rules.peek();
+        let server = pod.address_like(destination.ip());
+        snapshot.as_ref().is_some_and(|it| it.compiled.agent_answers(&server, destination.port()))
     }
 }
 
@@ -47,6 +62,9 @@ impl Sockets for CapturedSockets {
         from_own_address: bool,
     ) -> io::Result<TcpStream> {
         let pod = self.pod(pod)?;
+        if self.agent_answers(&pod, destination) {
+            return self.shares.connect(&pod.name);
+        }
         self.sockets.connect_application(&pod.captured.namespace, destination, client, from_own_address)
     }
 }

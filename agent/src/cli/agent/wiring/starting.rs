@@ -34,6 +34,7 @@ use super::{
     readings::NodeReadings,
     recorder::Told,
     shadow::Shadow,
+    shares::Shares,
     sockets::CapturedSockets,
     upkeep::look_after,
 };
@@ -140,6 +141,8 @@ impl Running {
             sockets: Arc::new(CapturedSockets {
                 pods: Arc::clone(&pods),
                 sockets: capture.sockets().map_err(|error| failed(&error))?,
+                rules: rules.clone(),
+                shares: Shares::new(Arc::clone(&metrics)),
             }),
             policy: Arc::new(SnapshotPolicy {
                 pods: Arc::clone(&pods),

@@ -1,0 +1,151 @@
+//! A pod's share of the metrics, at the pod's own address, where Linkerd's sidecar had its own.
+//!
+//! Clients come there as to any port of the pod: by the mesh's TLS, and by the rules about the port. What would be the hop to
+//! the application leads here.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+use crate::observe::metrics::{CONTENT_TYPE as OPEN_METRICS, Metrics};
+
+/// How many connections of all pods at a time: two of each of 250 pods.
+const CONNECTIONS: usize = 512;
+/// How long a client may take for the head of its request, and between two of them.
+const HEAD: Duration = Duration::from_secs(75);
+/// How long a connection may last: a client that comes regularly makes another.
+const LIFE: Duration = Duration::from_secs(3600);
+
+/// What is asked for there.
+const PATH: &str = "/metrics";
+
+pub(super) struct Shares {
+    metrics: Arc<Metrics>,
+    runtime: Handle,
+    room: Arc<Semaphore>,
+    /// One is made at a time: each goes through every series.
+    turn: Arc<Semaphore>,
+}
+
+impl Shares {
+    /// Shares of these metrics, served on the runtime that this is called from.
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        Self { metrics, runtime: Handle::current(), room, turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// A connection at whose other end the pod's share is served.
+    ///
+    /// # Errors
+    /// There are too many, or what the kernel says.
+    pub(super) fn connect(&self, pod: &Arc<str>) -> io::Result<TcpStream> {
+        let room = Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
+            io::Error::new(io::ErrorKind::QuotaExceeded, "too many clients read pods' metrics")
+        })?;
+        let (near, far) = pair()?;
+        let share =
+            Share { metrics: Arc::clone(&self.metrics), pod: Arc::clone(pod), turn: Arc::clone(&self.turn) };
+        self.runtime.spawn(serve(far, share, room));
+        Ok(near)
+    }
+}
+
+/// Two ends of a connection, neither of which blocks. It is TCP's, as the data plane's sockets are.
+fn pair() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let own = near.local_addr()?;
+    loop {
+        let (far, peer) = listener.accept()?;
+        // Whoever else of this host came first is none of ours.
+        if peer == own {
+            near.set_nonblocking(true)?;
+            far.set_nonblocking(true)?;
+            far.set_nodelay(true)?;
+            return Ok((near, far));
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Share {
+    metrics: Arc<Metrics>,
+    pod: Arc<str>,
+    turn: Arc<Semaphore>,
+}
+
+async fn serve(stream: TcpStream, share: Share, _room: OwnedSemaphorePermit) {
+    let stream = match tokio::net::TcpStream::from_std(stream) {
+        Ok(stream) => TokioIo::new(stream),
+        Err(error) => return tracing::warn!(%error, "a pod's metrics cannot be served"),
+    };
+    let answer =
+        service_fn(async |request: Request<Incoming>| Ok::<_, Infallible>(share.answer(&request).await));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(stream, answer);
+    match tokio::time::timeout(LIFE, connection).await {
+        Ok(Ok(())) | Err(_) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(pod = &*share.pod, %error, "a client of the pod's metrics went wrong")
+        }
+    }
+}
+
+impl Share {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<String> {
+        if request.uri().path() != PATH {
+            return told(StatusCode::NOT_FOUND, format!("a pod's share of the metrics is at {PATH}\n"));
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = told(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n".to_owned());
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match self.text().await {
+            Ok(text) => {
+                let mut response = Response::new(text);
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
+                response
+            }
+            Err(error) => {
+                tracing::error!(pod = &*self.pod, error, "a pod's metrics cannot be told");
+                told(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the metrics cannot be told: see the agent's log\n".to_owned(),
+                )
+            }
+        }
+    }
+
+    async fn text(&self) -> Result<String, String> {
+        let _turn = self.turn.acquire().await.map_err(|error| error.to_string())?;
+        let (metrics, pod) = (Arc::clone(&self.metrics), Arc::clone(&self.pod));
+        let made = tokio::task::spawn_blocking(move || metrics.share(&pod)).await;
+        made.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+}
+
+fn told(status: StatusCode, text: String) -> Response<String> {
+    let mut response = Response::new(text);
+    *response.status_mut() = status;
+    response
+}
