@@ -37,7 +37,17 @@ impl Compiled {
     /// The ports of the meshed pod at `server` for which rules of their own are known.
     pub fn ruled_ports(&self, server: &Address, transport: Transport) -> impl Iterator<Item = u16> {
         let policy = self.policies.get(server).into_iter();
-        policy.flat_map(move |policy| policy.inbound.of(transport).own.keys().copied())
+        policy.flat_map(move |policy| {
+            let ports = policy.inbound.of(transport);
+            let admin = policy.inbound.admin.filter(|_| transport == Transport::Tcp);
+            // Who reaches the agent there is told where a rule is about it; else it is as with any other port.
+            let as_others = move |rules: &PortRules| {
+                rules.governs == ports.rest.governs && rules.grants == ports.rest.grants
+            };
+            let own =
+                ports.own.iter().filter(move |(port, rules)| Some(**port) != admin || !as_others(rules));
+            own.map(|(port, _)| *port)
+        })
     }
 
     /// Whether a rule of Heddle's allows datagrams to reach the meshed pod at `server`.

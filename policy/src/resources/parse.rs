@@ -182,8 +182,10 @@ fn read_object(value: Value, source: &Source, parsed: &mut Parsed) {
     };
     if api_version.is_empty() || kind.is_empty() {
         let field = if kind.is_empty() { "kind" } else { "apiVersion" };
+        // Of no resource: whoever follows a folder must not take the document for one that it can do without.
         parsed.problems.push(
-            problem(Severity::Error, field, "is missing: this is not a resource")
+            Problem::new(Severity::Error, &source.origin, "is missing: this is not a resource")
+                .field(field, nearest_line(&source.lines, field))
                 .remedy("write it or remove the document"),
         );
         return;

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use heddle_policy::{
-    ClientIdentity, ClusterSettings, Compiled, Connection, Index, Request, resources::parse_file,
+    ClientIdentity, ClusterSettings, Compiled, Connection, Index, Request, Severity, resources::parse_file,
 };
 
 /// One pod, `shop/server` at 10.1.0.1, whose container names port 80 `http`.
@@ -158,7 +158,11 @@ fn quoted(text: &str) -> String {
 
 fn compiled(pod: &str, rules: &str) -> Compiled {
     let text = format!("{}{rules}", SCENE.replace("{POD}", &format!("{{{pod}}}")));
-    Index::of([parse_file("fuzz.yaml", &text)]).compile_cluster(&ClusterSettings::default(), NOW)
+    let parsed = parse_file("fuzz.yaml", &text);
+    // What is no YAML, or no resource, breaks its file, and nothing of it is put in force: without a route, say, the
+    // Server would take every request.
+    let broken = parsed.problems.iter().any(|it| it.severity == Severity::Error && it.resource.is_empty());
+    Index::of((!broken).then_some(parsed)).compile_cluster(&ClusterSettings::default(), NOW)
 }
 
 fn server(protocol: &str, access: &str) -> String {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::capture::keep_little_memory;
 use crate::cluster::{
-    folder::{Folder, Limits, Pace},
+    folder::{Folder, FolderStatus, Limits, Pace},
     kubernetes::{self, FollowedCluster},
     manifests::{self, FollowedManifests, SharedPublisher},
     resources::FollowedResources,
@@ -230,6 +230,25 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Refuses a folder of which something cannot be read: an agent that starts has no last good content to keep, and without
+/// a file that refuses, others would be let in.
+fn whole(status: &FolderStatus) -> Result<(), Failure> {
+    let files = status.stale.iter().map(|it| (&it.file, &it.error, &it.remedy));
+    let folders = status.alarms.iter().map(|it| (&it.folder, &it.error, &it.remedy));
+    let unread: Vec<_> = files.chain(folders).collect();
+    let Some((file, error, remedy)) = unread.first() else { return Ok(()) };
+    let more = match unread.len() {
+        1 => String::new(),
+        count => format!(" ({count} such in all: `heddle policy check {}` names them)", status.folder),
+    };
+    Err(miette!(
+        help = format!(
+            "{remedy}; nothing is in force yet that could be kept instead, and what the file refuses would be let in"
+        ),
+        "{file} is not taken: {error}{more}"
+    ))
+}
+
 /// Where the resources come from, looked at before anything is opened.
 enum Source {
     Folder(manifests::Manifests),
@@ -244,6 +263,7 @@ impl Source {
                     let path = path.display().to_string();
                     miette!(help = fault.remedy(&path), "the manifests folder {path} is not taken: {fault}")
                 })?;
+                whole(&folder.status())?;
                 Ok(Self::Folder(folder))
             }
             Resources::Cluster(server) => Ok(Self::Cluster(server.kubeconfig.clone())),
