@@ -11,6 +11,7 @@ use xtask::lab::eventually;
 const APPLICATION: &str = include_str!("story.yaml");
 const RULES: &str = include_str!("story-rules.yaml");
 const SCRAPE: &str = include_str!("story-scrape.yaml");
+const ADMIN: &str = include_str!("story-admin.yaml");
 const PROBE: &str = include_str!("probe.sh");
 pub const NAMESPACES: [&str; 4] = ["books", "films", "watch", "street"];
 /// Who asks: all pods of the application and one outside the mesh.
@@ -69,6 +70,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     scene.apply("story-rules.yaml", RULES)?;
     compare(scene, step, &intended(&[]))?;
     scraping(scene, step)?;
+    shares(scene, step)?;
     scene.clear_namespaces(&NAMESPACES)
 }
 
@@ -257,4 +259,43 @@ fn scraping(scene: &Scene, step: &mut Step) -> Result<()> {
     });
     step.check("it reads both", scraped.is_ok(), format!("{told:?}"));
     compare(scene, step, &intended(&[("watch/prometheus", "films/ledger:2381")]))
+}
+
+/// What the agents count of a pod is read at the pod's port `linkerd-admin`, by whom a Server there lets in.
+fn shares(scene: &Scene, step: &mut Step) -> Result<()> {
+    step.does("kubectl apply a Server on the port named linkerd-admin of all pods of books, and a policy that lets Prometheus in");
+    let jobs = ["books-share", "films-share"];
+    let mut told = targets(scene)?;
+    let up = |told: &BTreeMap<String, (bool, String)>| jobs.map(|job| told.get(job).is_some_and(|it| it.0));
+    step.check(
+        "the control: before, it reads neither tenant's",
+        up(&told) == [false, false],
+        format!("{told:?}"),
+    );
+    scene.apply("story-admin.yaml", ADMIN)?;
+    let scraped = eventually("the share to be read", Duration::from_secs(30), || {
+        told = targets(scene)?;
+        Ok(up(&told) == [true, false])
+    });
+    let films = told.get("films-share").map(|it| it.1.as_str()).unwrap_or_default();
+    step.check("it reads books' share and is refused by films", scraped.is_ok(), films);
+    let url = format!("http://{}:4191/metrics", scene.address("books", "front")?);
+    let text = scene.curl("watch", "prometheus", &url)?.stdout;
+    let own = |line: &&str| line.contains("namespace=\"books\",pod=\"front\"");
+    let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    step.check(
+        "the share of books/front is of it alone, and tells of its clients",
+        series.iter().all(own) && text.contains("client_id=\"front.films."),
+        format!("{} series, {} of others", series.len(), series.iter().filter(|it| !own(it)).count()),
+    );
+    for client in ["films/front", "books/store", "street/client"] {
+        let (namespace, pod) = split(client);
+        let read = scene.curl(namespace, pod, &url)?;
+        step.check(
+            &format!("{client} reads nothing of it"),
+            !read.stdout.contains("tcp_open"),
+            read.stderr.trim(),
+        );
+    }
+    Ok(())
 }
