@@ -122,3 +122,25 @@ pub(crate) fn canonical(net: &IpNet) -> IpNet {
         net => net,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::canonical;
+
+    #[test]
+    fn a_network_of_mapped_addresses_is_ipv4s() {
+        for (written, meant) in [
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+            ("::ffff:10.1.2.3/128", "10.1.2.3/32"),
+            ("::ffff:0.0.0.0/96", "0.0.0.0/0"),
+            // More than the mapped ones, and none of them.
+            ("::ffff:0.0.0.0/95", "::fffe:0:0/95"),
+            ("fd00::1:2/112", "fd00::1:0/112"),
+            ("2001:db8::1/32", "2001:db8::/32"),
+        ] {
+            let net = canonical(&written.parse().unwrap());
+            assert_eq!(net, meant.parse().unwrap(), "{written}");
+        }
+    }
+}

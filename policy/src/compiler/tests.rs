@@ -438,3 +438,25 @@ fn a_namespace_of_which_nothing_is_left_leaves_nothing_behind() {
     follow(&mut it, "gone");
     assert_eq!(it.parts.namespaces().filter(|name| *name == "gone").count(), 0);
 }
+
+#[test]
+fn a_service_that_had_anothers_address_and_lost_it_before_anybody_saw_takes_nothing_with_it() {
+    let service = |name: &str, address: &str| {
+        let text = format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, spec: {{clusterIP: {address}, selector: {{app: web}}, ports: [{{port: 80}}]}}}}"
+        );
+        parse_file("s", &text).resources.remove(0)
+    };
+    let mut it = compiler();
+    for own in ["10.96.0.1", "10.96.0.77"] {
+        // `web` has 10.96.0.1; `late` claims it and goes, or has another in the end.
+        it.apply(service("late", "10.96.0.1"));
+        match own {
+            "10.96.0.1" => drop(it.remove(&service("late", "10.96.0.1").id())),
+            own => it.apply(service("late", own)),
+        }
+        follow(&mut it, own);
+        let web = "10.96.0.1".parse::<IpAddr>().unwrap().into();
+        assert!(it.compile(0).tables.services.keys().any(|key| key.address == web), "{own}");
+    }
+}

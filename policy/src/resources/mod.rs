@@ -33,7 +33,7 @@ pub use self::{
     },
     heddle::namespace_matches,
     meta::{Kind, Meta, ObjectName, ResourceId},
-    parse::{Parsed, parse_document, parse_file, parse_value},
+    parse::{Parsed, parse_file, parse_value},
     pattern::Pattern,
     ports::{PortSet, check_port_name},
     raw::{Document, read_documents},

@@ -53,13 +53,6 @@ pub fn parse_file(file: &str, text: &str) -> Parsed {
     parsed
 }
 
-/// Reads one YAML document.
-pub fn parse_document(text: &str, origin: Origin) -> Parsed {
-    let mut parsed = Parsed::default();
-    read_document(text, origin, 1, &mut parsed);
-    parsed
-}
-
 /// Reads one resource (or list) in JSON's form, as the API server sends it.
 pub fn parse_value(value: Value, origin: Origin) -> Parsed {
     let mut parsed = Parsed::default();

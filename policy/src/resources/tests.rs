@@ -83,6 +83,18 @@ fn a_pod_without_conditions_is_ready_when_it_runs() {
 }
 
 #[test]
+fn a_pod_is_ready_by_the_condition_of_that_name() {
+    for (ready, other) in [("True", "False"), ("False", "True")] {
+        let conditions = format!(
+            "conditions: [{{type: PodScheduled, status: '{other}'}}, {{type: Ready, status: '{ready}'}}, {{type: Initialized, status: '{other}'}}]"
+        );
+        let text = POD.replace("conditions: [{type: Ready, status: 'True'}]", &conditions);
+        let Resource::Pod(pod) = one(&text) else { panic!("not a pod") };
+        assert_eq!(pod.ready, ready == "True");
+    }
+}
+
+#[test]
 fn what_a_pod_cannot_have_is_told_with_its_line() {
     for (from, to, field, line) in [
         ("containerPort: 8080", "containerPort: 70000", "spec.containers[0].ports[0].containerPort", 22),
@@ -145,6 +157,22 @@ spec:
             (53, Transport::Udp, TargetPort::Number(53)),
         ]
     );
+    assert!(!service.publish_not_ready);
+    let published = text.replace("selector:", "publishNotReadyAddresses: true\n  selector:");
+    let Resource::Service(published) = one(&published) else { panic!("not a Service") };
+    assert!(published.publish_not_ready);
+    // The empty name and zero are how clients write none; what is no name is told, and the port is not there.
+    for none in ["''", "0"] {
+        let Resource::Service(service) =
+            one(&text.replace("targetPort: http", &format!("targetPort: {none}")))
+        else {
+            panic!("not a Service")
+        };
+        assert_eq!(service.ports[0].target, TargetPort::Number(80), "{none}");
+    }
+    let (bad, _) = faulty(&text.replace("targetPort: http", "targetPort: Http_"));
+    let Resource::Service(bad) = bad else { panic!("not a Service") };
+    assert_eq!(bad.ports.iter().map(|port| port.port).collect::<Vec<_>>(), [81, 53]);
     let headless = text
         .replace("clusterIP: 10.2.0.1", "clusterIP: None")
         .replace("  clusterIPs: [10.2.0.1, 'fd01::1']\n", "");
@@ -420,9 +448,77 @@ fn routes_and_limits_tell_their_servers() {
         assert_eq!(attached(&text.replace(parents, "5")), None);
         assert_eq!(attached(&text.replace(parents, "~")), Some(vec![]));
     }
+    let kinds = |group: &str, kind: &str| {
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\n\
+             spec: {{parentRefs: [{{group: {group}, kind: {kind}, name: it}}], rules: [{{}}]}}\n"
+        );
+        match parse_file("r", &text).resources.into_iter().next() {
+            Some(Resource::Route(Route { parents: Parents::These(mut these), .. })) => these.remove(0).kind,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(kinds("policy.linkerd.io", "Server"), ParentKind::Server);
+    assert_eq!(kinds("policy.linkerd.io", "EgressNetwork"), ParentKind::EgressNetwork);
+    assert_eq!(kinds("core", "Service"), ParentKind::Service);
+    assert_eq!(kinds("''", "Service"), ParentKind::Service);
+    for (group, kind) in [
+        ("policy.linkerd.io", "Service"),
+        ("core", "Server"),
+        ("core", "EgressNetwork"),
+        ("gateway.networking.k8s.io", "Server"),
+        ("gateway.networking.k8s.io", "EgressNetwork"),
+        ("gateway.networking.k8s.io", "Service"),
+    ] {
+        assert_eq!(kinds(group, kind), ParentKind::Other(format!("{group}/{kind}").replace("''", "")));
+    }
     let limit = "apiVersion: policy.linkerd.io/v1alpha1\nkind: HTTPLocalRateLimitPolicy\nmetadata: {name: r, namespace: shop}\n\
                  spec: {targetRef: {group: policy.linkerd.io, kind: Server, name: web}, total: {requestsPerSecond: 5}}\n";
     assert_eq!(attached(limit), Some(vec!["web".to_owned()]));
+}
+
+#[test]
+fn a_route_has_a_hundred_and_twenty_eight_rules_at_most() {
+    let read = |count: usize| {
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\n\
+             spec: {{parentRefs: [{{group: policy.linkerd.io, kind: Server, name: it}}], rules: [{}]}}\n",
+            vec!["{}"; count].join(", ")
+        );
+        match parse_file("r", &text).resources.into_iter().next() {
+            Some(Resource::Route(route)) => route.rules.map(|rules| rules.len()),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((read(127), read(128), read(129)), (Some(127), Some(128), None));
+}
+
+#[test]
+fn a_namespace_is_a_label_and_nothing_that_an_identity_could_be_read_in_two_ways_by() {
+    let told = |text: &str| parse_file("r", text).has_errors();
+    for (namespace, sound) in
+        [("shop", true), ("a.b", false), ("Shop", false), ("a_b", false), ("'-a'", false)]
+    {
+        let server = format!(
+            "{{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {{name: s, namespace: {namespace}}}, spec: {{podSelector: {{}}, port: 80}}}}\n"
+        );
+        assert_eq!(told(&server), !sound, "{server}");
+        let own = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}\n");
+        assert_eq!(told(&own), !sound, "{own}");
+    }
+    for (length, sound) in [(63, true), (64, false)] {
+        let own =
+            format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {}}}}}\n", "a".repeat(length));
+        assert_eq!(told(&own), !sound, "{length}");
+    }
+}
+
+#[test]
+fn one_resource_of_an_api_server_is_read_as_its_manifest() {
+    let text = r#"{"apiVersion": "policy.linkerd.io/v1beta3", "kind": "Server", "metadata": {"name": "s", "namespace": "shop"}, "spec": {"podSelector": {}, "port": 80}}"#;
+    let sent = parse_value(serde_json::from_str(text).unwrap(), Origin::new("it", 0));
+    assert_eq!((sent.resources.len(), sent.problems.len()), (1, 0));
+    assert_eq!(sent.resources[0].id(), one(text).id());
 }
 
 #[test]
@@ -484,9 +580,68 @@ fn what_is_no_resource_is_told() {
 }
 
 #[test]
+fn workloads_outside_are_ready_by_the_condition_of_that_name() {
+    let text = |status: &str, port: &str| {
+        format!(
+            "apiVersion: workload.linkerd.io/v1beta1\nkind: ExternalWorkload\nmetadata: {{name: vm, namespace: shop}}\n\
+             spec: {{meshTLS: {{identity: vm.example, serverName: vm.example}}, workloadIPs: [{{ip: 192.0.2.1}}], ports: [{port}]}}\n{status}"
+        )
+    };
+    for (conditions, ready) in [
+        ("", true),
+        ("status: {conditions: [{type: Ready, status: 'True'}]}", true),
+        ("status: {conditions: [{type: Ready, status: 'False'}]}", false),
+        ("status: {conditions: [{type: Other, status: 'False'}, {type: Ready, status: 'True'}]}", true),
+        ("status: {conditions: [{type: Other, status: 'True'}, {type: Ready, status: 'False'}]}", false),
+    ] {
+        let Resource::ExternalWorkload(it) = one(&text(conditions, "{port: 80}")) else { panic!("not one") };
+        assert_eq!(it.ready, ready, "{conditions}");
+    }
+    for (port, sound) in
+        [("{port: 80, name: web}", true), ("{port: 0, name: web}", false), ("{port: 80, name: We_b}", false)]
+    {
+        assert_eq!(!parse_file("r", &text("", port)).has_errors(), sound, "{port}");
+    }
+}
+
+#[test]
+fn an_empty_list_of_networks_is_the_clusters_own() {
+    let read = |networks: &str| {
+        let text = format!(
+            "apiVersion: policy.linkerd.io/v1beta1\nkind: ServerAuthorization\nmetadata: {{name: a, namespace: shop}}\n\
+             spec: {{server: {{name: s}}, client: {{unauthenticated: true{networks}}}}}\n"
+        );
+        match one(&text) {
+            Resource::ServerAuthorization(it) => it.rule.map(|rule| rule.networks),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(matches!(read(""), Some(None)) && matches!(read(", networks: []"), Some(None)));
+    assert!(matches!(read(", networks: [{cidr: 10.0.0.0/8}]"), Some(Some(list)) if list.len() == 1));
+}
+
+#[test]
+fn a_destination_is_an_identity_or_an_address_or_a_host() {
+    let sound = |to: &str| {
+        let text = format!(
+            "apiVersion: heddle.io/v1alpha1\nkind: AccessRule\nmetadata: {{name: r, namespace: shop}}\nspec: {{action: Allow, to: [{to}]}}\n"
+        );
+        !parse_file("r", &text).has_errors()
+    };
+    assert!(sound("{serviceAccounts: [{name: a}]}") && sound("{hosts: [h.example]}"));
+    assert!(
+        sound("{networks: [{cidr: 192.0.2.0/24}]}")
+            && sound("{networks: [{cidr: 192.0.2.0/24}], hosts: [h.example]}")
+    );
+    assert!(!sound("{serviceAccounts: [{name: a}], hosts: [h.example]}"));
+    assert!(!sound("{serviceAccounts: [{name: a}], networks: [{cidr: 192.0.2.0/24}]}"));
+}
+
+#[test]
 fn port_lists() {
     let Resource::Pod(pod) = one(POD) else { panic!("not a pod") };
     let set = PortSet::parse("80, 100-102,http", &pod).unwrap();
+    assert_eq!(set.size(), 5);
     let ports: Vec<u16> = set.iter().collect();
     assert_eq!(ports, [80, 100, 101, 102, 8080]);
     assert!(set.contains(101) && !set.contains(99) && !set.is_all());

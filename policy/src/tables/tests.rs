@@ -90,3 +90,30 @@ fn capacity_is_read_with_its_defaults() {
     assert_eq!(capacity, Capacity { ports: 7, ..Capacity::default() });
     assert!(serde_json::from_str::<Capacity>(r#"{"port": 7}"#).is_err());
 }
+
+#[test]
+fn each_table_tells_how_many_rows_it_has() {
+    let text = "
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: {heddle.io/mesh: enabled}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, uid: u, labels: {app: web}}, spec: {nodeName: a, serviceAccountName: web, containers: [{name: c, image: i}]}, status: {phase: Running, podIP: 10.1.0.1}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80}]}}
+";
+    let parsed = crate::resources::parse_file("r", text);
+    let it = crate::Index::of([parsed]).compile_cluster(&crate::ClusterSettings::default(), 0).tables;
+    for (table, rows) in [
+        ("workloads", it.workloads.len()),
+        ("ports", it.ports.len()),
+        ("allows", it.allows.len()),
+        ("networks", it.networks.len()),
+        ("services", it.services.len()),
+        ("backends", it.backends.len()),
+        ("identities", it.identities.len()),
+        ("rules", it.rules.len()),
+    ] {
+        assert!(rows > 0 || table == "allows", "{table} is empty, and its count shows nothing");
+        assert_eq!(it.rows(table), rows as u64, "{table}");
+    }
+    assert_eq!(it.rows("something else"), 0);
+}

@@ -116,6 +116,18 @@ fn web(protocol: &str) -> String {
 }
 
 #[test]
+fn a_route_of_a_version_that_is_not_known_closes_the_server_that_it_names_and_no_other() {
+    let other = server("other", "{podSelector: {}, port: 81, accessPolicy: all-unauthenticated}");
+    let spec = "{parentRefs: [{group: policy.linkerd.io, kind: Server, name: web}], rules: [{}]}";
+    for api in ["gateway.networking.k8s.io/v9", "policy.linkerd.io/v9"] {
+        let it = world(&(web("HTTP/1") + &other + &doc(api, "HTTPRoute", "r", spec)));
+        let request = Request { method: "GET", target: "/", host: "h", headers: &[] };
+        assert_eq!(it.request("", WEB, 80, &request).decision.verdict.reason, Reason::InvalidPolicy, "{api}");
+        assert!(it.allows("", OUTSIDE, WEB, 81), "{api} closes another Server");
+    }
+}
+
+#[test]
 fn a_parent_is_a_server_by_its_group_and_its_kind() {
     let ask = |group: &str, kind: &str| {
         let parents = format!("parentRefs: [{{group: {group}, kind: {kind}, name: web}}]");

@@ -60,6 +60,27 @@ fn leaves(it: &Compiled, captured: bool) -> Reason {
 }
 
 #[test]
+fn a_pod_that_leaves_is_of_the_mesh_until_its_way_is_over() {
+    let left = SCENE.replace(
+        "name: server, namespace: shop, uid: s",
+        "name: server, namespace: shop, uid: s, annotations: {heddle.io/mesh: disabled}",
+    );
+    for passage in ALL {
+        let mut parsed = parse_file("x.yaml", &left.replace("NODE", "b"));
+        for resource in &mut parsed.resources {
+            if let Resource::Pod(pod) = resource
+                && pod.meta.name == "server"
+            {
+                pod.passage = passage;
+            }
+        }
+        let it = Index::of([parsed]).compile(&ClusterSettings::default(), "a");
+        let leaves = matches!(passage, Passage::Leaving | Passage::Parting | Passage::Left);
+        assert_eq!(it.workload(&at(SERVER)).is_some_and(|info| info.meshed()), leaves, "{passage:?}");
+    }
+}
+
+#[test]
 fn others_speak_plain_text_with_a_pod_before_it_must_take_tls_and_after_it_need_not() {
     for passage in ALL {
         let plain = matches!(passage, Passage::Joining | Passage::Parting | Passage::Left);

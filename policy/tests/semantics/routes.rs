@@ -137,6 +137,8 @@ fn a_query_parameter_is_compared_as_the_application_reads_it() {
     let long =
         |escaped: usize, plain: usize| format!("/?q=%76{}{}", "%76".repeat(escaped), "v".repeat(plain));
     let (most, more) = (long(1, 1022), long(1, 1023));
+    // What is not escaped needs no buffer.
+    let plain = format!("/?q={}", "v".repeat(5000));
     let (taken, not, both) = (Reason::Unauthorized, Reason::NoRoute, Reason::BadRequest);
     let expression = "type: RegularExpression, value";
     for (test, target, wanted) in [
@@ -160,6 +162,7 @@ fn a_query_parameter_is_compared_as_the_application_reads_it() {
         (format!("{expression}: '[av ]+'"), "/?q=%76+a", taken),
         (format!("{expression}: 'v+'"), &most, taken),
         (format!("{expression}: 'v+'"), &more, both),
+        (format!("{expression}: 'v+'"), &plain, taken),
     ] {
         let spec = format!("rules: [{{matches: [{{queryParams: [{{name: q, {test}}}]}}]}}]");
         let it = world(&(http("HTTP/1") + &route("r", &spec)));

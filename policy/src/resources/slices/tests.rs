@@ -31,6 +31,25 @@ fn read(text: &str) -> (EndpointSlice, Vec<Problem>) {
 }
 
 #[test]
+fn an_endpoint_that_is_not_ready_serves_only_while_it_ends() {
+    let state = |conditions: &str| {
+        let text = SLICE.replace("{ready: false, serving: true, terminating: true}", conditions);
+        read(&text).0.endpoints.iter().find(|it| it.address.to_string() == "10.1.0.2").map(|it| it.state)
+    };
+    for (conditions, wanted) in [
+        ("{}", EndpointState::Ready),
+        ("{ready: true, terminating: true}", EndpointState::Ready),
+        ("{ready: false}", EndpointState::Away),
+        ("{ready: false, serving: true}", EndpointState::Away),
+        ("{ready: false, terminating: true}", EndpointState::Away),
+        ("{ready: false, serving: false, terminating: true}", EndpointState::Away),
+        ("{ready: false, serving: true, terminating: true}", EndpointState::Draining),
+    ] {
+        assert_eq!(state(conditions), Some(wanted), "{conditions}");
+    }
+}
+
+#[test]
 fn a_slice_is_read() {
     let (slice, problems) = read(SLICE);
     assert_eq!(problems, []);
