@@ -2,12 +2,13 @@
 
 use super::certificates::Authority;
 use super::daemon::{Daemon, until_ready};
+use super::network::PodNetwork;
 use super::programs::Programs;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
-use xtask::lab::{Place, SERVICE_NETWORKS};
+use xtask::lab::Place;
 
 /// The router's address on the first node's link.
 pub const ADDRESS: &str = "10.79.1.1";
@@ -27,6 +28,7 @@ pub fn start_api(
     programs: &Programs,
     authority: &Authority,
     folder: &Path,
+    network: PodNetwork,
 ) -> Result<BTreeMap<String, Daemon>> {
     let logs = folder.join("log");
     std::fs::create_dir_all(&logs)?;
@@ -61,7 +63,7 @@ pub fn start_api(
         ],
     )?;
     authority.user("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"), SERVER)?;
-    let networks = format!("--service-cluster-ip-range={}", SERVICE_NETWORKS[0]);
+    let networks = format!("--service-cluster-ip-range={}", network.service_networks().join(","));
     let file = |flag: &str, name: &str| format!("--{flag}={}", authority.path(name));
     let api = Daemon::start(
         place,

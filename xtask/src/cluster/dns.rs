@@ -48,7 +48,7 @@ pub fn install(state: &State, programs: &Programs) -> Result<()> {
             "roleRef": role, "subjects": [subject]},
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": named("coredns"), "data": {"Corefile": COREFILE}},
         {"apiVersion": "v1", "kind": "Service", "metadata": named("kube-dns"),
-            "spec": {"selector": labels, "clusterIP": DNS, "ports": ports("Service")}},
+            "spec": {"selector": labels, "clusterIP": DNS, "ipFamilyPolicy": "PreferDualStack", "ports": ports("Service")}},
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": named("coredns"), "spec": {
             "replicas": 1, "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": {

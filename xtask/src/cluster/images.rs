@@ -128,7 +128,7 @@ impl Images {
         stage.write(
             "etc/nginx.conf",
             "daemon off; error_log /dev/stderr; pid /tmp/nginx.pid; events {}\n\
-             http { access_log off; server { listen 8080; location / { return 200 \"served $remote_addr $request_uri $hostname\\n\"; } } }\n",
+             http { access_log off; server { listen 8080; listen [::]:8080; location / { return 200 \"served $remote_addr $request_uri $hostname\\n\"; } } }\n",
         )
     }
 

@@ -2,6 +2,7 @@
 
 use super::dns;
 use super::images::Images;
+use super::network::PodNetwork;
 use super::programs::Programs;
 use super::state::State;
 use crate::command;
@@ -13,18 +14,18 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use xtask::chart;
-use xtask::lab::{POD_NETWORKS, SERVICE_NETWORKS, eventually};
+use xtask::lab::eventually;
 
 /// What is another here than in a cluster of machines.
-fn values() -> Value {
+fn values(network: PodNetwork) -> Value {
     json!({
         "image": { "pullPolicy": "Never" },
         "agent": {
             // Two nodes share a kernel and so a hierarchy: each attaches to its own part of it.
             "hostCgroup": "/run/heddle-cgroup",
             "config": {
-                "podNetworks": [POD_NETWORKS[0]],
-                "serviceNetworks": [SERVICE_NETWORKS[0]],
+                "podNetworks": network.pod_networks(),
+                "serviceNetworks": network.service_networks(),
                 "kubeletCgroup": "/sys/fs/cgroup/kubelet",
             },
         },
@@ -34,7 +35,8 @@ fn values() -> Value {
 fn manifests(workspace: &Workspace, state: &State, programs: &Programs) -> Result<String> {
     // JSON is YAML.
     let file = state.folder.join("values.yaml");
-    fs::write(&file, values().to_string()).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::write(&file, values(state.network).to_string())
+        .with_context(|| format!("cannot write {}", file.display()))?;
     chart::render(programs.helm(), &workspace.root, &["--values", &shown(&file)])
 }
 

@@ -7,6 +7,7 @@ mod dns;
 mod hierarchies;
 mod images;
 mod install;
+mod network;
 mod node;
 mod programs;
 mod state;
@@ -18,6 +19,7 @@ use crate::{apt, ebpf, privilege, tools};
 use anyhow::{Context, Result, anyhow};
 use certificates::Authority;
 use images::Images;
+use network::PodNetwork;
 use programs::Programs;
 use state::State;
 use std::env;
@@ -56,6 +58,8 @@ enum Part {
         /// Heddle as it is shipped: optimized
         #[arg(long)]
         release: bool,
+        #[command(flatten)]
+        network: PodNetwork,
     },
     /// Build Heddle's image from this tree, give it to the nodes and install it, or install it anew
     Install {
@@ -98,7 +102,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     }
     privilege::refuse_sudo_around_cargo(workspace)?;
     match arguments.part {
-        Part::Up { api, release } => {
+        Part::Up { api, release, .. } => {
             apt::install(&lab::packages())?;
             Programs::prepare(workspace)?;
             if !api {
@@ -129,7 +133,9 @@ fn inner(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         format!("{LAB}-{}", arguments.name)
     };
     match &arguments.part {
-        Part::Up { api, .. } => up(workspace, &programs, name, *api).map(|()| ExitCode::SUCCESS),
+        Part::Up { api, network, .. } => {
+            up(workspace, &programs, name, *api, *network).map(|()| ExitCode::SUCCESS)
+        }
         Part::Install { .. } => {
             install::install(workspace, &State::read(name)?, &programs).map(|()| ExitCode::SUCCESS)
         }
@@ -144,7 +150,7 @@ fn inner(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         Part::Down => down(name).map(|()| ExitCode::SUCCESS),
         Part::Status => {
             let state = State::read(name)?;
-            println!("{name} in {}", state.folder.display());
+            println!("{name} in {}: {}", state.folder.display(), state.network);
             if state.nodes.is_empty() {
                 println!("the API server alone");
                 return Ok(ExitCode::SUCCESS);
@@ -175,7 +181,7 @@ fn down(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn up(workspace: &Workspace, programs: &Programs, name: &str, api: bool) -> Result<()> {
+fn up(workspace: &Workspace, programs: &Programs, name: &str, api: bool, network: PodNetwork) -> Result<()> {
     let began = Instant::now();
     let step = |what: &str| println!("{:6.1} s  {what}", began.elapsed().as_secs_f64());
     hierarchies::sweep(State::alive)?;
@@ -191,15 +197,15 @@ fn up(workspace: &Workspace, programs: &Programs, name: &str, api: bool) -> Resu
         // The address at which the API server is known is the router's on the first node's link.
         lab.router().check(&["ip", "addr", "add", &format!("{}/32", control_plane::ADDRESS), "dev", "lo"])?;
     }
-    let daemons = control_plane::start_api(lab.router(), programs, &authority, &folder)?;
-    let mut state = State::of(&lab, daemons, authority.path("admin.kubeconfig"));
+    let daemons = control_plane::start_api(lab.router(), programs, &authority, &folder, network)?;
+    let mut state = State::of(&lab, network, daemons, authority.path("admin.kubeconfig"));
     state.write()?;
     if !api {
         step("controllers and scheduler");
         control_plane::start_controllers(lab.router(), programs, &authority, &folder)?;
         for node in lab.nodes() {
             step(&format!("{}: containerd, kubelet, kube-proxy", node.name));
-            state.daemons.extend(node::start(&lab, node, programs, &authority)?);
+            state.daemons.extend(node::start(&lab, node, programs, &authority, network)?);
         }
         state.write()?;
         state.check(

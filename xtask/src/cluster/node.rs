@@ -4,6 +4,7 @@ use super::certificates::Authority;
 use super::control_plane::{DNS, SERVER};
 use super::daemon::{Daemon, until_ready};
 use super::hierarchies;
+use super::network::PodNetwork;
 use super::programs::Programs;
 use anyhow::Result;
 use serde_json::json;
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
-use xtask::lab::{Lab, Node, POD_NETWORKS};
+use xtask::lab::{Lab, Node};
 
 const FOLDERS: &str = include_str!("node.sh");
 /// The image of the process that holds a pod's namespaces.
@@ -26,6 +27,7 @@ pub fn start(
     node: &Node,
     programs: &Programs,
     authority: &Authority,
+    network: PodNetwork,
 ) -> Result<BTreeMap<String, Daemon>> {
     let own = node.directory();
     let words = [
@@ -40,21 +42,10 @@ pub fn start(
     let cgroups = format!("{}/{}", lab.id(), node.name);
     hierarchies::make(&cgroups)?;
 
-    let number = node.v4.octets()[2];
-    let network = json!({
-        "cniVersion": "1.0.0",
-        "name": "pods",
-        "plugins": [{
-            "type": "ptp",
-            "ipam": {
-                "type": "host-local",
-                "dataDir": "/run/cni-addresses",
-                "ranges": [[{ "subnet": format!("10.77.{number}.0/24") }]],
-                "routes": [{ "dst": "0.0.0.0/0" }],
-            },
-        }],
-    });
-    fs::write(own.join("fs/etc/cni/net.d/10-pods.conflist"), serde_json::to_string_pretty(&network)?)?;
+    fs::write(
+        own.join("fs/etc/cni/net.d/10-pods.conflist"),
+        serde_json::to_string_pretty(&network.configuration(node))?,
+    )?;
 
     let logs = own.join("log");
     fs::create_dir_all(&logs)?;
@@ -71,7 +62,9 @@ pub fn start(
         Ok(node.host().run(&[&programs.ctr(), "version"])?.succeeded())
     })?;
 
-    authority.server(&node.name, &[&node.name, &node.v4.to_string()])?;
+    let addresses = network.node_addresses(node);
+    let names: Vec<&str> = [&node.name].into_iter().chain(&addresses).map(String::as_str).collect();
+    authority.server(&node.name, &names)?;
     let kubelet = authority.user(
         &format!("kubelet-{}", node.name),
         &format!("system:node:{}", node.name),
@@ -89,7 +82,7 @@ pub fn start(
             &format!("--config={}", config.display()),
             &format!("--kubeconfig={kubelet}"),
             &format!("--hostname-override={}", node.name),
-            &format!("--node-ip={}", node.v4),
+            &format!("--node-ip={}", addresses.join(",")),
         ],
     )?;
 
@@ -101,7 +94,7 @@ pub fn start(
         "mode": "nftables",
         "clientConnection": { "kubeconfig": proxy },
         "hostnameOverride": node.name,
-        "clusterCIDR": POD_NETWORKS[0],
+        "clusterCIDR": network.pod_networks().join(","),
         "conntrack": { "maxPerCore": 0, "min": 0 },
         "oomScoreAdj": 0,
     });

@@ -1,6 +1,7 @@
 //! What is known of a cluster that is up, for the commands that come after `up`.
 
 use super::daemon::Daemon;
+use super::network::PodNetwork;
 use super::programs::Programs;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ const FILE: &str = "cluster.json";
 pub struct State {
     /// The lab's folder.
     pub folder: PathBuf,
+    /// How its pods are connected.
+    pub network: PodNetwork,
     /// Where the control plane runs.
     pub router: Place,
     /// The nodes' own places.
@@ -29,9 +32,10 @@ pub struct State {
 
 impl State {
     /// Of a lab that a cluster runs in.
-    pub fn of(lab: &Lab, daemons: BTreeMap<String, Daemon>, kubeconfig: String) -> Self {
+    pub fn of(lab: &Lab, network: PodNetwork, daemons: BTreeMap<String, Daemon>, kubeconfig: String) -> Self {
         Self {
             folder: lab.directory().to_owned(),
+            network,
             router: lab.router().clone(),
             nodes: lab.nodes().map(|node| (node.name.clone(), node.host().clone())).collect(),
             daemons,

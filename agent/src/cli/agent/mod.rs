@@ -121,6 +121,8 @@ pub(crate) trait Node: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), super::door::AttachError>> + Send;
     /// Captures pods that run already, and lets pods go, as the rules in force say. Does not end.
     fn follow_the_mesh(self: Arc<Self>) -> impl Future<Output = ()> + Send;
+    /// A captured pod, as the kernel has it.
+    fn pod(&self, pod: &super::door::PodName) -> Option<super::door::PodStatus>;
     /// The pods that are captured, as the kernel has them.
     fn pods(&self) -> Vec<super::door::PodStatus>;
     /// What is wrong with the node itself, or worth knowing about it.

@@ -2,8 +2,8 @@
 
 use super::{
     super::door::{
-        AttachError, AttachErrorCode, AttachRequest, Attached, DetachRequest, Door, Identities, ManifestText,
-        PodName, PolicyInForce, PolicySettings, Status,
+        AttachError, AttachErrorCode, AttachRequest, Attached, CheckRequest, DetachRequest, Door, Identities,
+        ManifestText, PodName, PodStatus, PolicyInForce, PolicySettings, Status,
     },
     Config, Node,
 };
@@ -103,6 +103,27 @@ impl<N: Node> Door for OpenDoor<N> {
         self.take_addresses(&request).await?;
         self.admit(&request.pod)?;
         self.node.attach(request).await
+    }
+
+    fn check(&self, request: &CheckRequest) -> Result<PodStatus, AttachError> {
+        let CheckRequest { pod, netns } = request;
+        let not_captured = |why: String, remedy: &str| {
+            AttachError::new(AttachErrorCode::NotCaptured, why).field("name").remedy(remedy)
+        };
+        let Some(captured) = self.node.pod(pod) else {
+            self.admit(pod)?;
+            let remedy = "delete the pod: one that starts anew is captured; the agent's log says more";
+            return Err(not_captured(format!("{pod} is in the mesh and is not captured"), remedy));
+        };
+        if netns.as_ref().is_some_and(|netns| netns.as_os_str() != captured.netns.as_str()) {
+            let message = format!("{pod} is captured in another network namespace, {}", captured.netns);
+            return Err(not_captured(message, "ask for the pod's sandbox of now").field("netns"));
+        }
+        if !captured.in_force {
+            let message = format!("the capture of {pod} is not in force: {}", captured.problems.join("; "));
+            return Err(not_captured(message, "the agent puts it back or says in its log why it cannot"));
+        }
+        Ok(captured)
     }
 
     async fn detach(&self, request: DetachRequest) -> Result<(), AttachError> {

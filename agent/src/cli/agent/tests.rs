@@ -106,6 +106,9 @@ impl Node for BenchNode {
         Ok(())
     }
     async fn follow_the_mesh(self: Arc<Self>) {}
+    fn pod(&self, _pod: &PodName) -> Option<PodStatus> {
+        None
+    }
     fn pods(&self) -> Vec<PodStatus> {
         vec![]
     }
@@ -242,6 +245,16 @@ async fn an_agent_lives_from_its_configuration_to_the_signal() {
     ] {
         let error = attach(&client, name).await.unwrap_err();
         assert!(error.contains(said), "{error}");
+    }
+
+    // And whether a pod that is to be captured is: of this node, which has no kernel, none is.
+    for (name, status, code) in
+        [("web", 409, "not_captured"), ("plain", 409, "not_meshed"), ("nobody", 404, "unknown_pod")]
+    {
+        let path = format!("/v1/pods/shop/{name}");
+        let (answered, told) = client.exchange(Method::GET, &path, vec![]).await.unwrap();
+        let told: Value = serde_json::from_slice(&told).unwrap();
+        assert_eq!((answered.as_u16(), told["code"].as_str()), (status, Some(code)), "{told}");
     }
 
     // A change is in force well within a second; a broken file takes nothing away.

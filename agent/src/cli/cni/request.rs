@@ -1,9 +1,10 @@
 //! What the container runtime asks for: CNI's specification, versions 0.3.1 to 1.1.0, which are alike in what matters here.
 
+use super::attachments::Attachment;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -56,6 +57,8 @@ pub(super) struct Config {
     pub previous: Option<Value>,
     /// What the pod is annotated with, as the runtime wrote it; none: it does not tell.
     pub annotations: Option<Value>,
+    /// The attachments that are in use, for `GC`; none: it does not tell.
+    pub valid: Option<BTreeSet<Attachment>>,
 }
 
 #[derive(Deserialize)]
@@ -68,6 +71,8 @@ struct Written {
     prev_result: Option<Value>,
     #[serde(default)]
     runtime_config: BTreeMap<String, Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<BTreeSet<Attachment>>,
 }
 
 impl Config {
@@ -83,6 +88,7 @@ impl Config {
             exempt: written.exempt,
             previous: written.prev_result,
             annotations: written.runtime_config.get(ANNOTATIONS).cloned(),
+            valid: written.valid_attachments,
         })
     }
 
@@ -124,6 +130,8 @@ impl fmt::Display for Pod {
 /// What is asked for whom.
 #[derive(Debug)]
 pub(super) struct Request {
+    /// By which the runtime knows it.
+    pub attachment: Attachment,
     netns: Option<String>,
     /// None: not one of Kubernetes' sandboxes.
     pub pod: Option<Pod>,
@@ -131,9 +139,12 @@ pub(super) struct Request {
 
 impl Request {
     pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Fault> {
-        if variable("CNI_CONTAINERID").is_none_or(|id| id.is_empty()) {
-            return Err(Fault::new(4, "CNI_CONTAINERID is missing"));
-        }
+        let given = |name: &str| {
+            variable(name)
+                .filter(|value| !value.is_empty())
+                .ok_or_else(|| Fault::new(4, format!("{name} is missing")))
+        };
+        let attachment = Attachment { container: given("CNI_CONTAINERID")?, interface: given("CNI_IFNAME")? };
         let arguments = variable("CNI_ARGS").unwrap_or_default();
         let arguments: BTreeMap<&str, &str> =
             arguments.split(';').filter_map(|pair| pair.split_once('=')).collect();
@@ -143,7 +154,7 @@ impl Request {
             (Some(namespace), Some(name), Some(uid)) => Some(Pod { namespace, name, uid }),
             _ => None,
         };
-        Ok(Self { netns: variable("CNI_NETNS").filter(|path| !path.is_empty()), pod })
+        Ok(Self { attachment, netns: variable("CNI_NETNS").filter(|path| !path.is_empty()), pod })
     }
 
     /// The sandbox's network namespace, under the one path that everybody knows it by: /var/run leads to /run.

@@ -19,6 +19,7 @@ fn called(command: &str, namespace: &str, text: &str) -> Result<Value, Fault> {
     let variable = move |name: &str| match name {
         "CNI_COMMAND" => Some(command.clone()),
         "CNI_CONTAINERID" => Some("c1".to_owned()),
+        "CNI_IFNAME" => Some("eth0".to_owned()),
         "CNI_NETNS" => Some("/proc/1/ns/net".to_owned()),
         "CNI_ARGS" => Some(format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1"
@@ -86,9 +87,113 @@ fn while_the_agent_is_away_a_pod_that_may_be_meshed_waits() {
 #[test]
 fn nothing_else_needs_the_agent() {
     let text = config(Path::new("/nowhere/agent.sock"), "");
-    for command in ["DEL", "CHECK", "STATUS", "GC"] {
+    for command in ["DEL", "CHECK", "STATUS"] {
         assert_eq!(called(command, "shop", &text), Ok(Value::Null), "{command}");
     }
+    assert_eq!(called("GC", "shop", &text).unwrap_err().code, 7, "without a list nobody is let go");
+    let none = config(Path::new("/nowhere/agent.sock"), VALID);
+    assert_eq!(called("GC", "shop", &none), Ok(Value::Null), "nobody is attached");
+}
+
+/// Of all attachments one is in use.
+const VALID: &str = r#", "cni.dev/valid-attachments": [{"containerID": "c0", "ifname": "eth0"}]"#;
+
+/// Answers like an agent: each request by the first of the answers that its first line begins with. Gives what is asked.
+fn agent(socket: &Path, answers: &'static [(&str, &str, &str)]) -> std::sync::mpsc::Receiver<String> {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    let (asked, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            let (_, status, body) = answers.iter().find(|(begin, ..)| line.starts_with(begin)).unwrap();
+            let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).unwrap();
+            if asked.send(line.trim_end().to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    received
+}
+
+#[test]
+fn a_check_fails_where_a_pod_of_the_mesh_is_not_captured_as_the_runtime_knows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let asked = agent(
+        &socket,
+        &[
+            ("GET /v1/pods/shop/", "200", r#"{"addresses": ["fd00::7", "10.0.0.7"], "inForce": true}"#),
+            ("GET /v1/pods/other/", "200", r#"{"addresses": ["10.0.0.8"], "inForce": true}"#),
+            ("GET /v1/pods/plain/", "409", r#"{"error": "is not in the mesh", "code": "not_meshed"}"#),
+            ("GET /v1/pods/early/", "503", r#"{"error": "no rules are in force yet", "code": "not_ready"}"#),
+            ("GET /v1/pods/gone/", "404", r#"{"error": "no such pod", "code": "unknown_pod"}"#),
+            (
+                "GET /v1/pods/loose/",
+                "409",
+                r#"{"error": "is not captured", "code": "not_captured", "remedy": "delete it"}"#,
+            ),
+            ("GET /v1/pods/odd/", "500", "what?"),
+        ],
+    );
+    let text = config(&socket, "");
+    for (namespace, expected) in [
+        ("shop", None),
+        ("plain", None),
+        ("early", None),
+        ("other", Some((100, "10.0.0.8"))),
+        ("gone", Some((3, "no such pod"))),
+        ("loose", Some((100, "is not captured"))),
+        ("odd", Some((100, ""))),
+    ] {
+        let answer = called("CHECK", namespace, &text);
+        assert!(asked.recv().unwrap().contains(&format!("/v1/pods/{namespace}/web?netns=/proc/1/ns/net")));
+        match expected {
+            None => assert_eq!(answer, Ok(Value::Null), "{namespace}"),
+            Some((code, said)) => {
+                let fault = answer.unwrap_err();
+                assert!(fault.code == code && fault.message.contains(said), "{namespace}: {fault:?}");
+            }
+        }
+    }
+    let without = text.replace("prevResult", "result");
+    assert_eq!(called("CHECK", "shop", &without).unwrap_err().code, 7);
+}
+
+#[test]
+fn gc_lets_go_whoever_is_attached_and_not_in_the_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let asked = agent(
+        &socket,
+        &[
+            ("POST", "200", "{}"),
+            ("DELETE /v1/pods/refused/", "503", r#"{"error": "not now", "code": "not_ready"}"#),
+            ("DELETE", "200", "{}"),
+        ],
+    );
+    let text = config(&socket, "");
+    let valid = |container: &str| config(&socket, &VALID.replace("c0", container));
+    let next = || asked.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+    called("ADD", "shop", &text).unwrap();
+    next();
+    assert_eq!(called("GC", "", &valid("c1")), Ok(Value::Null));
+    assert!(asked.try_recv().is_err(), "who is in the list is left alone");
+    assert_eq!(called("GC", "", &valid("c0")), Ok(Value::Null));
+    assert_eq!(next(), "DELETE /v1/pods/shop/web?netns=/proc/1/ns/net HTTP/1.1");
+    assert_eq!(called("GC", "", &valid("c0")), Ok(Value::Null));
+    assert!(asked.try_recv().is_err(), "once");
+
+    // Whom the agent does not let go stays attached; whom it let go by `DEL` does not.
+    called("ADD", "refused", &text).unwrap();
+    assert!(called("GC", "", &valid("c0")).unwrap_err().message.contains("not now"));
+    assert!(called("GC", "", &valid("c0")).is_err(), "it is tried again");
+    called("ADD", "shop", &text).unwrap();
+    called("DEL", "shop", &text).unwrap();
+    assert_eq!(called("GC", "", &valid("c0")), Ok(Value::Null));
 }
 
 #[test]

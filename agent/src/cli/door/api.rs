@@ -72,6 +72,15 @@ pub struct SandboxRequest {
     pub addresses: Vec<IpAddr>,
 }
 
+/// Whether a pod's capture is in force is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckRequest {
+    /// Which pod.
+    pub pod: PodName,
+    /// In which network namespace it is to be captured, if that matters.
+    pub netns: Option<PathBuf>,
+}
+
 /// A pod is to be let go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DetachRequest {
@@ -94,10 +103,10 @@ pub(crate) struct AttachBody {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// A detachment's query.
+/// The query of a check or a detachment.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct DetachQuery {
+pub(crate) struct NetnsQuery {
     pub(crate) netns: Option<PathBuf>,
 }
 
@@ -179,6 +188,8 @@ codes! {
     NamespaceTaken = "namespace_taken", 409;
     /// The network namespace is the host's own.
     HostNamespace = "host_namespace", 403;
+    /// The pod is in the mesh, and it is not captured, or not wholly, or in another network namespace.
+    NotCaptured = "not_captured", 409;
     /// The pod is attached with another network namespace.
     PodTaken = "pod_taken", 409;
     /// The namespace's addresses are not the pod's.

@@ -9,6 +9,8 @@
 //! |---|---|
 //! | `POST /v1/pods` `{"namespace","name","netns"}` | 200 when capture and guard are in force for the pod |
 //! | the same with `"uid","addresses"` | for a pod that starts, whose addresses the API server does not know yet |
+//! | `GET /v1/pods/{namespace}/{name}` | 200 and how it is captured when capture and guard are in force for it |
+//! | the same with `?netns=PATH` | only if it is captured in that network namespace |
 //! | `DELETE /v1/pods/{namespace}/{name}` | 200 when nothing is in force for it any more |
 //! | the same with `?netns=PATH` | only if it is captured in that network namespace |
 //! | `GET /v1/status` | what is in force, what is wrong |
@@ -31,9 +33,9 @@ mod socket;
 mod tests;
 
 pub use api::{
-    AnchorStatus, AttachError, AttachErrorCode, AttachRequest, Attached, CertificateStatus, DetachRequest,
-    Identities, IdentityStatus, ManifestText, PodName, PodStatus, PolicyInForce, PolicySettings,
-    RepairStatus, SandboxRequest, Status,
+    AnchorStatus, AttachError, AttachErrorCode, AttachRequest, Attached, CertificateStatus, CheckRequest,
+    DetachRequest, Identities, IdentityStatus, ManifestText, PodName, PodStatus, PolicyInForce,
+    PolicySettings, RepairStatus, SandboxRequest, Status,
 };
 pub use bounds::{Bounds, Counts};
 pub use serve::Server;
@@ -47,6 +49,10 @@ pub trait Door: Send + Sync + 'static {
     /// Captures a pod. Returns when capture and guard are in force; asking again for the same pod and namespace is no
     /// error. It is not cancelled when the caller goes away.
     fn attach(&self, request: AttachRequest) -> impl Future<Output = Result<Attached, AttachError>> + Send;
+
+    /// How a pod is captured, where capture and guard are in force for it. Of a pod that is not captured and is to be, or
+    /// not wholly, it is [`AttachErrorCode::NotCaptured`].
+    fn check(&self, request: &CheckRequest) -> Result<PodStatus, AttachError>;
 
     /// Ends a pod's capture. A pod that is not captured is [`AttachErrorCode::UnknownPod`].
     fn detach(&self, request: DetachRequest) -> impl Future<Output = Result<(), AttachError>> + Send;

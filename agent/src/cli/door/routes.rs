@@ -3,8 +3,8 @@
 use super::{
     Door,
     api::{
-        AttachBody, AttachError, AttachErrorCode, AttachRequest, DetachQuery, DetachRequest, ErrorBody,
-        PodName,
+        AttachBody, AttachError, AttachErrorCode, AttachRequest, CheckRequest, DetachRequest, ErrorBody,
+        NetnsQuery, PodName,
     },
     bounds::{Bounds, Counts},
 };
@@ -14,7 +14,7 @@ use axum::{
     extract::{Path, Query, Request, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::{get, post},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -38,7 +38,7 @@ type App<D> = State<Arc<Shared<D>>>;
 pub(super) fn router<D: Door>(shared: Arc<Shared<D>>) -> Router {
     Router::new()
         .route("/v1/pods", post(attach::<D>))
-        .route("/v1/pods/{namespace}/{name}", delete(detach::<D>))
+        .route("/v1/pods/{namespace}/{name}", get(check::<D>).delete(detach::<D>))
         .route("/v1/status", get(status::<D>))
         .route("/v1/events", get(events::<D>))
         .route("/v1/flows", get(flows::<D>))
@@ -53,7 +53,7 @@ pub(super) fn router<D: Door>(shared: Arc<Shared<D>>) -> Router {
         .with_state(shared)
 }
 
-const ROUTES: &str = "POST /v1/pods, DELETE /v1/pods/NAMESPACE/NAME, GET /v1/status, GET /v1/events, GET /v1/flows, GET /v1/metrics, GET /v1/policy, GET /v1/identities or POST /v1/identities/renew";
+const ROUTES: &str = "POST /v1/pods, GET or DELETE /v1/pods/NAMESPACE/NAME, GET /v1/status, GET /v1/events, GET /v1/flows, GET /v1/metrics, GET /v1/policy, GET /v1/identities or POST /v1/identities/renew";
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
@@ -157,10 +157,23 @@ async fn attach<D: Door>(State(app): App<D>, request: Request) -> Response {
     }
 }
 
+async fn check<D: Door>(
+    State(app): App<D>,
+    Path((namespace, name)): Path<(String, String)>,
+    Query(query): Query<NetnsQuery>,
+) -> Response {
+    let checked = PodName::new(&namespace, &name)
+        .and_then(|pod| app.door.check(&CheckRequest { pod, netns: query.netns }));
+    match checked {
+        Ok(captured) => json(StatusCode::OK, &captured),
+        Err(refused) => refused.into_response(),
+    }
+}
+
 async fn detach<D: Door>(
     State(app): App<D>,
     Path((namespace, name)): Path<(String, String)>,
-    Query(query): Query<DetachQuery>,
+    Query(query): Query<NetnsQuery>,
 ) -> Response {
     let pod = match PodName::new(&namespace, &name) {
         Ok(pod) => pod,

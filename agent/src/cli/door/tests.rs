@@ -46,6 +46,24 @@ impl Door for Fake {
         }
     }
 
+    fn check(&self, request: &CheckRequest) -> Result<PodStatus, AttachError> {
+        let PodName { namespace, name } = request.pod.clone();
+        if name != "web" || request.netns.as_ref().is_some_and(|netns| netns.as_os_str() != "/run/netns/web")
+        {
+            return Err(AttachError::new(AttachErrorCode::NotCaptured, "is not captured").remedy("ask again"));
+        }
+        Ok(PodStatus {
+            namespace,
+            name,
+            netns: "/run/netns/web".into(),
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            identity: "web".into(),
+            in_force: true,
+            problems: vec![],
+            repairs: vec![],
+        })
+    }
+
     async fn detach(&self, request: DetachRequest) -> Result<(), AttachError> {
         if request.pod.name == "web" {
             Ok(())
@@ -177,6 +195,15 @@ async fn pods_come_and_go_and_what_is_in_force_can_be_read() {
         "{\"namespace\":\"shop\",\"name\":\"web\",\"addresses\":[\"10.0.0.1\"],\
          \"identity\":\"web.shop.serviceaccount.identity.linkerd.cluster.local\",\"generation\":7}\n"
     );
+    for (path, expected) in [
+        ("/v1/pods/shop/web", 200),
+        ("/v1/pods/shop/web?netns=/run/netns/web", 200),
+        ("/v1/pods/shop/web?netns=/run/netns/older", 409),
+        ("/v1/pods/shop/other", 409),
+        ("/v1/pods/shop/web?what=else", 400),
+    ] {
+        assert_eq!(door.ask("GET", path, "").await.0, expected, "{path}");
+    }
     assert_eq!(door.ask("DELETE", "/v1/pods/shop/web", "").await.0, 200);
     assert_eq!(door.ask("GET", "/v1/metrics", "").await, (200, "# EOF\n".into()));
     let (code, body) = door.ask("GET", "/v1/policy", "").await;

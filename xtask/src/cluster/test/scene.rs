@@ -3,12 +3,12 @@
 use crate::cluster::install;
 use crate::cluster::programs::Programs;
 use crate::cluster::state::State;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 use xtask::lab::{Output, Place, Running, eventually, stretched};
@@ -103,6 +103,28 @@ impl<'a> Scene<'a> {
         text.trim().parse().with_context(|| format!("pod {namespace}/{name} has no address: {text:?}"))
     }
 
+    /// A pod's addresses, one of each family.
+    pub fn addresses(&self, namespace: &str, name: &str) -> Result<Vec<IpAddr>> {
+        let path = "jsonpath={.status.podIPs[*].ip}";
+        let text = self.kubectl(&["get", "pod", "-n", namespace, name, "-o", path])?;
+        let addresses: Result<Vec<IpAddr>, _> = text.split_whitespace().map(str::parse).collect();
+        let addresses = addresses.with_context(|| format!("pod {namespace}/{name}: {text:?}"))?;
+        ensure!(
+            addresses.len() == self.state.network.pod_networks().len(),
+            "pod {namespace}/{name} has {addresses:?}, and pods here are connected by {}",
+            self.state.network
+        );
+        Ok(addresses)
+    }
+
+    /// A Service's addresses, one of each family.
+    pub fn service(&self, namespace: &str, name: &str) -> Result<Vec<IpAddr>> {
+        let path = "jsonpath={.spec.clusterIPs[*]}";
+        let text = self.kubectl(&["get", "service", "-n", namespace, name, "-o", path])?;
+        let addresses: Result<Vec<IpAddr>, _> = text.split_whitespace().map(str::parse).collect();
+        addresses.with_context(|| format!("service {namespace}/{name}: {text:?}"))
+    }
+
     /// A node's own place.
     pub fn node(&self, name: &str) -> Result<&Place> {
         self.state.nodes.get(name).with_context(|| format!("no node {name}"))
@@ -175,6 +197,11 @@ impl<'a> Scene<'a> {
         let pid = self.status(node)?["pid"].as_u64().context("the agent tells no process")?;
         Ok(u32::try_from(pid)?)
     }
+}
+
+/// Where HTTP is asked for.
+pub fn url(address: IpAddr, port: u16, path: &str) -> String {
+    format!("http://{}{path}", SocketAddr::new(address, port))
 }
 
 /// A client inside a captured pod's network namespace: started quickly, as often as one likes.

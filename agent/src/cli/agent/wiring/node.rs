@@ -278,6 +278,24 @@ impl Running {
     }
 }
 
+impl Running {
+    /// A captured pod, as the kernel has it.
+    fn seen(&self, entry: &Entry) -> PodStatus {
+        let (namespace, name) = entry.name.split_once('/').unwrap_or(("", &entry.name));
+        let problems = self.capture.verify(&entry.captured);
+        PodStatus {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            netns: entry.captured.namespace.path().display().to_string(),
+            addresses: entry.captured.addresses.clone(),
+            identity: entry.workload.identity().dns().to_owned(),
+            in_force: problems.is_empty(),
+            problems,
+            repairs: self.repairs.of(entry.captured.namespace.cookie()),
+        }
+    }
+}
+
 impl Node for Running {
     async fn attach(&self, request: AttachRequest) -> Result<Attached, AttachError> {
         // The addresses come from the container runtime where the API server does not tell them yet.
@@ -293,25 +311,12 @@ impl Node for Running {
         Self::follow_the_mesh(self).await;
     }
 
+    fn pod(&self, pod: &PodName) -> Option<PodStatus> {
+        self.pods.named(&pod.namespace, &pod.name).map(|entry| self.seen(&entry))
+    }
+
     fn pods(&self) -> Vec<PodStatus> {
-        self.pods
-            .all()
-            .into_iter()
-            .map(|entry| {
-                let (namespace, name) = entry.name.split_once('/').unwrap_or(("", &entry.name));
-                let problems = self.capture.verify(&entry.captured);
-                PodStatus {
-                    namespace: namespace.to_owned(),
-                    name: name.to_owned(),
-                    netns: entry.captured.namespace.path().display().to_string(),
-                    addresses: entry.captured.addresses.clone(),
-                    identity: entry.workload.identity().dns().to_owned(),
-                    in_force: problems.is_empty(),
-                    problems,
-                    repairs: self.repairs.of(entry.captured.namespace.cookie()),
-                }
-            })
-            .collect()
+        self.pods.all().iter().map(|entry| self.seen(entry)).collect()
     }
 
     fn problems(&self) -> Vec<Problem> {
