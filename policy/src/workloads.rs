@@ -180,7 +180,9 @@ pub(crate) fn workload<'a>(
         Standing::Contested
     } else if pod.addresses.is_empty() {
         let reason = "has no address: nothing is known of it in the network".to_owned();
-        tell(Severity::Warning, "status.podIP", reason, "write status.podIP in a manifest, or wait");
+        // One that starts is as it should be.
+        let severity = if pod.starting { Severity::Note } else { Severity::Warning };
+        tell(severity, "status.podIP", reason, "write status.podIP in a manifest, or wait");
         Standing::NoAddress
     } else {
         let mut found = Vec::new();

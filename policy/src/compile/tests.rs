@@ -134,6 +134,16 @@ fn dns_is_marked_and_passes_by_udp() {
 }
 
 #[test]
+fn a_pod_without_an_address_is_doubtful_once_its_start_has_ended() {
+    for (status, severity) in [("{phase: Pending}", Severity::Note), ("{phase: Running}", Severity::Warning)]
+    {
+        let it = compiled(&SHOP.replace("{phase: Running, podIP: 10.1.0.2}", status));
+        let told: Vec<_> = it.problems.iter().filter(|it| it.field == "status.podIP").collect();
+        assert_eq!(told.iter().map(|it| it.severity).collect::<Vec<_>>(), [severity], "{status}: {told:?}");
+    }
+}
+
+#[test]
 fn a_service_without_ready_endpoints_refuses() {
     let it = compiled(&SHOP.replace("phase: Running, podIP: 10.1.0.2", "phase: Pending, podIP: 10.1.0.2"));
     assert_eq!(connect(&it, "10.1.0.1", "10.96.0.2", 6379, TCP).1, Reason::NoEndpoints);

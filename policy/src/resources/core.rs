@@ -116,6 +116,7 @@ impl Pod {
             linkerd_proxy: std::iter::chain(&spec.containers, spec.init_containers.iter().flatten())
                 .any(|container| container.name == LINKERD_PROXY),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            starting: status.phase.as_deref() == Some("Pending"),
             ..Self::default()
         };
         let condition = status.conditions.unwrap_or_default().into_iter().find(|it| it.type_ == "Ready");

@@ -103,6 +103,8 @@ pub struct Pod {
     pub ready: bool,
     /// Whether it has ended (`Succeeded`, `Failed`): its addresses are no longer its own.
     pub finished: bool,
+    /// Its start has not ended: it may have no address yet.
+    pub starting: bool,
     /// Whether one of its containers is a proxy of Linkerd's.
     pub linkerd_proxy: bool,
     /// Where it is on its way into the mesh or out of it.

@@ -96,6 +96,10 @@ impl Places {
     }
 
     fn put_plugin(&self, sound: &mut Sound) -> io::Result<()> {
+        match fs::create_dir(&self.plugins) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         let path = self.plugins.join(PLUGIN);
         let now = Sound::of(&path);
         if now.is_some() && now == sound.0 {
@@ -135,6 +139,20 @@ impl Places {
         }
     }
 
+    /// Why nothing can be put there, for a person.
+    fn why(&self, error: &io::Error) -> String {
+        let above = [&self.plugins, &self.networks].into_iter().filter_map(|folder| folder.parent());
+        // In a container a folder of the host's is seen as long as it is the one that was mounted.
+        let mut removed = above.filter(|above| fs::metadata(above).is_ok_and(|it| it.nlink() == 0));
+        match removed.next() {
+            Some(folder) => format!(
+                "{}, as it was when this agent started, was removed: delete the agent's pod, and the next one sees the new one",
+                folder.display()
+            ),
+            None => error.to_string(),
+        }
+    }
+
     /// Keeps everything in its place on a thread of its own, until `others` says that another agent does, or the program
     /// ends.
     ///
@@ -148,11 +166,14 @@ impl Places {
             while !others.load(Ordering::Acquire) {
                 if let Some(watcher) = &mut watching {
                     for folder in [&self.networks, &self.plugins] {
-                        // Folders that are missing or replaced are looked at without a sign.
-                        let _ = watcher.watch(folder, RecursiveMode::NonRecursive);
+                        // One that is removed and made anew is seen from the folder above it; what is missing is looked at
+                        // without a sign.
+                        for folder in [Some(folder.as_path()), folder.parent()].into_iter().flatten() {
+                            let _ = watcher.watch(folder, RecursiveMode::NonRecursive);
+                        }
                     }
                 }
-                let now = self.put(&mut sound).map_err(|error| error.to_string());
+                let now = self.put(&mut sound).map_err(|error| self.why(&error));
                 if told.as_ref() != Some(&now) {
                     match &now {
                         Ok(Installed::After(_)) => {}
@@ -235,7 +256,12 @@ fn remove_configurations(networks: &Path, but: Option<&str>) -> io::Result<()> {
 
 /// The configuration that the runtime would take if this plugin were not there.
 fn first_other(networks: &Path) -> io::Result<Option<(String, Value)>> {
-    let mut names: Vec<String> = fs::read_dir(networks)?
+    let listed = match fs::read_dir(networks) {
+        // It is its owner's to make.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        listed => listed?,
+    };
+    let mut names: Vec<String> = listed
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .filter(|name| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end)))

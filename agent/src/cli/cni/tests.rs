@@ -328,6 +328,17 @@ fn what_somebody_takes_away_comes_back() {
     fs::remove_file(&own).unwrap();
     back();
 
+    // The folders themselves, too: removed, and made anew by whoever brings the network.
+    for folder in [&places.plugins, &places.networks] {
+        fs::remove_dir_all(folder).unwrap();
+    }
+    while !places.plugins.join(PLUGIN).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    fs::create_dir(&places.networks).unwrap();
+    fs::write(places.networks.join("10-pods.conflist"), r#"{"cniVersion": "1.0.0", "plugins": []}"#).unwrap();
+    back();
+
     // Not where another agent keeps them: a change wakes the thread, which leaves it alone.
     others.store(true, std::sync::atomic::Ordering::Release);
     fs::remove_file(&own).unwrap();

@@ -1,8 +1,9 @@
 //! Events: what a rule lacks, told on its object.
 //!
 //! An Event bears a name made of what it says and of when it was due, so that telling the same thing twice is the same
-//! Event, whichever replica tells it: nothing but the right to create is needed. What stands is told again every half
-//! hour, before the API server forgets it; what is gone is not.
+//! Event, whichever replica tells it: nothing but the right to create is needed. What is gone within seconds is told to
+//! nobody: pods start, and of rules that are applied together one comes first. What stands is told again every half hour,
+//! before the API server forgets it; what is gone is not.
 
 use crate::cluster::kubernetes::whole::Object;
 use heddle_policy::{Problem, Severity};
@@ -14,10 +15,13 @@ use k8s_openapi::{
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
 };
 
 /// After so many seconds what still stands is told again: the API server keeps Events for an hour.
 const AGAIN: u64 = 30 * 60;
+/// What is gone after so many seconds is not told.
+const GRACE: u64 = 5;
 /// The API's own bounds.
 const NOTE_BYTES: usize = 1024;
 const NAME_BYTES: usize = 200;
@@ -26,9 +30,15 @@ pub(super) const PER_OBJECT: usize = 5;
 /// Where Events about objects without a namespace are kept.
 const OF_THE_CLUSTER: &str = "default";
 
-/// What was told, and in which period.
+/// What stands: since when, and in which period it was told.
 #[derive(Default)]
-pub(super) struct Told(HashMap<u64, u64>);
+pub(super) struct Told(HashMap<u64, Standing>);
+
+#[derive(Clone, Copy)]
+struct Standing {
+    since: u64,
+    told: Option<u64>,
+}
 
 /// An Event that is due.
 pub(super) struct Due {
@@ -47,7 +57,7 @@ impl Told {
         instance: &str,
         now: u64,
     ) -> Vec<Due> {
-        let mut standing = HashMap::new();
+        let mut all = HashMap::new();
         let mut due = Vec::new();
         let mut last = ("", 0);
         for (object, problem) in wrong.filter(|(_, it)| it.severity != Severity::Note) {
@@ -58,24 +68,28 @@ impl Told {
             let key = key(object, problem);
             // Not everything at once.
             let period = (now + key % AGAIN) / AGAIN;
-            match self.0.get(&key) {
-                Some(told) if *told == period => {
-                    standing.insert(key, period);
-                }
-                _ => {
-                    let event = event(object, problem, instance, &format!("{key:016x}{period:x}"));
-                    let namespace = event.metadata.namespace.clone().unwrap_or_default();
-                    due.push(Due { key, period, event, namespace });
-                }
+            let standing = self.0.get(&key).copied().unwrap_or(Standing { since: now, told: None });
+            all.insert(key, standing);
+            if standing.told != Some(period) && now.saturating_sub(standing.since) >= GRACE {
+                let event = event(object, problem, instance, &format!("{key:016x}{period:x}"));
+                let namespace = event.metadata.namespace.clone().unwrap_or_default();
+                due.push(Due { key, period, event, namespace });
             }
         }
-        self.0 = standing;
+        self.0 = all;
         due
+    }
+
+    /// After how long something that stands is due that was never told; none: there is nothing.
+    pub(super) fn next(&self) -> Option<Duration> {
+        self.0.values().any(|it| it.told.is_none()).then_some(Duration::from_secs(GRACE))
     }
 
     /// One of them is told.
     pub(super) fn told(&mut self, due: &Due) {
-        self.0.insert(due.key, due.period);
+        if let Some(standing) = self.0.get_mut(&due.key) {
+            standing.told = Some(due.period);
+        }
     }
 }
 
@@ -161,8 +175,13 @@ mod tests {
         Problem::new(severity, &Origin::default(), reason).field("spec.port", 0).remedy("write another")
     }
 
-    /// Tells everything that is due, and gives its notes.
+    /// Tells everything that has stood long enough and is due, and gives its notes.
     fn tell(told: &mut Told, wrong: &[(&Object, &Problem)], now: u64) -> Vec<String> {
+        told.due(wrong.iter().copied(), "pod", now);
+        told_at(told, wrong, now + GRACE)
+    }
+
+    fn told_at(told: &mut Told, wrong: &[(&Object, &Problem)], now: u64) -> Vec<String> {
         let due = told.due(wrong.iter().copied(), "pod", now);
         due.iter().for_each(|it| told.told(it));
         due.into_iter().map(|it| it.event.note.unwrap()).collect()
@@ -179,17 +198,33 @@ mod tests {
             tell(&mut told, &all, 0),
             ["spec.port: is no port (write another)", "spec.port: selects nothing (write another)"]
         );
-        let again: usize = (1..=AGAIN / 60).map(|minute| tell(&mut told, &all, minute * 60).len()).sum();
+        let again: usize = (1..=AGAIN / 60).map(|minute| told_at(&mut told, &all, minute * 60).len()).sum();
         assert_eq!(again, 2, "each once more in half an hour");
         assert!(tell(&mut told, &[], 9 * AGAIN).is_empty());
         assert_eq!(tell(&mut told, &[(&web, &doubt)], 9 * AGAIN).len(), 1, "it came back");
     }
 
     #[test]
+    fn what_is_gone_within_the_grace_time_is_not_told_and_what_stands_is_looked_at_when_it_ends() {
+        let (web, doubt) = (object("u"), problem(Severity::Warning, "selects nothing"));
+        let wrong = [(&web, &doubt)];
+        let mut told = Told::default();
+        assert_eq!(told.next(), None);
+        assert!(told_at(&mut told, &wrong, 100).is_empty(), "it may be that something is still to come");
+        assert_eq!(told.next(), Some(Duration::from_secs(GRACE)));
+        assert!(told_at(&mut told, &wrong, 99 + GRACE).is_empty());
+        assert!(told_at(&mut told, &[], 100 + GRACE).is_empty(), "it is gone");
+        assert!(told_at(&mut told, &wrong, 101 + GRACE).is_empty(), "it is new again");
+        assert_eq!(told_at(&mut told, &wrong, 101 + 2 * GRACE).len(), 1, "the control: it stands");
+        assert_eq!(told.next(), None);
+    }
+
+    #[test]
     fn what_was_not_written_is_due_again_and_the_name_is_the_same_whoever_tells_it() {
         let (web, bad) = (object("u"), problem(Severity::Error, "is no port"));
         let name = |told: &mut Told| {
-            let due = told.due([(&web, &bad)].into_iter(), "pod", 7);
+            told.due([(&web, &bad)].into_iter(), "pod", 7);
+            let due = told.due([(&web, &bad)].into_iter(), "pod", 7 + GRACE);
             due.into_iter().next().map(|it| it.event.metadata.name.unwrap())
         };
         let (mut one, mut other) = (Told::default(), Told::default());
@@ -210,7 +245,9 @@ mod tests {
     #[test]
     fn an_event_keeps_the_api_s_bounds() {
         let long = problem(Severity::Error, &"ö".repeat(2000));
-        let due = Told::default().due([(&object("u"), &long)].into_iter(), &"p".repeat(300), 0);
+        let (mut told, web, instance) = (Told::default(), object("u"), "p".repeat(300));
+        told.due([(&web, &long)].into_iter(), &instance, 0);
+        let due = told.due([(&web, &long)].into_iter(), &instance, GRACE);
         let event = &due[0].event;
         assert!(event.note.as_ref().unwrap().len() <= NOTE_BYTES);
         assert!(event.reporting_instance.as_ref().unwrap().len() <= 128);

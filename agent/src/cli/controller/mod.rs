@@ -182,7 +182,8 @@ async fn tell(client: Client, flags: Flags, metrics: Arc<Metrics>) {
         metrics,
     };
     loop {
-        let changed = tokio::time::timeout(AGAIN, following.looks.changed()).await;
+        let again = teller.told.next().unwrap_or(AGAIN);
+        let changed = tokio::time::timeout(again, following.looks.changed()).await;
         if matches!(changed, Ok(Err(_))) {
             tracing::error!("the cluster is no longer watched");
             return;

@@ -8,7 +8,7 @@ use heddle_ebpf::{
 };
 use heddle_policy::{
     ClientIdentity, ClusterSettings, Compiled, Connection, Datagram, Decision, Hop, Index, Problem, Request,
-    Route, Sender, Standing, WorkloadInfo,
+    Route, Sender, Severity, Standing, WorkloadInfo,
     names::IdentityName,
     resources::{Document, ObjectName, PodPort, Resource, Service, ServicePort, TargetPort, Transport},
     verdict::{self, Connect, UDP},
@@ -128,11 +128,9 @@ impl Picture {
                             // One that is still to be scheduled, as from a template, can have none.
                             let reason =
                                 format!("Pod {id}: has no address: nothing is known of it in the network");
-                            let problem = Problem::new(
-                                heddle_policy::problems::Severity::Warning,
-                                &pod.meta.origin,
-                                reason,
-                            );
+                            // One that starts is as it should be.
+                            let severity = if pod.starting { Severity::Note } else { Severity::Warning };
+                            let problem = Problem::new(severity, &pod.meta.origin, reason);
                             problems.push(
                                 problem
                                     .field("status.podIP", 0)

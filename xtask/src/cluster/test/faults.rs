@@ -10,10 +10,11 @@ use xtask::demo::report::Step;
 use xtask::lab::{eventually, stretched};
 
 /// Stopped, and going on when this is dropped, whatever happens between.
-struct Stopped<'a>(&'a Daemon);
+pub struct Stopped<'a>(&'a Daemon);
 
 impl<'a> Stopped<'a> {
-    fn new(daemon: &'a Daemon) -> Result<Self> {
+    /// Stops it.
+    pub fn new(daemon: &'a Daemon) -> Result<Self> {
         daemon.signal(Signal::STOP)?;
         Ok(Self(daemon))
     }
@@ -22,7 +23,7 @@ impl<'a> Stopped<'a> {
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.0.signal(Signal::CONT) {
-            eprintln!("the API server cannot be let go on: {error}");
+            eprintln!("what was stopped cannot be let go on: {error}");
         }
     }
 }

@@ -14,6 +14,7 @@ mod rules;
 mod scene;
 mod services;
 mod story;
+mod verbs;
 mod wire;
 
 use super::programs::Programs;
@@ -29,7 +30,7 @@ use xtask::demo::report::{Step, summary};
 
 type Show = fn(&Scene, &mut Step) -> Result<()>;
 
-const STEPS: [(char, &str, Show); 18] = [
+const STEPS: [(char, &str, Show); 19] = [
     ('a', "A permitted request across nodes is TLS 1.3, and the marker is not seen", wire::across),
     ('b', "Everybody else is refused, the kubelet's probe is not", wire::refusals),
     ('c', "A rule that kubectl applies holds soon", rules::show),
@@ -52,6 +53,7 @@ const STEPS: [(char, &str, Show); 18] = [
         "A node switched off and on again, its pods before its agent: nothing passes until captured",
         reboot::show,
     ),
+    ('v', "The CNI plugin's CHECK, GC and STATUS, as a runtime asks them", verbs::show),
     ('n', "Names lead where Services lead", control::names),
     ('k', "What is wrong with the cluster and its rules is told", control::told),
     ('m', "What Heddle itself takes", control::resources),

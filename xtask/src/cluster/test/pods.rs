@@ -107,8 +107,10 @@ fn headless(scene: &Scene, step: &mut Step) -> Result<()> {
 fn hosts(scene: &Scene, step: &mut Step) -> Result<()> {
     let probed = format!("http://{}:8080/healthz", scene.address("shop", "web")?);
     let path = "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}";
-    let address =
-        |node| -> Result<IpAddr> { Ok(scene.kubectl(&["get", "node", node, "-o", path])?.trim().parse()?) };
+    let address = |node| -> Result<IpAddr> {
+        let told = scene.kubectl(&["get", "node", node, "-o", path])?;
+        Ok(told.split_whitespace().next().unwrap_or_default().parse()?)
+    };
     let (a, b) = (address(NODE_A)?, address(NODE_B)?);
     let by_port = || {
         let url = format!("http://{b}:30080/healthz");

@@ -97,6 +97,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     goes_on(step, "node-a's containerd killed and started again", &|| scene.restart("node-a/containerd"))?;
     a_pod_starts(scene, step, "after-containerd")?;
     wiped(scene, step, &pair)?;
+    made_anew(scene, step, &pair)?;
     second_agent(scene, step, &pair)?;
     out_of_memory(scene, step, &pair)
 }
@@ -182,6 +183,42 @@ fn wiped(scene: &Scene, step: &mut Step, pair: &Pair) -> Result<()> {
         plugins.split_whitespace().collect::<Vec<_>>().join(" "),
     );
     Ok(())
+}
+
+/// The CNI's folders themselves are removed and made anew: the agent's mounts are of the ones above.
+fn made_anew(scene: &Scene, step: &mut Step, pair: &Pair) -> Result<()> {
+    step.does(
+        "node-a's /etc/cni/net.d and /opt/cni/bin removed and made anew as folders, without Heddle's files",
+    );
+    let node = scene.node(NODE_A)?;
+    let inodes = || node.shell("stat -c %i /etc/cni/net.d /opt/cni/bin");
+    let before = inodes()?;
+    let (answered, refused, let_in) = pair.meanwhile(|| {
+        for (folder, own) in [("/etc/cni/net.d", "00-heddle.conflist"), ("/opt/cni/bin", "heddle-cni")] {
+            // Held open, so that the new one cannot be of the same number.
+            node.shell(&format!(
+                "mkdir /run/aside && cp -a {folder}/. /run/aside && rm /run/aside/{own} && exec 9<{folder} && \
+                rm -r {folder} && sleep 1 && mkdir -p {folder} && cp -a /run/aside/. {folder} && rm -r /run/aside"
+            ))?;
+        }
+        Ok(())
+    })?;
+    step.check("they are others", inodes()? != before, format!("{before} {}", inodes()?).replace('\n', " "));
+    step.check(
+        "the rules stay in force",
+        answered > 0 && refused == 0 && let_in == 0,
+        format!("the client answered {answered} times, not {refused}, the stranger let in {let_in}"),
+    );
+    let list = || node.shell("ls /opt/cni/bin /etc/cni/net.d");
+    let back = eventually("plugin and chain to be back", Duration::from_secs(20), || {
+        let list = list()?;
+        Ok(["heddle-cni", "00-heddle.conflist"].iter().all(|name| list.lines().any(|line| line == *name)))
+    });
+    let list = list()?.split_whitespace().collect::<Vec<_>>().join(" ");
+    step.check("plugin and chain are back", back.is_ok(), list);
+    step.does("node-a's containerd, which looks at the folder of before, killed and started again");
+    scene.restart("node-a/containerd")?;
+    a_pod_starts(scene, step, "after-making-anew")
 }
 
 /// An agent that is not the successor finds the node taken.
