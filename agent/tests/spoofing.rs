@@ -349,3 +349,41 @@ fn a_neighbor_on_the_bridge_does_not_speak_for_a_pod() -> Result<()> {
     assert!(loom.refused(A, "guard_to_pod", "spoofed")? - before >= 5.0);
     loom.lab.close()
 }
+
+/// A bridge's port in hairpin mode gives a pod back what it sends to all of the bridge, and nobody has spoken for it.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn what_a_bridge_gives_back_to_its_sender_is_no_spoofing() -> Result<()> {
+    let mut loom = Loom::new("spoof-hairpin")?;
+    let intruder = loom.lab.pod(&xtask::lab::PodSpec::new("intruder", A))?;
+    let client = &loom.client;
+    loom.lab.at(A)?.host().shell(&format!(
+        "ip link add bridge type bridge; ip link set bridge up
+        for it in {} {}; do ip link set $it master bridge; ip link set $it type bridge_slave hairpin on; done",
+        client.host_interface, intruder.host_interface
+    ))?;
+    let (all, all_v6) = ([0xff; 6], [0x33, 0x33, 0, 0, 0, 1]);
+    let announced = |from: &xtask::lab::Pod, round: &str| -> Result<Vec<Vec<u8>>> {
+        let m = |name: &str| marker(round, name);
+        let mac = from.mac("eth0")?;
+        let nd = advertisement(client.v6, ALL_NODES, client.v6, mac, m("nd").as_bytes());
+        let nd = packet(client.v6.into(), ALL_NODES.into(), ICMPV6, &nd);
+        let arp = arp_reply(mac, client.v4, all, client.v4, m("arp").as_bytes());
+        Ok(vec![arp, frame(mac, all_v6, &nd)])
+    };
+    // How often what `from` says of the client's addresses is seen at the client's own interface.
+    let volley = |from: &xtask::lab::Pod, round: &str| -> Result<Vec<usize>> {
+        let frames = announced(from, round)?;
+        let send = || frames.iter().try_for_each(|frame| send_frame(from.place(), "eth0", frame));
+        arrive(&loom, send, &["arp", "nd"].map(|name| marker(round, name)))
+    };
+    assert_eq!(volley(client, "off")?, [2, 2], "once on its way out, and once as it comes back");
+    assert_eq!(volley(&intruder, "off, intruder")?, [1, 1]);
+    loom.lab.start_agents()?;
+    let before = loom.refused(A, "guard_to_pod", "spoofed")?;
+    assert_eq!(volley(client, "on")?, [2, 2], "as without the mesh");
+    assert!(loom.refused(A, "guard_to_pod", "spoofed")? <= before, "it is its own word");
+    assert_eq!(volley(&intruder, "on, intruder")?, [0, 0]);
+    assert!(loom.refused(A, "guard_to_pod", "spoofed")? - before >= 2.0, "the control: another's is not");
+    loom.lab.close()
+}

@@ -109,6 +109,10 @@ fn from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
 
 #[inline(always)]
 fn to_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
+    if entered(ctx) == index(ctx) {
+        // A bridge's port in hairpin mode gives back what the pod sent to all: it was judged when it left.
+        return Judgement::Pass;
+    }
     match packet.layer3 {
         LAYER3_ARP => return neighbor::arp_to_pod(ctx, veth),
         LAYER3_IPV6 if packet.protocol == packet::ICMPV6 && neighbor::is_discovery(packet) => {
@@ -217,11 +221,16 @@ pub fn judged(tables: &KernelTables, tuple: &Tuple, protocol: u8) -> Verdict {
     decided.verdict
 }
 
+/// The interface that the packet is on.
+#[inline(always)]
+fn index(ctx: &TcContext) -> u32 {
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) }
+}
+
 #[inline(always)]
 fn veth<'a>(ctx: &TcContext) -> Option<&'a Veth> {
-    let ifindex = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) };
     // SAFETY: entries are written whole before a program is attached.
-    unsafe { maps::VETHS.get(&ifindex) }
+    unsafe { maps::VETHS.get(&index(ctx)) }
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 mod adopting;
 mod away;
+mod cold;
 mod control;
 mod faults;
 mod joining;
@@ -30,7 +31,7 @@ use xtask::demo::report::{Step, summary};
 
 type Show = fn(&Scene, &mut Step) -> Result<()>;
 
-const STEPS: [(char, &str, Show); 19] = [
+const STEPS: [(char, &str, Show); 20] = [
     ('a', "A permitted request across nodes is TLS 1.3, and the marker is not seen", wire::across),
     ('b', "Everybody else is refused, the kubelet's probe is not", wire::refusals),
     ('c', "A rule that kubectl applies holds soon", rules::show),
@@ -53,6 +54,7 @@ const STEPS: [(char, &str, Show); 19] = [
         "A node switched off and on again, its pods before its agent: nothing passes until captured",
         reboot::show,
     ),
+    ('x', "All nodes switched off and on again at once: nothing passes until captured", cold::show),
     ('v', "The CNI plugin's CHECK, GC and STATUS, as a runtime asks them", verbs::show),
     ('n', "Names lead where Services lead", control::names),
     ('k', "What is wrong with the cluster and its rules is told", control::told),

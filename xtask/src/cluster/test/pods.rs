@@ -41,7 +41,8 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     Ok(())
 }
 
-fn ready(scene: &Scene, pod: &str) -> Result<()> {
+/// Waits until a pod of the shop is ready.
+pub fn ready(scene: &Scene, pod: &str) -> Result<()> {
     let path = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
     let words = ["get", "pod", "-n", "shop", pod, "--ignore-not-found", "-o", path];
     eventually(&format!("{pod} to be ready"), Duration::from_secs(60), || {

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use std::fs;
 use std::time::Duration;
 use xtask::demo::report::Step;
-use xtask::lab::{Capture, POD_NETWORKS, eventually};
+use xtask::lab::{Capture, eventually};
 
 /// It asks from its first moment on.
 const EAGER: &str = r#"apiVersion: v1
@@ -27,6 +27,7 @@ const WIPE: &str = r#"
 for it in $(awk '$5 ~ "^/run/(netns|containerd)/|^/var/lib/kubelet/pods/" {print $5}' /proc/self/mountinfo | sort -r); do
     umount -l "$it" || true
 done
+ip link delete cni0 2>/dev/null || true
 rm -rf /run/netns/* /run/containerd/* /run/heddle /run/cni-addresses /sys/fs/bpf/heddle
 "#;
 
@@ -34,7 +35,7 @@ rm -rf /run/netns/* /run/containerd/* /run/heddle /run/cni-addresses /sys/fs/bpf
 pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     let web = scene.address("shop", "web")?.to_string();
     scene.apply("eager.yaml", &EAGER.replace("WEB", &web).replace("MARKER", MARKER))?;
-    eventually("shop/eager to be answered", Duration::from_secs(60), || served(scene))?;
+    eventually("shop/eager to be answered", Duration::from_secs(60), || served(scene, "shop"))?;
     let node = scene.node(NODE_A)?;
     let image = scene.state.folder.join("heddle.tar").display().to_string();
     let ctr = |words: &[&str]| {
@@ -45,39 +46,9 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     ctr(&["rm", HEDDLE])?;
 
     step.does("everything on node-a killed, its namespaces, /run and pins taken away, and the node started without an agent");
-    // What comes from the node's pods or goes to them; of the control plane there is much else.
-    let link = format!("to-{NODE_A}");
-    let of_pods = ["net", POD_NETWORKS[0]];
-    let capture = Capture::start_of(&of_pods, &scene.state.router, &link, &scene.state.folder)?;
-    for part in PARTS.iter().rev() {
-        scene.state.daemon(&format!("{NODE_A}/{part}"))?.kill()?;
-    }
-    let killed = power_off(scene)?;
-    node.shell(WIPE)?;
-    // The kernel takes away what was in a namespace some time after its last process.
-    let mut veths = 0;
-    let gone = eventually("the pods' interfaces to be gone", Duration::from_secs(30), || {
-        let links = node.check(&["ip", "-o", "link", "show", "type", "veth"])?;
-        veths = links.lines().filter(|line| !line.contains("uplink")).count();
-        Ok(veths == 0)
-    });
-    let pins = node.shell("ls /sys/fs/bpf")?;
-    step.check(
-        "of pods, captures and pins nothing is left",
-        killed > 0 && gone.is_ok() && !pins.contains("heddle"),
-        format!("{killed} processes killed, {veths} interfaces of pods, pins: {:?}", pins.trim()),
-    );
-    for part in PARTS {
-        let daemon = scene.state.daemon(&format!("{NODE_A}/{part}"))?;
-        // A kubelet ends where the container runtime is not ready yet, and is started again, as by any init.
-        eventually(&format!("{part} to stay"), Duration::from_secs(60), || {
-            if daemon.process()?.is_none() {
-                daemon.start_again(scene.programs)?;
-            }
-            std::thread::sleep(Duration::from_secs(2));
-            Ok(daemon.process()?.is_some())
-        })?;
-    }
+    let capture = of_pods(scene)?;
+    power_off(scene, step, NODE_A)?;
+    power_on(scene, NODE_A)?;
     for (namespace, pod) in [("shop", "eager"), ("plain", "client")] {
         let mut last = String::new();
         let waits = eventually("its event", Duration::from_secs(180), || {
@@ -98,7 +69,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
         Ok(["shop/eager", "shop/client", "bank/stranger"].iter().all(|name| captured.contains_key(*name)))
     });
     step.check("the pods are captured", captured.is_ok(), "shop/eager, shop/client, bank/stranger");
-    let answered = eventually("shop/eager to be answered", Duration::from_secs(60), || served(scene));
+    let answered = eventually("shop/eager to be answered", Duration::from_secs(60), || served(scene, "shop"));
     let traffic = capture.stop()?;
     let hits = traffic.hits(MARKER.as_bytes());
     step.check("shop/eager is answered", answered.is_ok(), "served");
@@ -121,8 +92,17 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     scene.kubectl(&["delete", "pod", "-n", "shop", "eager", "--wait=false"]).map(drop)
 }
 
-fn served(scene: &Scene) -> Result<bool> {
-    let words = ["logs", "-n", "shop", "eager", "--since=3s"];
+/// A capture of what comes from node-a's pods or goes to them: of the control plane there is much else.
+pub fn of_pods(scene: &Scene) -> Result<Capture> {
+    let networks = scene.state.network.pod_networks();
+    let filter: Vec<String> = networks.iter().map(|network| format!("net {network}")).collect();
+    let link = format!("to-{NODE_A}");
+    Capture::start_of(&[&filter.join(" or ")], &scene.state.router, &link, &scene.state.folder)
+}
+
+/// Whether a namespace's eager pod was answered just now.
+pub fn served(scene: &Scene, namespace: &str) -> Result<bool> {
+    let words = ["logs", "-n", namespace, "eager", "--since=3s"];
     Ok(scene.state.kubectl_output(scene.programs, &words)?.stdout.contains("served"))
 }
 
@@ -131,11 +111,51 @@ fn events(scene: &Scene, namespace: &str, pod: &str) -> Result<String> {
     scene.kubectl(&["get", "events", "-n", namespace, &object, "-o", "jsonpath={.items[*].message}"])
 }
 
+/// Kills everything on a node, and takes away what a machine loses with its power.
+pub fn power_off(scene: &Scene, step: &mut Step, name: &str) -> Result<()> {
+    for part in PARTS.iter().rev() {
+        scene.state.daemon(&format!("{name}/{part}"))?.kill()?;
+    }
+    let killed = kill_all(scene, name)?;
+    let node = scene.node(name)?;
+    node.shell(WIPE)?;
+    // The kernel takes away what was in a namespace some time after its last process.
+    let mut veths = 0;
+    let gone = eventually("the pods' interfaces to be gone", Duration::from_secs(30), || {
+        let links = node.check(&["ip", "-o", "link", "show", "type", "veth"])?;
+        veths = links.lines().filter(|line| !line.contains(": uplink@")).count();
+        Ok(veths == 0)
+    });
+    let pins = node.shell("ls /sys/fs/bpf")?;
+    step.check(
+        &format!("on {name} nothing is left of pods, captures and pins"),
+        killed > 0 && gone.is_ok() && !pins.contains("heddle"),
+        format!("{killed} processes killed, {veths} interfaces of pods, pins: {:?}", pins.trim()),
+    );
+    Ok(())
+}
+
+/// Starts a node's own programs, and no more.
+pub fn power_on(scene: &Scene, name: &str) -> Result<()> {
+    for part in PARTS {
+        let daemon = scene.state.daemon(&format!("{name}/{part}"))?;
+        // A kubelet ends where the container runtime is not ready yet, and is started again, as by any init.
+        eventually(&format!("{part} to stay"), Duration::from_secs(60), || {
+            if daemon.process()?.is_none() {
+                daemon.start_again(scene.programs)?;
+            }
+            std::thread::sleep(Duration::from_secs(2));
+            Ok(daemon.process()?.is_some())
+        })?;
+    }
+    Ok(())
+}
+
 /// Kills every process of the node's but the one that holds the node's own namespaces. How many.
-fn power_off(scene: &Scene) -> Result<usize> {
+fn kill_all(scene: &Scene, name: &str) -> Result<usize> {
     let lab = scene.state.folder.file_name().map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
-    let of_node = format!("/{lab}/{NODE_A}/");
-    let own = scene.node(NODE_A)?.check(&["readlink", "/proc/self/ns/mnt"])?;
+    let of_node = format!("/{lab}/{name}/");
+    let own = scene.node(name)?.check(&["readlink", "/proc/self/ns/mnt"])?;
     let mut killed = 0;
     for process in fs::read_dir("/proc")?.filter_map(Result::ok) {
         let path = process.path();

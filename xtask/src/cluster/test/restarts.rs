@@ -195,10 +195,10 @@ fn made_anew(scene: &Scene, step: &mut Step, pair: &Pair) -> Result<()> {
     let before = inodes()?;
     let (answered, refused, let_in) = pair.meanwhile(|| {
         for (folder, own) in [("/etc/cni/net.d", "00-heddle.conflist"), ("/opt/cni/bin", "heddle-cni")] {
-            // Held open, so that the new one cannot be of the same number.
+            // In one step: whatever is removed from it one by one comes back meanwhile.
             node.shell(&format!(
-                "mkdir /run/aside && cp -a {folder}/. /run/aside && rm /run/aside/{own} && exec 9<{folder} && \
-                rm -r {folder} && sleep 1 && mkdir -p {folder} && cp -a /run/aside/. {folder} && rm -r /run/aside"
+                "cp -a {folder} /run/aside && rm /run/aside/{own} && mv {folder} {folder}.gone && sleep 1 && \
+                mkdir -p {folder} && cp -a /run/aside/. {folder} && rm -r /run/aside {folder}.gone"
             ))?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! v: the plugin's other verbs, asked as a container runtime asks: CHECK, GC and STATUS.
 
 use super::faults::Stopped;
+use super::pods::ready;
 use super::scene::{NODE_A, Scene};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -128,7 +129,7 @@ fn said(answer: &Option<(u64, String)>) -> String {
 /// v. CHECK, GC and STATUS, the agent there and away.
 pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     scene.apply("left-behind.yaml", LEFT)?;
-    eventually("shop/left-behind to be ready", Duration::from_secs(60), || scene.all_ready(&["shop"]))?;
+    ready(scene, "left-behind")?;
     let pods = attached(scene)?;
     let pod =
         |name: &str| pods.get(name).with_context(|| format!("the runtime knows no attachment of {name}"));
