@@ -135,8 +135,15 @@ fn dns_is_marked_and_passes_by_udp() {
 
 #[test]
 fn a_pod_without_an_address_is_doubtful_once_its_start_has_ended() {
-    for (status, severity) in [("{phase: Pending}", Severity::Note), ("{phase: Running}", Severity::Warning)]
-    {
+    let sandbox = |status| {
+        format!("{{phase: Running, conditions: [{{type: PodReadyToStartContainers, status: '{status}'}}]}}")
+    };
+    for (status, severity) in [
+        ("{phase: Pending}", Severity::Note),
+        (&sandbox("False"), Severity::Note),
+        (&sandbox("True"), Severity::Warning),
+        ("{phase: Running}", Severity::Warning),
+    ] {
         let it = compiled(&SHOP.replace("{phase: Running, podIP: 10.1.0.2}", status));
         let told: Vec<_> = it.problems.iter().filter(|it| it.field == "status.podIP").collect();
         assert_eq!(told.iter().map(|it| it.severity).collect::<Vec<_>>(), [severity], "{status}: {told:?}");

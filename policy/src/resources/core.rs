@@ -116,12 +116,16 @@ impl Pod {
             linkerd_proxy: std::iter::chain(&spec.containers, spec.init_containers.iter().flatten())
                 .any(|container| container.name == LINKERD_PROXY),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-            starting: status.phase.as_deref() == Some("Pending"),
             ..Self::default()
         };
-        let condition = status.conditions.unwrap_or_default().into_iter().find(|it| it.type_ == "Ready");
-        it.ready = match condition {
-            Some(condition) => condition.status == "True",
+        let conditions = status.conditions.unwrap_or_default();
+        let condition =
+            |name: &str| conditions.iter().find(|it| it.type_ == name).map(|it| it.status == "True");
+        // Of a pod whose node was switched off and on it is the condition that says so.
+        it.starting = status.phase.as_deref() == Some("Pending")
+            || condition("PodReadyToStartContainers") == Some(false);
+        it.ready = match condition("Ready") {
+            Some(ready) => ready,
             // Only a manifest written by hand has no such condition.
             None => matches!(status.phase.as_deref(), None | Some("Running")),
         };

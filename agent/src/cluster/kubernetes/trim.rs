@@ -103,11 +103,17 @@ fn pod_spec(spec: Option<Value>, node: &str) -> Value {
 fn pod_status(status: Option<Value>) -> Value {
     let mut status = keep(status, &["phase", "podIP", "podIPs", "conditions"]);
     if let Some(Value::Array(conditions)) = status.get_mut("conditions") {
-        conditions.retain(|it| it.get("type").and_then(Value::as_str) == Some("Ready"));
+        let text =
+            |it: &Value, name: &str| it.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        conditions.retain(|it| match text(it, "type").as_str() {
+            "Ready" => true,
+            // A pod without an address is told of unless this says that it starts.
+            "PodReadyToStartContainers" => text(it, "status") == "False",
+            _ => false,
+        });
         for condition in conditions {
             // When it changed, and who looked last, is nothing that rules depend on.
-            let ready = condition.get("status").cloned().unwrap_or_default();
-            *condition = json!({ "type": "Ready", "status": ready });
+            *condition = json!({ "type": text(condition, "type"), "status": text(condition, "status") });
         }
     }
     Value::Object(status)
@@ -135,7 +141,10 @@ mod tests {
             },
             "status": {
                 "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "hostIP": "10.9.9.9",
-                "conditions": [{"type": "Ready", "status": "True", "lastProbeTime": null}, {"type": "Initialized"}],
+                "conditions": [
+                    {"type": "Ready", "status": "True", "lastProbeTime": null}, {"type": "Initialized"},
+                    {"type": "PodReadyToStartContainers", "status": "True"},
+                ],
             },
         })
     }
@@ -146,6 +155,10 @@ mod tests {
         assert_eq!(kept["spec"]["containers"][0]["readinessProbe"]["tcpSocket"]["port"], 80);
         assert_eq!(kept["spec"]["containers"][0]["ports"].as_array().unwrap().len(), 2);
         assert_eq!(kept["status"]["conditions"], json!([{"type": "Ready", "status": "True"}]));
+        let mut starting = pod();
+        starting["status"]["conditions"] = json!([{"type": "PodReadyToStartContainers", "status": "False"}]);
+        let said = starting["status"]["conditions"].clone();
+        assert_eq!(trim(starting, "Pod", "a")["status"]["conditions"], said);
         let text = kept.to_string();
         for gone in ["secret", "volumes", "hostIP", "managedFields", "resourceVersion", "last-applied"] {
             assert!(!text.contains(gone), "{gone}: {text}");

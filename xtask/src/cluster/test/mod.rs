@@ -4,6 +4,7 @@ mod adopting;
 mod away;
 mod cold;
 mod control;
+mod families;
 mod faults;
 mod joining;
 mod life;
@@ -31,10 +32,11 @@ use xtask::demo::report::{Step, summary};
 
 type Show = fn(&Scene, &mut Step) -> Result<()>;
 
-const STEPS: [(char, &str, Show); 20] = [
+const STEPS: [(char, &str, Show); 21] = [
     ('a', "A permitted request across nodes is TLS 1.3, and the marker is not seen", wire::across),
     ('b', "Everybody else is refused, the kubelet's probe is not", wire::refusals),
     ('c', "A rule that kubectl applies holds soon", rules::show),
+    ('w', "Each of a pod's addresses is guarded, and no neighbor speaks for it", families::show),
     ('s', "Two tenants and one who watches them: all pairs, as the rules say", story::show),
     ('u', "Audit, flows recorded, rules suggested, then deny: nothing is broken", adopting::show),
     ('d', "The agent killed: new pods wait, existing ones are refused, nothing opens", away::killed),

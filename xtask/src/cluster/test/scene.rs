@@ -156,14 +156,21 @@ impl<'a> Scene<'a> {
         Ok(serde_json::from_str(&said)?)
     }
 
+    /// What is answered at the door of a node's agent, asked on the node itself: the kubelet need not run.
+    pub fn door(&self, node: &str, path: &str) -> Result<String> {
+        let url = format!("http://heddle{path}");
+        let socket = "/run/heddle/agent/agent.sock";
+        self.node(node)?.check(&["curl", "-sS", "--max-time", "10", "--unix-socket", socket, &url])
+    }
+
     /// The network namespaces of a node's captured pods, by name.
     pub fn captured(&self, node: &str) -> Result<BTreeMap<String, String>> {
-        let status = self.status(node)?;
-        let pods = status["pods"].as_array().into_iter().flatten();
-        let text = |pod: &Value, field: &str| pod[field].as_str().unwrap_or_default().to_owned();
-        Ok(pods
-            .map(|pod| (format!("{}/{}", text(pod, "namespace"), text(pod, "name")), text(pod, "netns")))
-            .collect())
+        Ok(netns_of(&self.status(node)?))
+    }
+
+    /// The same, asked at the door.
+    pub fn captured_at_door(&self, node: &str) -> Result<BTreeMap<String, String>> {
+        Ok(netns_of(&serde_json::from_str(&self.door(node, "/v1/status")?)?))
     }
 
     /// Sets a field of the agents' configuration and lets them start with it.
@@ -197,6 +204,13 @@ impl<'a> Scene<'a> {
         let pid = self.status(node)?["pid"].as_u64().context("the agent tells no process")?;
         Ok(u32::try_from(pid)?)
     }
+}
+
+fn netns_of(status: &Value) -> BTreeMap<String, String> {
+    let pods = status["pods"].as_array().into_iter().flatten();
+    let text = |pod: &Value, field: &str| pod[field].as_str().unwrap_or_default().to_owned();
+    pods.map(|pod| (format!("{}/{}", text(pod, "namespace"), text(pod, "name")), text(pod, "netns")))
+        .collect()
 }
 
 /// Where HTTP is asked for.

@@ -23,12 +23,13 @@ const NOT_AS_IT_SHOULD: u64 = 100;
 const TRY_AGAIN: u64 = 11;
 
 /// What the runtime remembers of an attachment, and where its pod's network namespace is.
-struct Attached {
+pub struct Attached {
     container: String,
     interface: String,
     arguments: String,
     result: Value,
-    netns: String,
+    /// Its network namespace.
+    pub netns: String,
 }
 
 impl Attached {
@@ -37,9 +38,9 @@ impl Attached {
     }
 }
 
-/// The attachments on node-a, by their pods' names, from the runtime's own cache.
-fn attached(scene: &Scene) -> Result<BTreeMap<String, Attached>> {
-    let node = scene.node(NODE_A)?;
+/// The attachments on a node, by their pods' names, from the runtime's own cache.
+pub fn attached(scene: &Scene, node: &str) -> Result<BTreeMap<String, Attached>> {
+    let node = scene.node(node)?;
     let mut namespaces = BTreeMap::new();
     for path in node.shell("ls -d /run/netns/*")?.split_whitespace() {
         let netns = format!("--net={path}");
@@ -130,7 +131,7 @@ fn said(answer: &Option<(u64, String)>) -> String {
 pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     scene.apply("left-behind.yaml", LEFT)?;
     ready(scene, "left-behind")?;
-    let pods = attached(scene)?;
+    let pods = attached(scene, NODE_A)?;
     let pod =
         |name: &str| pods.get(name).with_context(|| format!("the runtime knows no attachment of {name}"));
     let (client, outside, left) = (pod("shop/client")?, pod("plain/client")?, pod("shop/left-behind")?);
@@ -146,19 +147,19 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     step.does("node-a's kubelet stopped, and every process of shop/left-behind killed: its sandbox's namespace stays");
     let kubelet = Stopped::new(scene.state.daemon("node-a/kubelet")?)?;
     empty(scene, left)?;
-    let before = scene.captured(NODE_A)?;
+    let before = scene.captured_at_door(NODE_A)?;
     step.check(
         "it is captured still",
         before.contains_key("shop/left-behind"),
         format!("{} pods", before.len()),
     );
     let answer = call(scene, "GC", WITH_ALL, None, &valid(""))?;
-    let same = scene.captured(NODE_A)? == before;
+    let same = scene.captured_at_door(NODE_A)? == before;
     step.check("GC with a list of all: nobody is let go", answer.is_none() && same, said(&answer));
     let answer = call(scene, "GC", WITH_ALL, None, &valid("shop/left-behind"))?;
     let mut kept = before.clone();
     kept.remove("shop/left-behind");
-    let after = scene.captured(NODE_A)?;
+    let after = scene.captured_at_door(NODE_A)?;
     step.check(
         "GC with a list without it: it is let go, and nobody else",
         answer.is_none() && after == kept,
@@ -166,7 +167,9 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     );
 
     step.does("the agent killed, the kubelet that would start it stopped");
-    scene.signal(scene.agent_process(NODE_A)?, Signal::KILL)?;
+    let status: Value = serde_json::from_str(&scene.door(NODE_A, "/v1/status")?)?;
+    let agent = status["pid"].as_u64().context("the agent tells no process")?;
+    scene.signal(u32::try_from(agent)?, Signal::KILL)?;
     let away = eventually("the agent to be gone", Duration::from_secs(10), || {
         Ok(call(scene, "GC", WITH_ALL, None, &valid("shop/client"))?.is_some())
     });
@@ -182,7 +185,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     step.check("CHECK: nothing is known to be wrong", answer.is_none(), said(&answer));
     drop(kubelet);
     let back = eventually("all to be captured again", Duration::from_secs(180), || {
-        let captured = scene.captured(NODE_A).unwrap_or_default();
+        let captured = scene.captured_at_door(NODE_A).unwrap_or_default();
         Ok(before.keys().all(|name| captured.contains_key(name)))
     });
     step.check("the kubelet goes on: the agent is back, and so are all pods", back.is_ok(), "heddle status");
