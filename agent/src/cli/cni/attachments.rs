@@ -3,7 +3,6 @@
 //! A file for each, beside the agent's socket: it outlives the agent and, like everything in `/run`, not the machine.
 //! Nothing is decided by them but which pod the agent is asked to let go.
 
-use super::request::Pod;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -50,12 +49,6 @@ pub(super) struct Owner {
     pub name: String,
     pub uid: String,
     pub netns: PathBuf,
-}
-
-impl Owner {
-    pub(super) fn pod(&self) -> Pod {
-        Pod { namespace: self.namespace.clone(), name: self.name.clone(), uid: self.uid.clone() }
-    }
 }
 
 /// The attachments of the agent with this socket.

@@ -191,8 +191,9 @@ fn collect(config: &Config) -> Result<Value, Fault> {
     // All are tried, and the first fault is told.
     let mut answer = Ok(Value::Null);
     for (attachment, owner) in stale {
-        let pod = owner.pod();
-        let fault = match let_go(config, &pod, &owner.netns) {
+        let Owner { namespace, name, uid, netns } = owner;
+        let pod = Pod { namespace, name, uid };
+        let fault = match let_go(config, &pod, &netns) {
             Ok(()) => {
                 attachments.forget(&attachment);
                 continue;
