@@ -452,7 +452,7 @@ fn a_service_that_had_anothers_address_and_lost_it_before_anybody_saw_takes_noth
         // `web` has 10.96.0.1; `late` claims it and goes, or has another in the end.
         it.apply(service("late", "10.96.0.1"));
         match own {
-            "10.96.0.1" => drop(it.remove(&service("late", "10.96.0.1").id())),
+            "10.96.0.1" => it.remove(&service("late", "10.96.0.1").id()),
             own => it.apply(service("late", own)),
         }
         follow(&mut it, own);
