@@ -143,7 +143,11 @@ fn runs_captured(scene: &Scene, step: &mut Step, name: &str) -> Result<()> {
     let runs = eventually("the pod to run", Duration::from_secs(90), || {
         Ok(scene.kubectl(&phase)?.trim() == "Running")
     });
-    let captured = scene.captured(NODE_A)?.contains_key(&format!("shop/{name}"));
+    // An agent says that it is not sound while a sandbox is being taken away beneath it.
+    let captured = eventually("the pod to be captured", Duration::from_secs(30), || {
+        Ok(scene.captured(NODE_A).is_ok_and(|it| it.contains_key(&format!("shop/{name}"))))
+    });
+    let captured = captured.is_ok();
     let url = format!("http://{}:8080/", scene.address("shop", "web")?);
     let output = scene.curl("shop", name, &url)?;
     step.check(
