@@ -60,15 +60,12 @@ pub struct Build {
 /// Builds both.
 pub fn build(workspace: &Workspace, arguments: &Build) -> Result<()> {
     run(workspace, &Arguments { compiler: Choice::Auto })?;
-    cargo_build(workspace, arguments.release, &["heddle"])
+    cargo_build(workspace, if arguments.release { "release" } else { "dev" }, &["heddle"])
 }
 
 /// Builds packages of the workspace; the agent's build needs the kernel programs to be there.
-pub fn cargo_build(workspace: &Workspace, release: bool, packages: &[&str]) -> Result<()> {
+pub fn cargo_build(workspace: &Workspace, profile: &str, packages: &[&str]) -> Result<()> {
     let mut build = workspace.cargo();
-    build.arg("build");
-    if release {
-        build.arg("--release");
-    }
+    build.args(["build", "--profile", profile]);
     command::run(build.args(packages.iter().flat_map(|package| ["--package", package])))
 }

@@ -119,7 +119,11 @@ fn prepare(workspace: &Workspace, measured: bool) -> Result<()> {
     progress(2, "kernel programs");
     ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;
     progress(3, "the agent");
-    ebpf::cargo_build(workspace, measured, if measured { &["heddle", "xtask"] } else { &["heddle"] })?;
+    ebpf::cargo_build(
+        workspace,
+        if measured { "release" } else { "dev" },
+        if measured { &["heddle", "xtask"] } else { &["heddle"] },
+    )?;
     progress(4, "the lab, as root");
     Ok(())
 }

@@ -47,6 +47,11 @@ impl Workspace {
         cargo
     }
 
+    /// The folder of what cargo builds with this profile.
+    pub fn built(&self, profile: &str) -> PathBuf {
+        self.target.join(if profile == "dev" { "debug" } else { profile })
+    }
+
     /// Whether nothing was built here yet.
     pub fn is_first_run(&self) -> bool {
         !self.kernel_programs().is_file()

@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{HashMap, MapData};
 use heddle_ebpf::flows::{ROLE_SERVER, UdpFlow, UdpSeen};
+
+use super::walk::Walk;
 
 /// Where so many are kept at once, some may have gone before they were seen: the map holds 65,536, least recently used first
 /// to go.
@@ -19,7 +20,7 @@ const UDP: u32 = 17;
 
 /// What the kernel holds of conversations, and which of them were told.
 pub(super) struct Conversations {
-    map: HashMap<MapData, UdpFlow, UdpSeen>,
+    map: Walk<UdpFlow, UdpSeen>,
     told: Told,
     resting: Option<Instant>,
 }
@@ -52,7 +53,7 @@ impl Told {
 }
 
 impl Conversations {
-    pub(super) fn new(map: HashMap<MapData, UdpFlow, UdpSeen>) -> Self {
+    pub(super) fn new(map: Walk<UdpFlow, UdpSeen>) -> Self {
         Self { map, told: Told::default(), resting: None }
     }
 
@@ -62,8 +63,13 @@ impl Conversations {
             return (Vec::new(), false);
         }
         let start = Instant::now();
-        // Whoever goes while the map is walked sends the walk back to its beginning.
-        let all: Vec<(UdpFlow, UdpSeen)> = self.map.iter().flatten().take(2 * CROWDED).collect();
+        let all = match self.map.rows() {
+            Ok(all) => all,
+            Err(error) => {
+                tracing::warn!(%error, "conversations in UDP are not told until they can be read");
+                Vec::new()
+            }
+        };
         let crowded = all.len() >= CROWDED;
         let fresh = self.told.fresh(all.into_iter());
         self.resting = now.checked_add(start.elapsed().min(Duration::from_secs(3)) * REST);

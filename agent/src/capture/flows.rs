@@ -9,7 +9,7 @@ use heddle_ebpf::{
     judge::{LIVE, Question},
 };
 
-use super::{error::CaptureError, kernel::Kernel, pod::CapturedPod, sock_diag};
+use super::{error::CaptureError, kernel::Kernel, pod::CapturedPod, sock_diag, walk::Walk};
 
 /// One end of a `direct` connection that was ended, because the tables in force do not allow it any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +31,14 @@ pub struct EndedFlow {
 /// Every live `direct` connection.
 pub(super) struct DirectFlows {
     flows: HashMap<MapData, Tuple, DirectFlow>,
+    walk: Walk<Tuple, DirectFlow>,
 }
 
 impl DirectFlows {
     pub(super) fn open(kernel: &Kernel) -> Result<Self, CaptureError> {
-        Ok(Self { flows: kernel.pins.hash(maps::DIRECT_FLOWS)? })
+        let pins = &kernel.pins;
+        let walk = pins.walk(maps::DIRECT_FLOWS, "reading live connections")?;
+        Ok(Self { flows: pins.hash(maps::DIRECT_FLOWS)?, walk })
     }
 
     /// Whether a connection is one.
@@ -50,9 +53,8 @@ impl DirectFlows {
         kernel: &Kernel,
         pods: &BTreeMap<u64, CapturedPod>,
     ) -> Result<Vec<EndedFlow>, CaptureError> {
-        let flows: Vec<_> = self.flows.iter().flatten().collect();
         let mut revoked = Vec::new();
-        for (tuple, flow) in flows {
+        for (tuple, flow) in self.walk.rows()? {
             let Some(owner) = pods.get(&flow.netns) else {
                 // The pod is gone, and its sockets with it.
                 let _ = self.flows.remove(&tuple);

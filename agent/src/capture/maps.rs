@@ -7,7 +7,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuHashMap, RingBuf, SkStorage, SockMap},
 };
 
-use super::error::CaptureError;
+use super::{error::CaptureError, walk::Walk};
 
 /// Every map of the kernel programs; each is pinned under its name.
 pub(super) const ALL: &[&str] = &[
@@ -88,6 +88,15 @@ impl Pins {
         name: &str,
     ) -> Result<HashMap<MapData, K, V>, CaptureError> {
         open!(self, name, HashMap, HashMap)
+    }
+
+    /// A hash map, to be read whole while programs change it.
+    pub(super) fn walk<K: Plain, V: Plain>(
+        &self,
+        name: &str,
+        what: &'static str,
+    ) -> Result<Walk<K, V>, CaptureError> {
+        Ok(Walk::new(what, self.data(name)?))
     }
 
     pub(super) fn lru<K: Plain, V: Plain>(&self, name: &str) -> Result<HashMap<MapData, K, V>, CaptureError> {

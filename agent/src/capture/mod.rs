@@ -29,6 +29,7 @@ mod sockets;
 mod syscalls;
 mod tables;
 pub mod trial;
+mod walk;
 mod ways;
 
 pub use heddle_ebpf::attach::Direction as Listening;

@@ -9,7 +9,7 @@ use heddle_ebpf::{
     flows::{BareSegments, maps as flow_maps},
 };
 
-use super::{error::CaptureError, maps::Pins};
+use super::{error::CaptureError, maps::Pins, walk::Walk};
 
 /// The maps that hold what is attached.
 pub(super) struct Maps {
@@ -20,6 +20,8 @@ pub(super) struct Maps {
     pub listener_ports: HashMap<MapData, ListeningKey, u32>,
     pub listening: HashMap<MapData, ListeningKey, u64>,
     pub listening_sockets: HashMap<MapData, u64, ListeningKey>,
+    pub all_listening: Walk<ListeningKey, u64>,
+    pub all_listening_sockets: Walk<u64, ListeningKey>,
     pub bare_segments: HashMap<MapData, u32, BareSegments>,
 }
 
@@ -33,6 +35,9 @@ impl Maps {
             listener_ports: pins.hash(maps::LISTENER_PORTS)?,
             listening: pins.hash(maps::LISTENING)?,
             listening_sockets: pins.hash(maps::LISTENING_SOCKETS)?,
+            all_listening: pins.walk(maps::LISTENING, "reading the ports on which pods listen")?,
+            all_listening_sockets: pins
+                .walk(maps::LISTENING_SOCKETS, "reading the pods' listening sockets")?,
             bare_segments: pins.hash(flow_maps::BARE_SEGMENTS)?,
         })
     }
@@ -52,20 +57,13 @@ pub(super) fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
     for port in occupied(maps, cookie) {
         let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), early: 0 });
     }
-    let counted: Vec<ListeningKey> =
-        maps.listening.keys().flatten().filter(|key| key.netns == cookie).collect();
-    for key in counted {
-        let _ = maps.listening.remove(&key);
+    let listening = maps.all_listening.rows().unwrap_or_default();
+    for (key, _) in listening.iter().filter(|(key, _)| key.netns == cookie) {
+        let _ = maps.listening.remove(key);
     }
-    let sockets: Vec<u64> = maps
-        .listening_sockets
-        .iter()
-        .flatten()
-        .filter(|(_, key)| key.netns == cookie)
-        .map(|(socket, _)| socket)
-        .collect();
-    for socket in sockets {
-        let _ = maps.listening_sockets.remove(&socket);
+    let sockets = maps.all_listening_sockets.rows().unwrap_or_default();
+    for (socket, _) in sockets.iter().filter(|(_, key)| key.netns == cookie) {
+        let _ = maps.listening_sockets.remove(socket);
     }
 }
 

@@ -45,7 +45,7 @@ impl DirectCounts {
         let mut map: HashMap<MapData, SeenKey, u64> = pins.hash(maps::DIRECT_SEEN)?;
         // Counts what the map has no room for. It may be there from an earlier agent.
         let _ = map.insert(SeenKey::default(), 0, NOEXIST);
-        let conversations = Conversations::new(pins.lru(maps::UDP_FLOWS)?);
+        let conversations = Conversations::new(pins.walk(maps::UDP_FLOWS, "reading conversations in UDP")?);
         Ok(Self { map, told: Known::new(), conversations })
     }
 

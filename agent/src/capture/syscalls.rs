@@ -8,6 +8,8 @@ use std::{
     path::Path,
 };
 
+use aya::{Pod as Plain, maps::MapData};
+
 /// `BPF_OBJ_GET`.
 const BPF_OBJ_GET: libc::c_int = 7;
 /// `BPF_LINK_UPDATE`.
@@ -95,6 +97,74 @@ pub(super) fn link_leads_somewhere(link: BorrowedFd<'_>) -> bool {
     };
     // Only the first word: behind it comes the attach type.
     done >= 0 && info.target[0] as u32 != 0
+}
+
+/// `BPF_MAP_LOOKUP_BATCH`, since Linux 5.6.
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+
+#[repr(C)]
+struct LookupBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Reads whole buckets of a hash map from bucket `from` on, appends their rows and returns the bucket to go on from;
+/// none: that was the last.
+///
+/// # Errors
+/// `ENOSPC` where `room` rows are less than one bucket holds; else when the kernel refuses.
+pub(super) fn look_up_batch<K: Plain, V: Plain>(
+    map: &MapData,
+    from: Option<u32>,
+    room: u32,
+    rows: &mut Vec<(K, V)>,
+) -> io::Result<Option<u32>> {
+    let info = map.info().map_err(io::Error::other)?;
+    if (info.key_size() as usize, info.value_size() as usize) != (size_of::<K>(), size_of::<V>()) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let mut keys = Vec::<K>::with_capacity(room as usize);
+    let mut values = Vec::<V>::with_capacity(room as usize);
+    let (from, mut next) = (from.as_ref(), 0u32);
+    let mut attr = LookupBatch {
+        in_batch: from.map_or(0, |from| std::ptr::from_ref(from) as u64),
+        out_batch: (&raw mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: room,
+        map_fd: map.fd().as_fd().as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: all that the attribute names outlives the call, and has room for as many rows as it says: the map's own sizes
+    // are those of the types.
+    let done = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<LookupBatch>())
+    };
+    let last = if done < 0 {
+        let error = io::Error::last_os_error();
+        // No bucket is left; what the others held has come all the same.
+        if error.raw_os_error() != Some(libc::ENOENT) {
+            return Err(error);
+        }
+        true
+    } else {
+        false
+    };
+    let count = attr.count.min(room) as usize;
+    // SAFETY: the kernel has written so many, and any bytes are a value of either type.
+    unsafe {
+        keys.set_len(count);
+        values.set_len(count);
+    }
+    rows.extend(keys.into_iter().zip(values));
+    Ok((!last).then_some(next))
 }
 
 /// The cookie of the network namespace that a socket is in; of an accepted unix socket: that the caller's was made in.

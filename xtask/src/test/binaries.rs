@@ -23,14 +23,17 @@ pub fn build(workspace: &Workspace) -> Result<Vec<TestBinary>> {
 }
 
 /// Builds the tests of the agent that are in these files, as in `spoofing`; without a file, or where one is not there,
-/// every test.
-pub fn build_files(workspace: &Workspace, files: &[String]) -> Result<Vec<TestBinary>> {
+/// every test. With one of cargo's profiles.
+pub fn build_files(workspace: &Workspace, profile: &str, files: &[String]) -> Result<Vec<TestBinary>> {
     let there = |file: &String| workspace.root.join("agent/tests").join(file).with_extension("rs").is_file();
     if files.is_empty() || !files.iter().all(there) {
-        return build(workspace);
+        return built(workspace, &["--workspace", "--profile", profile]);
     }
     let named = files.iter().flat_map(|file| ["--test", file.as_str()]);
-    built(workspace, &["--package", "heddle"].into_iter().chain(named).collect::<Vec<_>>())
+    built(
+        workspace,
+        &["--package", "heddle", "--profile", profile].into_iter().chain(named).collect::<Vec<_>>(),
+    )
 }
 
 fn built(workspace: &Workspace, which: &[&str]) -> Result<Vec<TestBinary>> {

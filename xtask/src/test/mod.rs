@@ -48,7 +48,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     }
     ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;
     // What the privileged tests start: the agent, and this program's own applications.
-    ebpf::cargo_build(workspace, false, &["heddle", "xtask"])?;
+    ebpf::cargo_build(workspace, "dev", &["heddle", "xtask"])?;
 
     let mut suite = Suite { workspace, tally: Tally::default(), failed: Vec::new(), skipped: Vec::new() };
     if arguments.filter.is_none() {

@@ -43,7 +43,7 @@ pub struct Crossed {
 }
 
 /// Fetches what is missing, and builds.
-pub fn build(workspace: &Workspace, architecture: Architecture) -> Result<Crossed> {
+pub fn build(workspace: &Workspace, architecture: Architecture, profile: &str) -> Result<Crossed> {
     let Compiler::Debian(compiler) = Compiler::find(workspace, Choice::Auto)? else {
         bail!(
             "only Debian's compiler is known to build for {}: this machine has another",
@@ -79,7 +79,18 @@ pub fn build(workspace: &Workspace, architecture: Architecture) -> Result<Crosse
         build.env_remove(inherited);
     }
     build
-        .args(["build", "--package", "heddle", "--package", "xtask", "--target", triple, "--target-dir"])
+        .args([
+            "build",
+            "--package",
+            "heddle",
+            "--package",
+            "xtask",
+            "--profile",
+            profile,
+            "--target",
+            triple,
+            "--target-dir",
+        ])
         .arg(&target)
         .env("RUSTC", compiler.join("usr/bin/rustc"))
         .env("LD_LIBRARY_PATH", crate::toolchain::libraries(&compiler))
@@ -92,6 +103,6 @@ pub fn build(workspace: &Workspace, architecture: Architecture) -> Result<Crosse
         .env(format!("CC_{variable}"), format!("{gnu}-gcc"))
         .env(format!("AR_{variable}"), format!("{gnu}-ar"));
     command::run(&mut build)?;
-    let built = target.join(triple).join("debug");
+    let built = target.join(triple).join(if profile == "dev" { "debug" } else { profile });
     Ok(Crossed { agent: built.join("heddle"), xtask: built.join("xtask"), programs })
 }

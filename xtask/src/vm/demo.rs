@@ -38,7 +38,7 @@ const ORDERS_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 1, 12));
 /// Shows every step; the code says whether each was seen.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     ensure!(arguments.kernel.len() == 2, "two machines: name two kernels, as in --kernel 6.1 --kernel 6.12");
-    let guest = Guest::prepare(workspace, Architecture::own()?)?;
+    let guest = Guest::prepare(workspace, Architecture::own()?, "dev")?;
     let folder = workspace.target.join("vm/pair");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut kinds = Vec::new();

@@ -29,22 +29,22 @@ impl Guest {
         Emulator::find(architecture)
     }
 
-    /// Installs what is missing, and builds the agent and the kernel programs.
-    pub fn prepare(workspace: &Workspace, architecture: Architecture) -> Result<Self> {
+    /// Installs what is missing, and builds the agent and the kernel programs, the agent with one of cargo's profiles.
+    pub fn prepare(workspace: &Workspace, architecture: Architecture, profile: &str) -> Result<Self> {
         let emulator = Self::equip(architecture)?;
         let object = ebpf::run(workspace, &ebpf::Arguments { compiler: Choice::Auto })?;
         if architecture != Architecture::own()? {
-            let cross::Crossed { agent, xtask, programs } = cross::build(workspace, architecture)?;
+            let cross::Crossed { agent, xtask, programs } = cross::build(workspace, architecture, profile)?;
             return Ok(Self { emulator, object, agent, xtask, programs: Programs::Whole(programs) });
         }
         tools::fetch(workspace)?;
-        ebpf::cargo_build(workspace, false, &["heddle", "xtask"])?;
+        ebpf::cargo_build(workspace, profile, &["heddle", "xtask"])?;
         Ok(Self {
             emulator,
             object,
-            agent: workspace.target.join("debug/heddle"),
+            agent: workspace.built(profile).join("heddle"),
             // Not the running program: that file may have been replaced since it was started.
-            xtask: workspace.target.join("debug/xtask"),
+            xtask: workspace.built(profile).join("xtask"),
             programs: Programs::Found(tools::path(workspace)?),
         })
     }

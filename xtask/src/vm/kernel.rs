@@ -139,7 +139,7 @@ fn newest<'a>(names: impl Iterator<Item = &'a str>) -> Option<Offer> {
 }
 
 /// The numbers in a name, for comparing `6.1.0-9` with `6.1.0-56`.
-fn numbers(name: &str) -> Vec<u64> {
+pub(super) fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 

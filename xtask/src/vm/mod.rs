@@ -6,6 +6,7 @@ mod cross;
 mod demo;
 mod guest;
 mod initramfs;
+mod kept;
 mod kernel;
 mod lists;
 mod modules;

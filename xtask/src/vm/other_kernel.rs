@@ -37,7 +37,7 @@ pub fn show_on_another_kernel(workspace: &Workspace) -> Result<Option<String>> {
         // In a line: that is what the summary has room for.
         Err(error) => return Ok(Some(format!("{error:#}").replace('\n', " "))),
     };
-    let guest = Guest::prepare(workspace, architecture)?;
+    let guest = Guest::prepare(workspace, architecture, "dev")?;
     let work = Work { script: SMOKE.to_owned(), words: WORDS.to_owned(), memory: 2048, limit: LIMIT };
     // Another run of machines of this kernel keeps its own.
     let folder = workspace.target.join("vm/beside-tests");

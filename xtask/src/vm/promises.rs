@@ -2,13 +2,14 @@
 
 use super::architecture::{Architecture, kvm_offered};
 use super::guest::Guest;
+use super::kept::Kept;
 use super::kernel::{self, Kernel, Version};
 use super::table::{Outcome, Table};
 use super::{boot, initramfs};
 use crate::test::binaries;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use std::time::Duration;
 /// The tests that need root, as built for `cargo xtask test`, run inside QEMU, several machines at a time. A kernel that
 /// panics or hangs costs the test that ran, which is told, and the rest goes on in a fresh machine. A test that cannot
 /// show its promise on a kernel says why and stands as n/a. Consoles and the table are kept in target/vm/; the table is
-/// written after each test, so that a run that is stopped leaves what it saw.
+/// written after each test, beside what earlier runs saw, so that a run that is stopped leaves what it saw.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Kernel series, as in 6.1 or 6.12; may be repeated.
@@ -47,9 +48,15 @@ pub struct Arguments {
     /// Memory of each machine.
     #[arg(long, value_name = "MIB", default_value = "3072")]
     memory: u32,
-    /// Also write the table here.
+    /// Also write the table here, below the line that says so where the file has one.
     #[arg(long, value_name = "FILE")]
     table: Option<PathBuf>,
+    /// Leave out what the kept table shows as held or not applicable.
+    #[arg(long)]
+    missing: bool,
+    /// Cargo's profile for the agent and the tests: optimized unless you say dev, which takes less to build and more to run.
+    #[arg(long, value_name = "NAME", default_value = "emulated")]
+    profile: String,
 }
 
 /// What each machine runs inside.
@@ -84,15 +91,16 @@ struct Run<'a> {
     tests: &'a [Test],
     kernels: &'a [(Kernel, initramfs::Image, PathBuf)],
     table: Mutex<Table>,
-    /// Where the table is kept.
-    files: Vec<PathBuf>,
+    kept: Kept,
+    /// Every test that there is, where the run began with all.
+    every: Option<BTreeSet<String>>,
 }
 
 /// Runs them all.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
-    let guest = Guest::prepare(workspace, Architecture::own()?)?;
+    let guest = Guest::prepare(workspace, Architecture::own()?, &arguments.profile)?;
     ensure!(arguments.slowness > 0, "--slowness: at least 1");
-    let (tests, programs) = collect(workspace, &arguments.filter)?;
+    let (tests, programs) = collect(workspace, &arguments.profile, &arguments.filter)?;
     let mut kernels = Vec::new();
     for version in &arguments.kernel {
         let kernel = kernel::find(workspace, version, Architecture::own()?)?;
@@ -108,25 +116,42 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     }
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let machines = arguments.machines.unwrap_or(processors / 2).max(1);
-    let shares = Mutex::new(shared_out(tests.len(), kernels.len(), machines));
+    let kept = Kept {
+        results: workspace.target.join("vm/promises.json"),
+        shown: [Some(workspace.target.join("vm/promises.md")), arguments.table.clone()]
+            .into_iter()
+            .flatten()
+            .collect(),
+    };
+    let known = if arguments.missing { kept.read()? } else { Table::default() };
+    let wanted: Vec<Vec<usize>> = kernels
+        .iter()
+        .map(|(kernel, ..)| {
+            let settled = |test: &Test| known.is_settled(&test.title(), &kernel.release);
+            (0..tests.len()).filter(|number| !settled(&tests[*number])).collect()
+        })
+        .collect();
     eprintln!(
         "{} tests on {} kernels, {machines} machines at a time, limits stretched {} times",
-        tests.len(),
+        wanted.iter().map(Vec::len).sum::<usize>(),
         kernels.len(),
         arguments.slowness
     );
+    let shares = Mutex::new(shared_out(&wanted, machines));
 
-    let releases = kernels.iter().map(|(kernel, ..)| kernel.release.clone()).collect();
+    let mut table = Table::default();
+    for ((kernel, ..), wanted) in kernels.iter().zip(&wanted) {
+        let titles = wanted.iter().map(|number| tests[*number].title());
+        table.merge(&Table::new([kernel.release.clone()].into_iter(), titles));
+    }
     let run = Run {
         guest: &guest,
         arguments,
         tests: &tests,
         kernels: &kernels,
-        table: Mutex::new(Table::new(releases, tests.iter().map(Test::title))),
-        files: [Some(workspace.target.join("vm/promises.md")), arguments.table.clone()]
-            .into_iter()
-            .flatten()
-            .collect(),
+        table: Mutex::new(table),
+        kept,
+        every: arguments.filter.is_empty().then(|| tests.iter().map(Test::title).collect()),
     };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..machines)
@@ -146,16 +171,22 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
 
     let table = run.table.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!("\n{}", table.markdown());
-    let [held, cannot, bad] = table.counts();
+    let [held, cannot] = table.counts();
+    // What has no outcome is not good.
+    let bad = wanted.iter().map(Vec::len).sum::<usize>() - held - cannot;
     println!("{held} held, {cannot} not applicable, {bad} not good");
     Ok(if bad == 0 && held > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The tests that need root, and the programs that hold them, by name.
-fn collect(workspace: &Workspace, filter: &[String]) -> Result<(Vec<Test>, BTreeMap<String, PathBuf>)> {
+fn collect(
+    workspace: &Workspace,
+    profile: &str,
+    filter: &[String],
+) -> Result<(Vec<Test>, BTreeMap<String, PathBuf>)> {
     let mut tests = Vec::new();
     let mut programs = BTreeMap::new();
-    for binary in binaries::build_files(workspace, filter)? {
+    for binary in binaries::build_files(workspace, profile, filter)? {
         for name in binary.ignored(None)? {
             // What another test starts shows nothing by itself.
             if name.ends_with("::is_started_by_a_test") {
@@ -194,11 +225,15 @@ fn list(tests: &[Test]) -> String {
 }
 
 /// Neighbors in the list go to different machines: tests of one file take about as long as each other.
-fn shared_out(tests: usize, kernels: usize, machines: usize) -> VecDeque<Share> {
-    let each = machines.div_ceil(kernels.max(1));
-    let share = |kernel, number| Share { kernel, number, tests: (number..tests).step_by(each).collect() };
+fn shared_out(wanted: &[Vec<usize>], machines: usize) -> VecDeque<Share> {
+    let each = machines.div_ceil(wanted.len().max(1));
+    let share = |kernel: usize, number| Share {
+        kernel,
+        number,
+        tests: wanted[kernel].iter().copied().skip(number).step_by(each).collect(),
+    };
     (0..each)
-        .flat_map(|number| (0..kernels).map(move |kernel| (kernel, number)))
+        .flat_map(|number| (0..wanted.len()).map(move |kernel| (kernel, number)))
         .map(|(kernel, number)| share(kernel, number))
         .filter(|share| !share.tests.is_empty())
         .collect()
@@ -266,13 +301,11 @@ impl Run<'_> {
 
     fn put(&self, kernel: usize, test: usize, outcome: Outcome) -> Result<()> {
         let title = self.tests[test].title();
-        println!("{:<12} {title}: {outcome:?}", self.kernels[kernel].0.release);
+        let release = &self.kernels[kernel].0.release;
+        println!("{release:<12} {title}: {outcome:?}");
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.put(&title, kernel, outcome);
-        let shown = table.markdown();
-        self.files.iter().try_for_each(|file| {
-            fs::write(file, &shown).with_context(|| format!("cannot write {}", file.display()))
-        })
+        table.put(&title, release, outcome);
+        self.kept.add(&table, self.every.as_ref())
     }
 }
 
@@ -287,7 +320,8 @@ fn ended(line: &str) -> Option<(usize, Outcome)> {
         0 if reason.is_empty() => Outcome::Passed(seconds),
         0 => Outcome::NotApplicable(reason.to_owned()),
         124 | 137 => Outcome::Failed(format!("not done within its limit, after {seconds} s")),
-        code => Outcome::Failed(format!("status {code}; the console has its output")),
+        code if reason.is_empty() => Outcome::Failed(format!("status {code}; the console has its output")),
+        _ => Outcome::Failed(reason.to_owned()),
     };
     Some((number, outcome))
 }
@@ -304,6 +338,7 @@ mod tests {
             Some((3, Outcome::NotApplicable("no io_uring here".into())))
         );
         assert!(matches!(ended(" ended 0 101 2 "), Some((0, Outcome::Failed(_)))));
+        assert_eq!(ended(" ended 0 101 2 not refused"), Some((0, Outcome::Failed("not refused".into()))));
         assert!(
             matches!(ended(" ended 0 137 2 said"), Some((0, Outcome::Failed(_)))),
             "a failure is one whatever it says"
@@ -336,7 +371,7 @@ mod tests {
     #[test]
     fn every_test_is_given_to_one_machine_of_each_kernel() {
         for (tests, kernels, machines) in [(7, 1, 3), (1, 3, 2), (10, 3, 4), (5, 2, 1)] {
-            let shares = shared_out(tests, kernels, machines);
+            let shares = shared_out(&vec![(0..tests).collect(); kernels], machines);
             for kernel in 0..kernels {
                 let mut given: Vec<usize> = shares
                     .iter()

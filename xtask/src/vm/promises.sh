@@ -20,6 +20,7 @@ for number in $(word tests | tr ',' ' '); do
     reason=$(sed -n 's/^not applicable: //p' /tmp/log | head -n 1)
     if [ "$code" -ne 0 ]; then
         tail -n 80 /tmp/log
+        reason=$(sed -n -e '/^Error: /{s///p;q}' -e '/panicked at/{n;p;q}' /tmp/log | cut -c 1-300)
     fi
     echo "MARKER ended $number $code $(($(date +%s) - began)) $reason"
 done

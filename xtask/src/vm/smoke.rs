@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Memory of the machine.
     #[arg(long, value_name = "MIB", default_value = "2048")]
     memory: u32,
+    /// Cargo's profile for the agent: `emulated` is optimized, which takes longer to build and less to run.
+    #[arg(long, value_name = "NAME", default_value = "dev")]
+    profile: String,
     /// More words for the kernel's command line, as in lockdown=confidentiality.
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     append: String,
@@ -84,7 +87,7 @@ impl Work {
 /// Boots one kernel after the other.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let architecture = arguments.arch.map_or_else(Architecture::own, Ok)?;
-    let guest = Guest::prepare(workspace, architecture)?;
+    let guest = Guest::prepare(workspace, architecture, &arguments.profile)?;
     let work = Work {
         script: if arguments.inside.is_empty() { SMOKE.to_owned() } else { arguments.inside.join(" ") },
         words: arguments.append.clone(),

@@ -189,9 +189,9 @@ impl Capture {
         let inner = &mut *guard;
         let closed: HashSet<ListeningKey> = inner
             .maps
-            .listening
-            .iter()
-            .flatten()
+            .all_listening
+            .rows()?
+            .into_iter()
             .filter(|(_, sockets)| *sockets == 0)
             .map(|(key, _)| key)
             .collect();
@@ -213,7 +213,9 @@ impl Capture {
         let inner = &mut *self.lock();
         let gone: HashSet<ListeningKey> = still.iter().copied().collect();
         let mut counts = std::collections::HashMap::<ListeningKey, u64>::new();
-        for (_, key) in inner.maps.listening_sockets.iter().flatten().filter(|(_, key)| gone.contains(key)) {
+        for (_, key) in
+            inner.maps.all_listening_sockets.rows()?.into_iter().filter(|(_, key)| gone.contains(key))
+        {
             *counts.entry(key).or_default() += 1;
         }
         for (key, sockets) in counts {
