@@ -227,12 +227,13 @@ fn a_flow_that_is_revoked_during_its_own_connect_is_ended() -> Result<()> {
     };
     let mut most = 0;
     for round in 0..25 {
+        let began = std::time::Instant::now();
         shop.allow(true)?;
         eventually("connections to be carried", Duration::from_secs(10), || {
             most = most.max(live()?);
             Ok(live()? > 20)
         })?;
-        let before = generation(&agent.status()?);
+        let (before, carried) = (generation(&agent.status()?), began.elapsed());
         shop.allow(false)?;
         eventually("the narrower rules", Duration::from_secs(10), || {
             Ok(generation(&agent.status()?) > before)
@@ -241,6 +242,7 @@ fn a_flow_that_is_revoked_during_its_own_connect_is_ended() -> Result<()> {
         eventually(&format!("no connection to be left in round {round}"), Duration::from_secs(10), || {
             Ok(live()? == 0)
         })?;
+        eprintln!("round {round}: carried after {carried:?}, none left after {:?}", began.elapsed());
         // Nothing that was under way meanwhile comes to life afterwards.
         for _ in 0..10 {
             let left = live()?;

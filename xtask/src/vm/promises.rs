@@ -101,7 +101,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let guest = Guest::prepare(workspace, Architecture::own()?, &arguments.profile)?;
     ensure!(arguments.slowness > 0, "--slowness: at least 1");
     let (tests, programs) = collect(workspace, &arguments.profile, &arguments.filter)?;
-    let mut kernels = Vec::new();
+    let (mut kernels, mut own_folders) = (Vec::new(), Vec::new());
     for version in &arguments.kernel {
         let kernel = kernel::find(workspace, version, Architecture::own()?)?;
         let folder = workspace.target.join("vm").join(&kernel.release);
@@ -111,8 +111,12 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
             .others
             .extend(programs.iter().map(|(name, program)| (program.clone(), Path::new("tests").join(name))));
         contents.files.push((PathBuf::from("tests/list"), list(&tests)));
-        let image = initramfs::build(&kernel, &contents, &folder)?;
+        // Another run with machines of this kernel has its own. It goes with the run.
+        let own =
+            tempfile::tempdir_in(&folder).with_context(|| format!("no room in {}", folder.display()))?;
+        let image = initramfs::build(&kernel, &contents, own.path())?;
         kernels.push((kernel, image, folder));
+        own_folders.push(own);
     }
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let machines = arguments.machines.unwrap_or(processors / 2).max(1);
@@ -264,7 +268,7 @@ impl Run<'_> {
     /// One machine; what it has done is taken from the share.
     fn machine(&self, share: &mut Share, machine: usize) -> Result<boot::End> {
         let (kernel, image, folder) = &self.kernels[share.kernel];
-        let console = folder.join(format!("console-{}-{machine}.log", share.number));
+        let console = folder.join(format!("console-{}-{}-{machine}.log", std::process::id(), share.number));
         let numbers: Vec<String> = share.tests.iter().map(usize::to_string).collect();
         let slowness = self.arguments.slowness;
         let words = format!(

@@ -13,11 +13,12 @@ for number in $(word tests | tr ',' ' '); do
     name=${line#* }
     echo "MARKER begins $number"
     began=$(date +%s)
-    timeout --kill-after=30 "$limit" "/tests/$binary" --exact "$name" --include-ignored --test-threads=1 --show-output \
+    timeout --kill-after=30 "$limit" "/tests/$binary" --exact "$name" --include-ignored --test-threads=1 --nocapture \
         >/tmp/log 2>&1
     code=$?
-    # A test that cannot show its promise on this kernel says why, and is not counted as held.
-    reason=$(sed -n 's/^not applicable: //p' /tmp/log | head -n 1)
+    # A test that cannot show its promise on this kernel says why, and is not counted as held. What is written as it comes,
+    # so that it is there when a limit ends the test, begins in the line that names the test.
+    reason=$(sed -n -E 's/^(test .* \.\.\. )?not applicable: //p' /tmp/log | head -n 1)
     if [ "$code" -ne 0 ]; then
         tail -n 80 /tmp/log
         reason=$(sed -n -e '/^Error: /{s///p;q}' -e '/panicked at/{n;p;q}' /tmp/log | cut -c 1-300)
