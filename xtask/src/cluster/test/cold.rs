@@ -96,7 +96,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     let hits = traffic.hits(MARKER.as_bytes());
     step.check("the control: outside the mesh the marker is seen", hits > 0, format!("{hits} times"));
     for namespace in ["shop", "bank"] {
-        scene.kubectl(&["delete", "pod", "-n", namespace, "eager", "--wait=false"])?;
+        scene.kubectl(&["delete", "pod", "-n", namespace, "eager", "--timeout=90s"])?;
     }
     mesh(scene, "enabled")
 }

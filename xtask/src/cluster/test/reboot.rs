@@ -89,7 +89,8 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     let (_, traffic) = request(scene, "plain")?;
     let hits = traffic.hits(MARKER.as_bytes());
     step.check("the control: outside the mesh the marker is seen", hits > 0, format!("{hits} times"));
-    scene.kubectl(&["delete", "pod", "-n", "shop", "eager", "--wait=false"]).map(drop)
+    // Until it is gone: another of that name may follow.
+    scene.kubectl(&["delete", "pod", "-n", "shop", "eager", "--timeout=90s"]).map(drop)
 }
 
 /// A capture of what comes from node-a's pods or goes to them: of the control plane there is much else.
