@@ -154,8 +154,9 @@ fn a_full_life_and_a_release_leave_nothing_in_the_kernel() -> Result<()> {
     ours.programs.extend(&again.programs);
     ours.maps.extend(&again.maps);
     ours.links.extend(&again.links);
+    // Before Linux 6.6 the guard's programs are filters, without links.
     assert!(
-        ours.programs.len() > 20 && ours.maps.len() > 70 && ours.links.len() > 20,
+        ours.programs.len() > 20 && ours.maps.len() > 70 && ours.links.len() > 8,
         "the control: {ours:?}"
     );
     assert!(

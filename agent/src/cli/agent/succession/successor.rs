@@ -97,7 +97,7 @@ async fn meet(mut candidate: Candidate, config: &Config, watch: Watch) -> Result
         miette!(help = "mount /proc", "the agent's own namespaces cannot be read: {error}")
     })?;
     let socket = candidate.path().join(SUCCESSION);
-    let since = Instant::now();
+    let mut since = Instant::now();
     while since.elapsed() < APPROACH {
         if let Some(directory) = candidate.try_take().map_err(|error| told(&error))? {
             return Ok(Claim::Alone(directory));
@@ -140,7 +140,11 @@ async fn meet(mut candidate: Candidate, config: &Config, watch: Watch) -> Result
                 return Err(miette!(help = remedy, "the agent that runs keeps the node: {error}"));
             }
             Came::Said(_) | Came::Gone => tokio::time::sleep(PAUSE).await,
-            Came::Hangs => kill(&before.process),
+            Came::Hangs => {
+                kill(&before.process);
+                // To find that it hangs may have taken all the time that there was.
+                since = Instant::now();
+            }
         }
     }
     Err(told(&candidate.held()))
