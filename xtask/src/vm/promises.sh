@@ -6,6 +6,8 @@ word() {
 }
 HEDDLE_SLOWNESS=$(word slowness)
 export HEDDLE_SLOWNESS
+# As hosts allow it: a test that is several nodes opens thousands.
+ulimit -n 65536
 limit=$(word limit)
 for number in $(word tests | tr ',' ' '); do
     line=$(sed -n "$((number + 1))p" /tests/list)
@@ -21,7 +23,7 @@ for number in $(word tests | tr ',' ' '); do
     reason=$(sed -n -E 's/^(test .* \.\.\. )?not applicable: //p' /tmp/log | head -n 1)
     if [ "$code" -ne 0 ]; then
         tail -n 80 /tmp/log
-        reason=$(sed -n -e '/^Error: /{s///p;q}' -e '/panicked at/{n;p;q}' /tmp/log | cut -c 1-300)
+        reason=$(sed -n -E -e '/^(test .* \.\.\. )?Error: /{s///p;q}' -e '/panicked at/{n;p;q}' /tmp/log | cut -c 1-300)
     fi
     echo "MARKER ended $number $code $(($(date +%s) - began)) $reason"
 done
