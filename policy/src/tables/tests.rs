@@ -116,4 +116,8 @@ fn each_table_tells_how_many_rows_it_has() {
         assert_eq!(it.rows(table), rows as u64, "{table}");
     }
     assert_eq!(it.rows("something else"), 0);
+    // What writes the kernel's tables goes through all of them.
+    let keys: Vec<&Address> = it.workloads.keys().collect();
+    assert_eq!((keys.len(), it.workloads.iter().count()), (1, 1));
+    assert!(keys.iter().all(|key| **key == address("10.1.0.1")));
 }
