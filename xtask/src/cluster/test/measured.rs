@@ -76,7 +76,12 @@ fn killed(scene: &Scene, step: &mut Step) -> Result<()> {
             ensure!(Instant::now() < until, "nothing is carried after two minutes");
         }
         let took = began.elapsed();
-        let process = scene.agent_process(NODE_A)?;
+        // It says that it is not sound for as long as some of the pods are still to be taken over.
+        let mut process = 0;
+        eventually("the new agent to be asked", Duration::from_secs(60), || {
+            process = scene.agent_process(NODE_A).unwrap_or_default();
+            Ok(process != 0)
+        })?;
         ensure!(process != old, "the agent was not killed");
         let start = started_at(process)?.saturating_sub(uptime);
         total.push(took);
