@@ -159,9 +159,8 @@ const fn is_of_one_that_comes_or_goes(error: ErrorKind) -> bool {
 impl Watch {
     /// Says something and waits for the answer, for as long as the other lives and shows it.
     async fn ask(&self, before: &mut Met, asked: &Asked) -> Came {
-        if before.line.say(asked).await.is_err() {
-            return Came::Gone;
-        }
+        // Whoever refuses before it has heard anything has hung up, and what it said is there to be heard.
+        drop(before.line.say(asked).await);
         let (since, mut alive) = (Instant::now(), Instant::now());
         loop {
             match tokio::time::timeout(PAUSE, before.line.hear::<Answered>()).await {
@@ -262,5 +261,25 @@ async fn pass_on(mut line: Line, mut asked: mpsc::UnboundedReceiver<(u64, onesho
                 _ => return,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_refuses_unheard_and_hangs_up_is_heard() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let refused = Answered::Refused { error: "busy".into(), remedy: "wait".into() };
+        Line::new(far).say(&refused).await.unwrap();
+        let process = std::fs::File::open("/dev/null").unwrap().into();
+        let mut before = Met { line: Line::new(near), process };
+        let watch = Watch { bpffs: "/nonexistent".into(), bound: Duration::from_millis(100) };
+        let Came::Said(Answered::Refused { error, .. }) = watch.ask(&mut before, &Asked::Switch).await else {
+            panic!("not heard");
+        };
+        assert_eq!(error, "busy");
+        assert!(matches!(watch.ask(&mut before, &Asked::Switch).await, Came::Gone), "then it is gone");
     }
 }

@@ -53,7 +53,8 @@ impl Offered {
     async fn answer(&self, hello: &Asked) -> (Line, Answered) {
         loop {
             let mut line = self.call().await;
-            line.say(hello).await.unwrap();
+            // It may refuse without having heard.
+            drop(line.say(hello).await);
             match line.hear().await.unwrap() {
                 Answered::Refused { error, .. } if error.contains("another successor") => {
                     tokio::time::sleep(LOOK).await;
