@@ -4,10 +4,11 @@
 //! the application leads here.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     io,
     net::{Ipv4Addr, TcpListener, TcpStream},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,15 +20,12 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use tokio::{runtime::Handle, sync::Semaphore};
 
 use crate::observe::metrics::{CONTENT_TYPE as OPEN_METRICS, Metrics};
 
-/// How many connections of all pods at a time: two of each of 250 pods.
-const CONNECTIONS: usize = 512;
+/// How many connections to one pod's at a time: whoever takes them all keeps others from that pod's alone.
+const CONNECTIONS: usize = 8;
 /// How long a client may take for the head of its request, and between two of them.
 const HEAD: Duration = Duration::from_secs(75);
 /// How long a connection may last: a client that comes regularly makes another.
@@ -39,7 +37,7 @@ const PATH: &str = "/metrics";
 pub(super) struct Shares {
     metrics: Arc<Metrics>,
     runtime: Handle,
-    room: Arc<Semaphore>,
+    open: Open,
     /// One is made at a time: each goes through every series.
     turn: Arc<Semaphore>,
 }
@@ -47,8 +45,8 @@ pub(super) struct Shares {
 impl Shares {
     /// Shares of these metrics, served on the runtime that this is called from.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
-        Self { metrics, runtime: Handle::current(), room, turn: Arc::new(Semaphore::new(1)) }
+        let turn = Arc::new(Semaphore::new(1));
+        Self { metrics, runtime: Handle::current(), open: Open::default(), turn }
     }
 
     /// A connection at whose other end the pod's share is served.
@@ -56,14 +54,52 @@ impl Shares {
     /// # Errors
     /// There are too many, or what the kernel says.
     pub(super) fn connect(&self, pod: &Arc<str>) -> io::Result<TcpStream> {
-        let room = Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
-            io::Error::new(io::ErrorKind::QuotaExceeded, "too many clients read pods' metrics")
+        let room = self.open.room(pod).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::QuotaExceeded, "too many clients read the pod's metrics")
         })?;
         let (near, far) = pair()?;
         let share =
             Share { metrics: Arc::clone(&self.metrics), pod: Arc::clone(pod), turn: Arc::clone(&self.turn) };
         self.runtime.spawn(serve(far, share, room));
         Ok(near)
+    }
+}
+
+/// How many connections there are to each pod's.
+#[derive(Clone, Default)]
+struct Open(Arc<Mutex<HashMap<Arc<str>, usize>>>);
+
+impl Open {
+    fn counts(&self) -> MutexGuard<'_, HashMap<Arc<str>, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Room for one more, while this is held.
+    fn room(&self, pod: &Arc<str>) -> Option<Room> {
+        let mut counts = self.counts();
+        let count = counts.entry(Arc::clone(pod)).or_default();
+        if *count >= CONNECTIONS {
+            return None;
+        }
+        *count += 1;
+        Some(Room { open: self.clone(), pod: Arc::clone(pod) })
+    }
+}
+
+struct Room {
+    open: Open,
+    pod: Arc<str>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let mut counts = self.open.counts();
+        if let Some(count) = counts.get_mut(&self.pod) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.pod);
+            }
+        }
     }
 }
 
@@ -91,7 +127,7 @@ struct Share {
     turn: Arc<Semaphore>,
 }
 
-async fn serve(stream: TcpStream, share: Share, _room: OwnedSemaphorePermit) {
+async fn serve(stream: TcpStream, share: Share, _room: Room) {
     let stream = match tokio::net::TcpStream::from_std(stream) {
         Ok(stream) => TokioIo::new(stream),
         Err(error) => return tracing::warn!(%error, "a pod's metrics cannot be served"),
@@ -148,4 +184,22 @@ fn told(status: StatusCode, text: String) -> Response<String> {
     let mut response = Response::new(text);
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_connections_are_bounded_and_no_others_by_them() {
+        let open = Open::default();
+        let (busy, other): (Arc<str>, Arc<str>) = ("shop/busy".into(), "shop/other".into());
+        let mut held: Vec<Room> = (0..CONNECTIONS).map(|_| open.room(&busy).unwrap()).collect();
+        assert!(open.room(&busy).is_none());
+        assert!(open.room(&other).is_some(), "another pod's");
+        held.pop();
+        assert!(open.room(&busy).is_some(), "one has ended");
+        held.clear();
+        assert!(open.counts().is_empty(), "nothing is kept of pods that nobody reads");
+    }
 }
