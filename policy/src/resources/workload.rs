@@ -166,13 +166,14 @@ impl Pod {
         self.named_ports(name, Transport::Tcp)
     }
 
-    /// The port at which the agent answers for the pod; `None`: it declares a port of that number or name, which is the
-    /// application's then.
+    /// The port at which the agent answers for the pod; `None`: it declares a port of that number or name, or a probe at it,
+    /// and it is the application's.
     pub fn admin_port(&self) -> Option<u16> {
         let own = |port: &PodPort| {
             port.transport == Transport::Tcp && (port.number == ADMIN_PORT || port.name == ADMIN_PORT_NAME)
         };
-        (!self.ports.iter().any(own)).then_some(ADMIN_PORT)
+        let probed = self.probes.iter().any(|probe| probe.port == ADMIN_PORT);
+        (!probed && !self.ports.iter().any(own)).then_some(ADMIN_PORT)
     }
 
     /// Whether it declares a TCP port.

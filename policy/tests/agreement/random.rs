@@ -6,14 +6,14 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use heddle_policy::{
     ClusterSettings, DefaultOutbound, Origin, SameNode,
     resources::{
-        AccessRule, AccessSpec, Action, Authorization, AuthorizationPolicy, Closes, DefaultPolicy,
+        AccessRule, AccessSpec, Action, Authorization, AuthorizationPolicy, Check, Closes, DefaultPolicy,
         Destination, Direction, EgressNetwork, EgressScope, EndpointSlice, EndpointState, ExternalWorkload,
         HostMatch, IdentityMatch, IdentityRef, Kind, Lines, MeshTlsAuthentication, Meta, NamedMatch,
         NetworkAuthentication, NetworkMatch, ObjectName, Operator, Parent, ParentKind, Parents, PathMatch,
-        Pattern, Peer, Pod, PodPort, PodReference, PortMatch, ProxyProtocol, RateLimit, RateLimitPolicy,
-        RequestMatch, Requirement, Resource, Route, RouteRule, Selector, Server, ServerAuthorization,
-        ServerAuthorizationRule, ServerClients, ServerPort, ServerRef, ServerScope, Service, ServicePort,
-        SliceEndpoint, SlicePort, Target, TargetPort, TextMatch, Transport,
+        Pattern, Peer, Pod, PodPort, PodReference, PortMatch, Probe, ProxyProtocol, RateLimit,
+        RateLimitPolicy, RequestMatch, Requirement, Resource, Route, RouteRule, Selector, Server,
+        ServerAuthorization, ServerAuthorizationRule, ServerClients, ServerPort, ServerRef, ServerScope,
+        Service, ServicePort, SliceEndpoint, SlicePort, Target, TargetPort, TextMatch, Transport,
     },
 };
 
@@ -180,7 +180,11 @@ fn pod(random: &mut Random, name: String) -> Pod {
         service_account: (*random.pick(&ACCOUNTS)).to_owned(),
         host_network: random.chance(5),
         ports,
-        probes: Vec::new(),
+        probes: random
+            .chance(5)
+            .then(|| Probe { port: *random.pick(&PORTS), check: Check::Tcp })
+            .into_iter()
+            .collect(),
         addresses,
         ready: random.chance(80),
         finished: random.chance(5),

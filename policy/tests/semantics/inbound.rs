@@ -70,6 +70,15 @@ fn linkerd_admin_is_a_port_of_every_pod_at_which_the_agent_answers_unless_the_po
         assert!(it.allows("web.shop", OUTSIDE, "10.1.0.4", 4000) == port.contains("linkerd-admin"), "{port}");
         assert!(!it.allows("web.shop", OUTSIDE, "10.1.0.4", 4191), "{port}");
     }
+    // A probe there says that the application listens, though nothing declares the port.
+    let probed = |port: u16| {
+        world(&format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: own, namespace: shop, uid: u-own}}\n\
+             spec: {{nodeName: a, serviceAccountName: own, containers: [{{name: c, image: i, readinessProbe: {{httpGet: {{path: /up, port: {port}}}}}}}]}}\n\
+             status: {{phase: Running, podIP: 10.1.0.4}}\n"
+        ))
+    };
+    assert!(!answers(&probed(4191), "10.1.0.4", 4191) && answers(&probed(4190), "10.1.0.4", 4191));
     // A datagram at that number is no affair of the agent's.
     let udp = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: own, namespace: shop, uid: u-own}\n\
                spec: {nodeName: a, serviceAccountName: own, containers: [{name: c, image: i, ports: [{name: own, containerPort: 4191, protocol: UDP}]}]}\n\

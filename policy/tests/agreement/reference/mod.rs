@@ -633,7 +633,8 @@ fn port_matches(server: &Server, pod: &Pod, port: u16) -> bool {
 /// Whether the agent answers at a port for the pod, which declares nothing of the kind itself.
 pub fn agent_answers(pod: &Pod, port: u16) -> bool {
     let tcp = |it: &&heddle_policy::resources::PodPort| it.transport == Transport::Tcp;
-    port == 4191 && !pod.ports.iter().filter(tcp).any(|it| it.number == 4191 || it.name == "linkerd-admin")
+    let own = |it: &heddle_policy::resources::PodPort| it.number == 4191 || it.name == "linkerd-admin";
+    port == 4191 && !pod.ports.iter().filter(tcp).any(own) && pod.probes.iter().all(|it| it.port != 4191)
 }
 
 /// Whether a pod has a port of a name.
