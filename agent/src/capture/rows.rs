@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
-use aya::maps::{HashMap, MapData, SockMap};
+use aya::{
+    Pod as Plain,
+    maps::{HashMap, MapData, SockMap},
+};
 use heddle_ebpf::{
     Address,
     attach::{ListeningKey, MAX_PODS, Pod, SLOTS_PER_POD, Veth, maps},
@@ -43,6 +46,15 @@ impl Maps {
     }
 }
 
+/// All rows; none where they cannot be read, which is told: those of a namespace that is gone take up room then, and let
+/// nobody in.
+fn read_or_told<K: Plain, V: Plain>(walk: &Walk<K, V>) -> Vec<(K, V)> {
+    walk.rows().unwrap_or_else(|error| {
+        tracing::error!(%error, "rows of a pod that is let go stay in a map");
+        Vec::new()
+    })
+}
+
 /// Takes away every row of a namespace's.
 pub(super) fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
     for address in addresses {
@@ -57,11 +69,11 @@ pub(super) fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
     for port in occupied(maps, cookie) {
         let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), early: 0 });
     }
-    let listening = maps.all_listening.rows().unwrap_or_default();
+    let listening = read_or_told(&maps.all_listening);
     for (key, _) in listening.iter().filter(|(key, _)| key.netns == cookie) {
         let _ = maps.listening.remove(key);
     }
-    let sockets = maps.all_listening_sockets.rows().unwrap_or_default();
+    let sockets = read_or_told(&maps.all_listening_sockets);
     for (socket, _) in sockets.iter().filter(|(_, key)| key.netns == cookie) {
         let _ = maps.listening_sockets.remove(socket);
     }
