@@ -1,6 +1,6 @@
 //! x: every node is switched off and on again at once.
 
-use super::reboot::{of_pods, power_off, power_on, served};
+use super::reboot::{answered_in_ciphertext, of_pods, power_off, power_on, served};
 use super::scene::{Inside, MARKER, NODE_A, NODE_B, Scene};
 use super::wire::request;
 use anyhow::{Context, Result};
@@ -74,15 +74,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
         ready.is_ok(),
         "kube-system, heddle-system",
     );
-    let answered = eventually("shop/eager to be answered", Duration::from_secs(60), || served(scene, "shop"));
-    let traffic = capture.stop()?;
-    let hits = traffic.hits(MARKER.as_bytes());
-    step.check("shop/eager is answered", answered.is_ok(), "served");
-    step.check(
-        "from the first moment to now not one byte of the marker is on the wire",
-        hits == 0,
-        format!("{hits} times in {} packets", traffic.packets),
-    );
+    answered_in_ciphertext(scene, step, capture)?;
     let said = scene.kubectl(&["logs", "-n", "bank", "eager"])?;
     step.check(
         "bank/eager was answered at no time",

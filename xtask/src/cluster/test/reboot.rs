@@ -69,15 +69,7 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
         Ok(["shop/eager", "shop/client", "bank/stranger"].iter().all(|name| captured.contains_key(*name)))
     });
     step.check("the pods are captured", captured.is_ok(), "shop/eager, shop/client, bank/stranger");
-    let answered = eventually("shop/eager to be answered", Duration::from_secs(60), || served(scene, "shop"));
-    let traffic = capture.stop()?;
-    let hits = traffic.hits(MARKER.as_bytes());
-    step.check("shop/eager is answered", answered.is_ok(), "served");
-    step.check(
-        "from the first moment to now not one byte of the marker is on the wire",
-        hits == 0,
-        format!("{hits} times in {} packets", traffic.packets),
-    );
+    answered_in_ciphertext(scene, step, capture)?;
     let mut captured = scene.captured(NODE_A)?;
     let netns = captured.remove("bank/stranger").context("bank/stranger is not captured")?;
     let stranger = Inside { place: node, netns };
@@ -99,6 +91,20 @@ pub fn of_pods(scene: &Scene) -> Result<Capture> {
     let filter: Vec<String> = networks.iter().map(|network| format!("net {network}")).collect();
     let link = format!("to-{NODE_A}");
     Capture::start_of(&[&filter.join(" or ")], &scene.state.router, &link, &scene.state.folder)
+}
+
+/// shop's eager pod is answered in the end, and nothing that it asked since the capture began was in the clear.
+pub fn answered_in_ciphertext(scene: &Scene, step: &mut Step, capture: Capture) -> Result<()> {
+    let answered = eventually("shop/eager to be answered", Duration::from_secs(60), || served(scene, "shop"));
+    let traffic = capture.stop()?;
+    let hits = traffic.hits(MARKER.as_bytes());
+    step.check("shop/eager is answered", answered.is_ok(), "served");
+    step.check(
+        "from the first moment to now not one byte of the marker is on the wire",
+        hits == 0,
+        format!("{hits} times in {} packets", traffic.packets),
+    );
+    Ok(())
 }
 
 /// Whether a namespace's eager pod was answered just now.
