@@ -24,7 +24,7 @@ use super::{
 use crate::capture::keep_little_memory;
 use crate::cluster::{
     folder::{Folder, FolderStatus, Limits, Pace},
-    kubernetes::{self, FollowedCluster},
+    kubernetes::{self, FollowedCluster, WatchedCluster},
     manifests::{self, FollowedManifests, SharedPublisher},
     resources::FollowedResources,
     snapshot::{Enforcer, Publisher, SnapshotReader},
@@ -33,7 +33,7 @@ use heddle_policy::{ClusterSettings, Compiled};
 use miette::miette;
 use std::{
     future::Future,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::{
         Arc, Mutex, PoisonError,
@@ -226,7 +226,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         .map_err(|error| miette!("cannot start: {error}"))?;
     runtime.block_on(async {
         let claim = succession::claim(&config).await?;
-        let source = Source::open(&config.resources)?;
+        let source = Source::open(&config.resources).await?;
         serve(&config, claim, source, wiring::open).await
     })?;
     Ok(ExitCode::SUCCESS)
@@ -254,11 +254,12 @@ fn whole(status: &FolderStatus) -> Result<(), Failure> {
 /// Where the resources come from, looked at before anything is opened.
 enum Source {
     Folder(manifests::Manifests),
-    Cluster(Option<PathBuf>),
+    Cluster(WatchedCluster),
 }
 
 impl Source {
-    fn open(resources: &Resources) -> Result<Self, Failure> {
+    /// A folder is read; an API server begins to answer while the kernel programs are loaded.
+    async fn open(resources: &Resources) -> Result<Self, Failure> {
         match resources {
             Resources::Manifests(path) => {
                 let folder = Folder::open(path, Limits::default(), manifests::parse).map_err(|fault| {
@@ -268,7 +269,15 @@ impl Source {
                 whole(&folder.status())?;
                 Ok(Self::Folder(folder))
             }
-            Resources::Cluster(server) => Ok(Self::Cluster(server.kubeconfig.clone())),
+            Resources::Cluster(server) => {
+                let client = kubernetes::client(server.kubeconfig.as_deref()).await.map_err(|error| {
+                    miette!(
+                        help = "run in a pod with a service account, or name a --kubeconfig",
+                        "the API server cannot be asked: {error}"
+                    )
+                })?;
+                Ok(Self::Cluster(WatchedCluster::begin(client)))
+            }
         }
     }
 
@@ -286,18 +295,10 @@ impl Source {
                     .map(FollowedResources::Folder)
                     .map_err(|error| miette!("cannot follow the manifests: {error}"))
             }
-            Self::Cluster(kubeconfig) => {
-                let client = kubernetes::client(kubeconfig.as_deref()).await.map_err(|error| {
-                    miette!(
-                        help = "run in a pod with a service account, or name a --kubeconfig",
-                        "the API server cannot be asked: {error}"
-                    )
-                })?;
-                FollowedCluster::start(client, settings, node, publisher)
-                    .await
-                    .map(FollowedResources::Cluster)
-                    .map_err(|error| miette!("cannot follow the cluster: {error}"))
-            }
+            Self::Cluster(watched) => FollowedCluster::start(watched, settings, node, publisher)
+                .await
+                .map(FollowedResources::Cluster)
+                .map_err(|error| miette!("cannot follow the cluster: {error}")),
         }
     }
 }

@@ -220,7 +220,7 @@ async fn an_agent_lives_from_its_configuration_to_the_signal() {
     let config = configuration(&flags).unwrap();
     let directory = take(&config.run_directory).unwrap();
     let bench = Bench::new();
-    let manifests = Source::open(&config.resources).unwrap();
+    let manifests = Source::open(&config.resources).await.unwrap();
     let opened = OpenBench(Arc::clone(&bench));
     let run = directory.path().to_owned();
     let claim = Claim::Alone(directory);
@@ -312,27 +312,29 @@ async fn a_missing_agent_is_told_with_what_to_do() {
     assert!(error.help().unwrap().to_string().contains("heddle agent --config"), "{error:?}");
 }
 
-#[test]
-fn an_agent_does_not_start_on_a_folder_of_which_something_cannot_be_read() {
+#[tokio::test]
+async fn an_agent_does_not_start_on_a_folder_of_which_something_cannot_be_read() {
     let own = tempfile::tempdir().unwrap();
     let folder = own.path();
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
-    let open = || Source::open(&Resources::Manifests(folder.to_owned()));
+    let resources = Resources::Manifests(folder.to_owned());
+    let open = || Source::open(&resources);
     write(&folder.join("a.yaml"), &pod("web", "a", "10.0.0.1", "enabled"));
-    assert!(open().is_ok(), "the control");
+    assert!(open().await.is_ok(), "the control");
     // A route that is no YAML: without it the Server that it is attached to would take every request.
     let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\n\
                  spec: {rules: [{matches: [{path: {value: \"\u{7f}\"}}]}]}\n";
     for broken in [route, "a: [\n", "kind: Server\n"] {
         write(&folder.join("b.yaml"), broken);
-        let error = open().err().map(|error| (error.to_string(), error.help().map(|it| it.to_string())));
+        let error =
+            open().await.err().map(|error| (error.to_string(), error.help().map(|it| it.to_string())));
         let (error, help) = error.unwrap();
         assert!(error.contains("b.yaml is not taken: ") && error.contains("line"), "{error}");
         assert!(help.unwrap().contains("would be let in"));
     }
     write(&folder.join("c.yaml"), "a: [\n");
-    assert!(open().err().unwrap().to_string().contains("(2 such in all"));
+    assert!(open().await.err().unwrap().to_string().contains("(2 such in all"));
     write(&folder.join("b.yaml"), "");
     write(&folder.join("c.yaml"), "");
-    assert!(open().is_ok());
+    assert!(open().await.is_ok());
 }

@@ -67,6 +67,11 @@ impl Kind {
         }
     }
 
+    /// As it is served by most API servers.
+    pub(super) fn preferably(&self) -> Option<ApiResource> {
+        self.versions.first().map(|version| self.in_version(version))
+    }
+
     /// As the API server serves it; none if it does not. A version that is not known here is better than none: whoever
     /// reads it closes what it may have meant.
     ///
@@ -74,7 +79,7 @@ impl Kind {
     /// The API server cannot be asked.
     pub(super) async fn served(&self, client: &Client) -> Result<Option<ApiResource>, kube::Error> {
         if self.group.is_empty() {
-            return Ok(self.versions.first().map(|version| self.in_version(version)));
+            return Ok(self.preferably());
         }
         // One that only just started does not know its own kinds yet: an absence of its is none.
         let ready = axum::http::Request::get("/readyz").body(Vec::new()).map_err(kube::Error::HttpError)?;

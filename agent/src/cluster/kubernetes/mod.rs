@@ -147,20 +147,35 @@ impl Drop for FollowedCluster {
     }
 }
 
+/// A cluster that is watched and of which nothing is in force: what is told meanwhile is kept.
+pub struct WatchedCluster {
+    client: Client,
+    messages: Sender<Message>,
+    received: Receiver<Message>,
+    tasks: JoinSet<()>,
+}
+
+impl WatchedCluster {
+    /// Begins to watch. To be called within a runtime.
+    pub fn begin(client: Client) -> Self {
+        let (messages, received) = channel();
+        let tasks = watch::watch_all(&client, &messages, Message::Told);
+        Self { client, messages, received, tasks }
+    }
+}
+
 impl FollowedCluster {
-    /// Watches the cluster and puts its rules in force, on a thread of its own; returns when the first are. To be called
-    /// within a runtime.
+    /// Puts a cluster's rules in force, on a thread of its own; returns when the first are.
     ///
     /// # Errors
     /// If no thread can be started.
     pub async fn start(
-        client: Client,
+        watched: WatchedCluster,
         settings: ClusterSettings,
         node: String,
         publisher: SharedPublisher,
     ) -> std::io::Result<Self> {
-        let (messages, received) = channel();
-        let tasks = watch::watch_all(&client, &messages, Message::Told);
+        let WatchedCluster { client, messages, received, tasks } = watched;
         let objects = Arc::new(Mutex::new(Objects::new(settings, node)));
         let (told, status) = latest::channel(ClusterStatus::default());
         let (outside, plain) = latest::channel(BTreeSet::new());

@@ -222,6 +222,20 @@ impl Opened for Wired {
 }
 
 impl Prepared {
+    /// Begins to obtain a certificate for each pod that is captured: all at the same time.
+    fn hold_all(&mut self) -> Result<(), Failure> {
+        let failed = |error: &dyn std::fmt::Display| miette!("captured pods cannot be listed: {error}");
+        let running = &self.running;
+        for pod in running.capture.known().map_err(|error| failed(&error))? {
+            let (namespace, name) = pod.name.split_once('/').unwrap_or(("", &pod.name));
+            let known = running.known(namespace, name).filter(|info| info.digest == pod.uid);
+            if let Some(identity) = known.and_then(|info| info.identity) {
+                self.held.push(running.store.hold(&identity, SystemTime::now()));
+            }
+        }
+        Ok(())
+    }
+
     /// A pod that the agent before captured a moment ago may not have been told to this one yet.
     async fn all_known(&self) -> Result<(), Failure> {
         let running = &self.running;
@@ -245,15 +259,8 @@ impl Ready for Prepared {
     type Node = Running;
 
     async fn certificates(&mut self) -> Result<(), Failure> {
-        let failed = |error: &dyn std::fmt::Display| miette!("captured pods cannot be listed: {error}");
+        self.hold_all()?;
         let running = &self.running;
-        for pod in running.capture.known().map_err(|error| failed(&error))? {
-            let (namespace, name) = pod.name.split_once('/').unwrap_or(("", &pod.name));
-            let known = running.known(namespace, name).filter(|info| info.digest == pod.uid);
-            if let Some(identity) = known.and_then(|info| info.identity) {
-                self.held.push(running.store.hold(&identity, SystemTime::now()));
-            }
-        }
         let all = async {
             for workload in &self.held {
                 workload.ready().await;
@@ -288,8 +295,11 @@ impl Ready for Prepared {
         opened.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
     }
 
-    async fn start(self, succeeds: bool) -> Result<Running, Failure> {
+    async fn start(mut self, succeeds: bool) -> Result<Running, Failure> {
         let failed = |error: &dyn std::fmt::Display| miette!("the data plane cannot be started: {error}");
+        if self.held.is_empty() {
+            self.hold_all()?;
+        }
         let Self { running, mut tasks, told, changed, heartbeat, late, workloads, held } = self;
         let (capture, workers) = (Arc::clone(&running.capture), Arc::clone(&running.workers));
         let mut counts = capture.direct_counts().map_err(|error| failed(&error))?;
