@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use aya::{Btf, Ebpf, EbpfLoader, maps::MapInfo};
+use aya::{Ebpf, EbpfLoader, maps::MapInfo};
 use heddle_ebpf::{
     SCHEMA,
     attach::{Limits, maps as attach_maps},
@@ -96,9 +96,7 @@ impl Kernel {
                     .map(|map| ((*map).to_owned(), *places))
             })
             .collect();
-        let btf = Btf::from_sys_fs().ok();
         let mut loader = EbpfLoader::new();
-        loader.btf(btf.as_ref());
         for (name, places) in &sizes {
             loader.map_max_entries(name, *places);
         }

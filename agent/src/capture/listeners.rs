@@ -77,14 +77,15 @@ fn bind(
         }
         // An application may take the port over while old connections linger on it.
         socket.set_reuse_address(true)?;
+        // Before it is bound: of an application's socket the kernel waits here until the agent gives way, of an agent before
+        // this one too. Before it listens: the children inherit the mark, and socket events do not count it as an application's.
+        marks
+            .set(&socket, AgentMark { kind: MARK_LISTENER, client_port: 0, client: Address::UNSPECIFIED })?;
         match socket.bind(&SocketAddr::new(address, port).into()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
             Err(error) => return Err(error),
         }
-        // Before it listens: the children inherit the mark, and socket events do not count it as an application's.
-        marks
-            .set(&socket, AgentMark { kind: MARK_LISTENER, client_port: 0, client: Address::UNSPECIFIED })?;
         match socket.listen(BACKLOG) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,

@@ -368,7 +368,7 @@ impl Capture {
         let mut before = HashSet::new();
         if running {
             // Beforehand too: between its rows and the look-up whatever the pod opens is refused.
-            inner.early.count(namespace, &occupied(&inner.maps, cookie))?;
+            inner.early.count(namespace, &occupied(&inner.maps, cookie)?)?;
             before.extend(running::open(namespace, addresses)?.into_iter().map(|it| it.socket));
         }
         // The addresses first: with its row the pod's connects are judged, by who has the address.
@@ -383,14 +383,14 @@ impl Capture {
         inner.maps.pods.insert(cookie, row, 0).map_err(CaptureError::map(maps::PODS))?;
         if !running {
             // The agent listens there already, and so does one that it succeeds.
-            inner.early.count(namespace, &occupied(&inner.maps, cookie))?;
+            inner.early.count(namespace, &occupied(&inner.maps, cookie)?)?;
         }
         let pin = self.lookup_pin(cookie);
         let file =
             std::fs::File::open(namespace.path()).map_err(CaptureError::path("opening", namespace.path()))?;
         programs::attach_lookup(&mut ebpf, file, &pin)?;
         if running {
-            inner.early.count(namespace, &occupied(&inner.maps, cookie))?;
+            inner.early.count(namespace, &occupied(&inner.maps, cookie)?)?;
             // What was accepted meanwhile is a process's; what the agent's listeners have been handed is nobody's yet.
             let accepted = running::open(namespace, addresses)?;
             before.extend(accepted.into_iter().filter(|it| it.owned).map(|it| it.socket));

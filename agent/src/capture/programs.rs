@@ -41,21 +41,39 @@ fn tcx() -> bool {
     aya::util::KernelVersion::current().is_ok_and(|version| version >= aya::util::KernelVersion::new(6, 6, 0))
 }
 
-/// Loads every program into the kernel.
+/// Loads every program into the kernel. All at the same time: to verify them takes longer than anything else of a start.
 pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
-    for (name, _) in CGROUP {
-        match program(ebpf, name)? {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::SockOps(program) => program.load(),
-            _ => return Err(CaptureError::Missing(format!("program {name} of the right type"))),
+    let cgroup = CGROUP.iter().map(|(name, _)| *name);
+    let mut missing: Vec<&'static str> = cgroup.chain([LOOKUP, FROM_POD, TO_POD, JUDGE]).collect();
+    std::thread::scope(|scope| {
+        let mut loading = Vec::new();
+        for (name, program) in ebpf.programs_mut() {
+            if let Some(at) = missing.iter().position(|it| *it == name) {
+                let name = missing.swap_remove(at);
+                loading.push((name, scope.spawn(move || load_one(name, program))));
+            }
         }
-        .map_err(failed(name, "loading"))?;
+        for (name, thread) in loading {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(CaptureError::Missing(format!("program {name} in one piece"))))?;
+        }
+        match missing.first() {
+            Some(name) => Err(CaptureError::Missing(format!("program {name}"))),
+            None => Ok(()),
+        }
+    })
+}
+
+fn load_one(name: &'static str, program: &mut Program) -> Result<(), CaptureError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return Err(CaptureError::Missing(format!("program {name} of the right type"))),
     }
-    lookup(ebpf)?.load().map_err(failed(LOOKUP, "loading"))?;
-    for name in [FROM_POD, TO_POD, JUDGE] {
-        classifier(ebpf, name)?.load().map_err(failed(name, "loading"))?;
-    }
-    Ok(())
+    .map_err(failed(name, "loading"))
 }
 
 /// Attaches what sees every pod's sockets.

@@ -23,6 +23,7 @@ pub(super) struct Maps {
     pub listener_ports: HashMap<MapData, ListeningKey, u32>,
     pub listening: HashMap<MapData, ListeningKey, u64>,
     pub listening_sockets: HashMap<MapData, u64, ListeningKey>,
+    pub all_listener_ports: Walk<ListeningKey, u32>,
     pub all_listening: Walk<ListeningKey, u64>,
     pub all_listening_sockets: Walk<u64, ListeningKey>,
     pub bare_segments: HashMap<MapData, u32, BareSegments>,
@@ -38,6 +39,8 @@ impl Maps {
             listener_ports: pins.hash(maps::LISTENER_PORTS)?,
             listening: pins.hash(maps::LISTENING)?,
             listening_sockets: pins.hash(maps::LISTENING_SOCKETS)?,
+            all_listener_ports: pins
+                .walk(maps::LISTENER_PORTS, "reading the ports of the agent's listeners")?,
             all_listening: pins.walk(maps::LISTENING, "reading the ports on which pods listen")?,
             all_listening_sockets: pins
                 .walk(maps::LISTENING_SOCKETS, "reading the pods' listening sockets")?,
@@ -66,8 +69,9 @@ pub(super) fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
     for index in interfaces_of(maps, cookie) {
         let _ = maps.veths.remove(&index);
     }
-    for port in occupied(maps, cookie) {
-        let _ = maps.listener_ports.remove(&ListeningKey { netns: cookie, port: port.into(), early: 0 });
+    let ports = read_or_told(&maps.all_listener_ports);
+    for (key, _) in ports.iter().filter(|(key, _)| key.netns == cookie) {
+        let _ = maps.listener_ports.remove(key);
     }
     let listening = read_or_told(&maps.all_listening);
     for (key, _) in listening.iter().filter(|(key, _)| key.netns == cookie) {
@@ -84,14 +88,14 @@ pub(super) fn interfaces_of(maps: &Maps, cookie: u64) -> Vec<u32> {
     maps.veths.iter().flatten().filter(|(_, veth)| veth.netns == cookie).map(|(index, _)| index).collect()
 }
 
-/// The ports that the agent's listeners have in the namespace.
-pub(super) fn occupied(maps: &Maps, cookie: u64) -> HashSet<u16> {
-    maps.listener_ports
-        .keys()
-        .flatten()
-        .filter(|key| key.netns == cookie)
-        .filter_map(|key| u16::try_from(key.port).ok())
-        .collect()
+/// The ports that the agent's listeners have in the namespace, and an earlier agent's.
+///
+/// # Errors
+/// When the map cannot be read.
+pub(super) fn occupied(maps: &Maps, cookie: u64) -> Result<HashSet<u16>, CaptureError> {
+    let rows = maps.all_listener_ports.rows()?;
+    let own = rows.into_iter().filter(|(key, _)| key.netns == cookie);
+    Ok(own.filter_map(|(key, _)| u16::try_from(key.port).ok()).collect())
 }
 
 /// The first slots that neither a pod has whose slots are `used` nor one of an earlier agent's that could not be adopted.

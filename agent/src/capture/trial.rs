@@ -4,7 +4,7 @@
 use std::{fs, io, path::Path};
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::MapType,
     programs::{CgroupAttachMode, Program, ProgramType},
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
@@ -145,8 +145,7 @@ pub fn features() -> Vec<Trial> {
 /// in `bpffs`. All of it is removed again.
 pub fn rehearsal(bpffs: &Path, cgroup: &Path) -> Vec<Trial> {
     let mut trials = Vec::new();
-    let btf = Btf::from_sys_fs().ok();
-    let loaded = EbpfLoader::new().btf(btf.as_ref()).load(OBJECT).map_err(chain);
+    let loaded = EbpfLoader::new().load(OBJECT).map_err(chain);
     let mut ebpf = match loaded {
         Ok(ebpf) => ebpf,
         Err(error) => {

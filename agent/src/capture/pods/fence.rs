@@ -74,7 +74,7 @@ impl Capture {
             if namespace.cookie() != cookie {
                 continue;
             }
-            let taken = occupied(&inner.maps, cookie);
+            let taken = occupied(&inner.maps, cookie)?;
             match self.open_listeners(&namespace, &addresses(&row), &taken) {
                 Ok(opened) => drop(inner.opened.insert(cookie, opened)),
                 Err(error) => {

@@ -23,7 +23,7 @@ impl Capture {
         let Some(pod) = inner.pods.get(&cookie).cloned() else {
             return Ok(None);
         };
-        let mut taken: HashSet<u16> = occupied(&inner.maps, cookie);
+        let mut taken: HashSet<u16> = occupied(&inner.maps, cookie)?;
         // An application that goes through a range should not meet the agent again on its next step.
         taken.extend((0..256).filter_map(|step| wanted.checked_add(step)));
         let listeners = self.listen(inner, &pod, &taken)?;
@@ -36,14 +36,15 @@ impl Capture {
         if !self.writes() {
             return;
         }
-        for port in occupied(&inner.maps, cookie) {
-            if !kept.contains(&port) {
-                let _ = inner.maps.listener_ports.remove(&ListeningKey {
-                    netns: cookie,
-                    port: port.into(),
-                    early: 0,
-                });
+        let ports = match occupied(&inner.maps, cookie) {
+            Ok(ports) => ports,
+            Err(error) => {
+                return tracing::error!(%error, "ports that the agent's listeners had stay theirs: who binds there waits");
             }
+        };
+        for port in ports.difference(kept) {
+            let key = ListeningKey { netns: cookie, port: (*port).into(), early: 0 };
+            let _ = inner.maps.listener_ports.remove(&key);
         }
     }
 }

@@ -80,8 +80,9 @@ impl Capture {
         let deaf: Vec<(CapturedPod, String)> =
             inner.pods.values().filter_map(|pod| Some((pod.clone(), self.deaf(pod)?))).collect();
         for (pod, missing) in deaf {
-            let taken = occupied(&inner.maps, pod.namespace.cookie());
-            let (listeners, failed) = match self.listen(inner, &pod, &taken) {
+            let listening = occupied(&inner.maps, pod.namespace.cookie())
+                .and_then(|taken| self.listen(inner, &pod, &taken));
+            let (listeners, failed) = match listening {
                 Ok(listeners) => (listeners, None),
                 Err(error) => (Vec::new(), Some(error.to_string())),
             };
