@@ -74,6 +74,8 @@ enum Command {
     Agent {
         #[command(flatten)]
         flags: Box<config::Flags>,
+        #[command(flatten)]
+        supervision: agent::Supervision,
         /// Print the effective configuration and end
         #[arg(long)]
         print_config: bool,
@@ -238,8 +240,8 @@ pub fn main() -> ExitCode {
         return cni::run();
     }
     let done = match Cli::parse().command {
-        Command::Agent { flags, print_config: true } => agent::print_config(&flags),
-        Command::Agent { flags, print_config: false } => agent::run(&flags),
+        Command::Agent { flags, print_config: true, .. } => agent::print_config(&flags),
+        Command::Agent { flags, supervision, .. } => agent::run(&flags, &supervision),
         Command::Ca { command } => ca::run(command),
         Command::Controller(flags) => controller::run(&flags),
         Command::Install(flags) => install::install(&flags),

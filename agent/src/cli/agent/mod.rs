@@ -9,6 +9,7 @@ mod open_door;
 mod release;
 mod signals;
 mod succession;
+mod supervise;
 #[cfg(test)]
 mod tests;
 mod wiring;
@@ -207,12 +208,29 @@ fn with_cgroup(mut config: Config) -> Result<Config, Failure> {
     Ok(config)
 }
 
+/// Who starts the agent anew.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub(super) struct Supervision {
+    /// Run the agent as a child, and start it anew at once when a signal has killed it: five times within a minute, then end
+    /// as it did
+    #[arg(long)]
+    supervise: bool,
+    #[arg(long, hide = true, conflicts_with = "supervise")]
+    supervised_by: Option<u32>,
+}
+
 /// Runs the agent until it is told to end.
 ///
 /// # Errors
 /// If it cannot start. Once it runs it goes on whatever happens.
-pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
+pub(super) fn run(flags: &Flags, supervision: &Supervision) -> Result<ExitCode, Failure> {
     keep_little_memory();
+    if supervision.supervise {
+        return supervise::run(&configuration(flags)?.log);
+    }
+    if let Some(supervisor) = supervision.supervised_by {
+        supervise::end_with(supervisor)?;
+    }
     let config = with_cgroup(configuration(flags)?)?;
     let _logging = logging::start(&config.log);
     process::keep_secrets()?;
