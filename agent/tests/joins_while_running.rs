@@ -20,7 +20,9 @@ use xtask::lab::{
     eventually, stretched,
 };
 
-/// How long a pod takes plain text after its namespace was annotated, and a little more.
+/// How long a step takes of a pod that joins or leaves.
+const STEP: Duration = Duration::from_secs(3);
+/// Three of them, and a little more.
 const WAY: Duration = Duration::from_secs(11);
 
 fn annotate(shop: &Shop, mesh: &str) -> Result<()> {
@@ -48,7 +50,7 @@ fn to(pod: &Pod, port: u16) -> SocketAddr {
 fn press(from: &Pod, to: SocketAddr, done: &AtomicBool) -> Result<(u64, Vec<String>)> {
     let (began, mut succeeded, mut failed) = (Instant::now(), 0, Vec::new());
     while !done.load(Ordering::Acquire) {
-        match apps::burst(from.place(), to, 1, Duration::from_millis(250)) {
+        match apps::burst(from.place(), to, 1, stretched(Duration::from_millis(250))) {
             Ok(burst) if burst.failed == 0 => succeeded += burst.succeeded,
             told => {
                 failed.push(format!(
@@ -106,7 +108,9 @@ fn hits(shop: &Shop) -> Result<usize> {
 #[ignore = "needs root: cargo xtask test"]
 fn without_a_restart_a_failed_request_or_a_word_in_the_clear() -> Result<()> {
     let mut shop = Shop::outside("joining")?;
-    shop.lab.settings().set("findPods", true);
+    // A machine that is slow is slow to tell, too.
+    let step = stretched(STEP).as_secs().min(60);
+    shop.lab.settings().set("findPods", true).set("joinStepSeconds", step);
     shop.lab.start_agents()?;
     let _running = running(&shop)?;
     ensure!(hits(&shop)? >= 2, "outside the mesh the wire shows the words");

@@ -4,9 +4,10 @@ use super::{
     folder::{Folder, FolderStatus, Following, Malformed, Pace, follow},
     rules::{Rules, now},
     snapshot::{PublishError, Publisher, Shared},
+    view::View,
 };
 use heddle_policy::{
-    ClusterSettings, Compiled, Problem, Severity,
+    Compiled, Problem, Severity,
     resources::{Parsed, parse_file},
 };
 use std::{
@@ -95,13 +96,12 @@ impl FollowedManifests {
     pub fn start(
         folder: Manifests,
         pace: Pace,
-        settings: ClusterSettings,
-        node: String,
+        view: View,
         publisher: SharedPublisher,
     ) -> std::io::Result<Self> {
         let (told, status) = watch::channel(folder.status());
         let (kept, in_force) = watch::channel(texts(&folder));
-        let mut own = FolderRules { rules: Rules::new(settings, node), files: BTreeMap::new() };
+        let mut own = FolderRules { rules: Rules::new(view), files: BTreeMap::new() };
         let publish = move |rules: &mut Rules| -> Result<Shared<Compiled>, PublishError> {
             let (compiled, problems) = rules.compile(now());
             publisher.lock().unwrap_or_else(PoisonError::into_inner).publish(compiled, problems)
@@ -138,7 +138,7 @@ impl FollowedManifests {
 mod tests {
     use super::*;
     use crate::cluster::snapshot::{Change, Compare};
-    use heddle_policy::Index;
+    use heddle_policy::{ClusterSettings, Index};
 
     const NAMESPACE: &str =
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {heddle.io/mesh: enabled}}\n";

@@ -8,4 +8,5 @@ mod passages;
 pub mod resources;
 mod rules;
 pub mod snapshot;
+pub mod view;
 pub mod workload;

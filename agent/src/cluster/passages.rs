@@ -1,30 +1,44 @@
 //! Pods that enter the mesh, or leave it, while they run: how long they are on their way, as this agent sees it.
 //!
 //! Nobody tells an agent what another one has done, so each goes by when it saw the wish. A pod that was outside and is
-//! to be inside is spoken to in plain text for [`ASKED_PLAIN`], in which its own agent captures it; from then on in TLS.
-//! Its own agent takes both until [`TAKES_PLAIN`] has passed: by then every client's agent has switched, or its
-//! connections are refused. A pod that was inside and is to be outside goes the same way back: its own agent takes both at
-//! once, the others ask for plain text after [`ASKED_PLAIN`], its own agent lets it go after [`TAKES_PLAIN`], and it counts as
-//! outside after [`LEFT`], so that nothing of it is refused in between. Who was never seen on the other side is on no way: a pod that starts is in the mesh from its first byte, and
-//! an agent that starts takes everybody for what they are to be.
+//! to be inside is spoken to in plain text for a step, in which its own agent captures it; from then on in TLS. Its own agent
+//! takes both for two steps: by then every client's agent has switched, or its connections are refused. A pod that was
+//! inside and is to be outside goes the same way back: its own agent takes both at once, the others ask for plain text after
+//! a step, its own agent lets it go after two, and it counts as outside after three, so that nothing of it is refused in
+//! between. Who was never seen on the other side is on no way: a pod that starts is in the mesh from its first byte, and an
+//! agent that starts takes everybody for what they are to be.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use heddle_policy::{
     Compiled, Standing,
     resources::{ObjectName, Passage},
 };
 
-/// How long a pod that is to be in the mesh is spoken to in plain text, in microseconds.
-pub(super) const ASKED_PLAIN: i64 = 3_000_000;
-/// How long it takes plain text, in microseconds.
-pub(super) const TAKES_PLAIN: i64 = 6_000_000;
-/// How long a pod that is to be outside counts as one of the mesh, in microseconds.
-pub(super) const LEFT: i64 = 9_000_000;
+/// How long each step takes, in microseconds.
+#[derive(Clone, Copy)]
+struct Steps(i64);
+
+impl Steps {
+    /// How long a pod that is to be in the mesh is spoken to in plain text.
+    const fn asked_plain(self) -> i64 {
+        self.0
+    }
+
+    /// How long it takes plain text.
+    const fn takes_plain(self) -> i64 {
+        self.0.saturating_mul(2)
+    }
+
+    /// How long a pod that is to be outside counts as one of the mesh.
+    const fn left(self) -> i64 {
+        self.0.saturating_mul(3)
+    }
+}
 
 /// Where each pod stands, and since when those are on their way that are.
-#[derive(Default)]
 pub(super) struct Passages {
+    steps: Steps,
     stood: HashMap<u64, bool>,
     ways: HashMap<u64, Way>,
 }
@@ -36,22 +50,30 @@ struct Way {
 }
 
 impl Way {
-    fn at(&self, now: i64) -> (Passage, Option<i64>) {
-        // A clock that was set back is no reason to go on taking plain text.
+    fn at(&self, steps: Steps, now: i64) -> (Passage, Option<i64>) {
+        let inwards = [(Passage::Joining, steps.asked_plain()), (Passage::Settling, steps.takes_plain())];
+        let outwards = [
+            (Passage::Leaving, steps.asked_plain()),
+            (Passage::Parting, steps.takes_plain()),
+            (Passage::Left, steps.left()),
+        ];
+        let way: &[_] = if self.inwards { &inwards } else { &outwards };
         let since = now.saturating_sub(self.since);
-        let (passage, until) = match (self.inwards, since) {
-            (_, ..0) | (true, TAKES_PLAIN..) | (false, LEFT..) => return (Passage::Over, None),
-            (true, ..ASKED_PLAIN) => (Passage::Joining, ASKED_PLAIN),
-            (true, _) => (Passage::Settling, TAKES_PLAIN),
-            (false, ..ASKED_PLAIN) => (Passage::Leaving, ASKED_PLAIN),
-            (false, ..TAKES_PLAIN) => (Passage::Parting, TAKES_PLAIN),
-            (false, _) => (Passage::Left, LEFT),
-        };
-        (passage, Some(self.since + until))
+        match way.iter().find(|(_, until)| since < *until) {
+            Some((passage, until)) if since >= 0 => (*passage, Some(self.since.saturating_add(*until))),
+            // A clock that was set back is no reason to go on taking plain text.
+            _ => (Passage::Over, None),
+        }
     }
 }
 
 impl Passages {
+    /// Nobody is on the way. Each step takes as long as is given.
+    pub(super) fn by_steps_of(step: Duration) -> Self {
+        let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX);
+        Self { steps: Steps(step), stood: HashMap::new(), ways: HashMap::new() }
+    }
+
     /// The pods whose passage is another than was compiled; and when the next one's will be.
     pub(super) fn look(
         &mut self,
@@ -73,7 +95,7 @@ impl Passages {
                 self.ways.insert(info.digest, Way { inwards: inside, since: now, passage: info.passage });
             }
             let Some(way) = self.ways.get_mut(&info.digest) else { continue };
-            let (passage, until) = way.at(now);
+            let (passage, until) = way.at(self.steps, now);
             next = next.into_iter().chain(until).min();
             if way.passage != passage || info.passage != passage {
                 way.passage = passage;
@@ -89,12 +111,13 @@ impl Passages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::rules::Rules;
+    use crate::cluster::{rules::Rules, view::View};
     use heddle_policy::{ClusterSettings, resources::parse_file};
 
     const POD: &str = "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, uid: u1}, \
                        spec: {nodeName: a, serviceAccountName: web}, status: {podIP: 10.0.0.1}}";
     const SECOND: i64 = 1_000_000;
+    const STEP: i64 = 3 * SECOND;
 
     fn namespace(rules: &mut Rules, annotations: &str) {
         let text = format!(
@@ -111,7 +134,7 @@ mod tests {
     }
 
     fn rules(annotations: &str) -> Rules {
-        let mut rules = Rules::new(ClusterSettings::default(), "a".into());
+        let mut rules = Rules::new(View::of_a(ClusterSettings::default()));
         namespace(&mut rules, annotations);
         rules.put("pod", &parse_file("pod", POD));
         rules
@@ -124,20 +147,34 @@ mod tests {
         namespace(&mut rules, "heddle.io/mesh: enabled");
         let at = 10 * SECOND;
         assert_eq!(stands(&mut rules, at), (true, Passage::Joining));
-        assert!(!rules.expired(at + SECOND) && rules.expired(at + ASKED_PLAIN));
+        assert!(!rules.expired(at + SECOND) && rules.expired(at + STEP));
         // What is said of it meanwhile leaves it on its way.
         rules.put("pod", &parse_file("pod", POD));
         assert_eq!(stands(&mut rules, at + SECOND), (true, Passage::Joining));
-        assert_eq!(stands(&mut rules, at + ASKED_PLAIN), (true, Passage::Settling));
-        assert_eq!(stands(&mut rules, at + TAKES_PLAIN), (true, Passage::Over));
+        assert_eq!(stands(&mut rules, at + STEP), (true, Passage::Settling));
+        assert_eq!(stands(&mut rules, at + 2 * STEP), (true, Passage::Over));
         assert!(!rules.expired(at + 100 * SECOND));
 
         namespace(&mut rules, "heddle.io/mesh: disabled");
         let at = 60 * SECOND;
         assert_eq!(stands(&mut rules, at), (true, Passage::Leaving));
-        assert_eq!(stands(&mut rules, at + ASKED_PLAIN), (true, Passage::Parting));
-        assert_eq!(stands(&mut rules, at + TAKES_PLAIN), (true, Passage::Left));
-        assert_eq!(stands(&mut rules, at + LEFT), (false, Passage::Over));
+        assert_eq!(stands(&mut rules, at + STEP), (true, Passage::Parting));
+        assert_eq!(stands(&mut rules, at + 2 * STEP), (true, Passage::Left));
+        assert_eq!(stands(&mut rules, at + 3 * STEP), (false, Passage::Over));
+    }
+
+    #[test]
+    fn a_step_takes_as_long_as_the_installation_says() {
+        let mut rules =
+            Rules::new(View { join_step: Duration::from_secs(10), ..View::of_a(ClusterSettings::default()) });
+        namespace(&mut rules, "");
+        rules.put("pod", &parse_file("pod", POD));
+        stands(&mut rules, 0);
+        namespace(&mut rules, "heddle.io/mesh: enabled");
+        stands(&mut rules, 0);
+        assert_eq!(stands(&mut rules, 10 * SECOND - 1), (true, Passage::Joining));
+        assert_eq!(stands(&mut rules, 20 * SECOND - 1), (true, Passage::Settling));
+        assert_eq!(stands(&mut rules, 20 * SECOND), (true, Passage::Over));
     }
 
     #[test]
@@ -147,7 +184,7 @@ mod tests {
         // Another of the same name is another.
         namespace(&mut rules, "");
         stands(&mut rules, 2 * SECOND);
-        stands(&mut rules, 2 * SECOND + LEFT);
+        stands(&mut rules, 2 * SECOND + 3 * STEP);
         let other = POD.replace("u1", "u2");
         namespace(&mut rules, "heddle.io/mesh: enabled");
         rules.put("pod", &parse_file("pod", &other));
@@ -169,7 +206,7 @@ mod tests {
         assert_eq!(stands(&mut rules(wish), 0), (false, Passage::Over));
         let told = |pod: &str, annotations: &str| {
             let settings = ClusterSettings { linkerd_inject: true, ..ClusterSettings::default() };
-            let mut rules = Rules::new(settings, "a".into());
+            let mut rules = Rules::new(View::of_a(settings));
             namespace(&mut rules, annotations);
             rules.put("pod", &parse_file("pod", pod));
             stands(&mut rules, 0).0

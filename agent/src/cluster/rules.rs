@@ -1,8 +1,8 @@
 //! What resources mean together, worked out anew where a change touches it, wherever they come from.
 
-use super::passages::Passages;
+use super::{passages::Passages, view::View};
 use heddle_policy::{
-    ClusterSettings, Compiled, Compiler, Problem, Severity,
+    Compiled, Compiler, Problem, Severity,
     resources::{Kind, ObjectName, Parsed, Passage, Resource},
 };
 use std::{
@@ -30,11 +30,11 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    pub(super) fn new(settings: ClusterSettings, node: String) -> Self {
+    pub(super) fn new(view: View) -> Self {
         Self {
-            compiler: Compiler::new(settings, Some(node)),
+            compiler: Compiler::new(view.settings, Some(view.node)),
             problems: BTreeMap::new(),
-            passages: Passages::default(),
+            passages: Passages::by_steps_of(view.join_step),
             expiry: None,
             told: BTreeSet::new(),
         }

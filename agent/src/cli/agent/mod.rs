@@ -29,6 +29,7 @@ use crate::cluster::{
     manifests::{self, FollowedManifests, SharedPublisher},
     resources::FollowedResources,
     snapshot::{Enforcer, Publisher, SnapshotReader},
+    view::View,
 };
 use heddle_policy::{ClusterSettings, Compiled};
 use miette::miette;
@@ -306,14 +307,13 @@ impl Source {
         settings: &ClusterSettings,
         publisher: SharedPublisher,
     ) -> Result<FollowedResources, Failure> {
-        let (settings, node) = (settings.clone(), config.node.clone());
+        let join_step = Duration::from_secs(config.join_step_seconds);
+        let view = View { settings: settings.clone(), node: config.node.clone(), join_step };
         match self {
-            Self::Folder(folder) => {
-                FollowedManifests::start(folder, Pace::default(), settings, node, publisher)
-                    .map(FollowedResources::Folder)
-                    .map_err(|error| miette!("cannot follow the manifests: {error}"))
-            }
-            Self::Cluster(watched) => FollowedCluster::start(watched, settings, node, publisher)
+            Self::Folder(folder) => FollowedManifests::start(folder, Pace::default(), view, publisher)
+                .map(FollowedResources::Folder)
+                .map_err(|error| miette!("cannot follow the manifests: {error}")),
+            Self::Cluster(watched) => FollowedCluster::start(watched, view, publisher)
                 .await
                 .map(FollowedResources::Cluster)
                 .map_err(|error| miette!("cannot follow the cluster: {error}")),

@@ -42,6 +42,7 @@ pub(super) struct File {
     pub(super) workload_api: Option<Spanned<String>>,
     pub(super) linkerd_inject: Option<Spanned<bool>>,
     pub(super) find_pods: Option<Spanned<bool>>,
+    pub(super) join_step_seconds: Option<Spanned<u64>>,
     pub(super) log: Log,
 }
 

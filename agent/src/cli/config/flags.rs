@@ -129,6 +129,10 @@ pub struct Flags {
     /// Find pods that run already by their cgroups, and capture them or let them go as they are annotated
     #[arg(long)]
     pub find_pods: bool,
+    /// How many seconds each step takes of a pod that comes into the mesh, or leaves it, while it runs, 1 to 60; every agent of
+    /// the cluster must see a change within one [default: 3]
+    #[arg(long, value_name = "N")]
+    pub join_step_seconds: Option<u64>,
     /// Threads of the data plane, 1 to 4 [default: as many as the host has cores, 4 at most]
     #[arg(long, value_name = "N")]
     pub workers: Option<u64>,

@@ -110,6 +110,9 @@ pub struct Config {
     pub linkerd_inject: bool,
     /// Whether pods that run already are found by their cgroups, captured when they are to be in the mesh and let go when not.
     pub find_pods: bool,
+    /// How many seconds each step takes of a pod that comes into the mesh, or leaves it, while it runs: every agent must have
+    /// seen the change within one.
+    pub join_step_seconds: u64,
     /// How the agent logs.
     pub log: Log,
 }

@@ -24,6 +24,8 @@ const CLUSTER_NETWORKS: [&str; 5] =
 const HEARTBEAT: std::ops::RangeInclusive<u64> = 100..=60_000;
 /// A day is the longest that a certificate lives.
 const DRAIN: std::ops::RangeInclusive<u64> = 1..=86_400;
+/// Longer than it takes an API server to tell a change, and no longer than somebody waits for a namespace to be in.
+const JOIN_STEP: std::ops::RangeInclusive<u64> = 1..=60;
 const POLL: std::ops::RangeInclusive<u64> = 0..=1_000;
 /// In hundredths of a certificate's life; what is left is what an authority may be away for.
 const RENEW_AFTER: std::ops::RangeInclusive<u64> = 10..=90;
@@ -295,6 +297,8 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let inject = flags.linkerd_inject.then_some(&true);
     let linkerd_inject = given(inject, file.linkerd_inject, false).value;
     let find_pods = given(flags.find_pods.then_some(&true), file.find_pods, false).value;
+    let step = given(flags.join_step_seconds.as_ref(), file.join_step_seconds, 3);
+    let join_step_seconds = check.within("joinStepSeconds", &step, &JOIN_STEP);
     let log = log(&mut check, file.log, flags);
 
     if !check.problems.is_empty() {
@@ -331,6 +335,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             workload_api,
             linkerd_inject,
             find_pods,
+            join_step_seconds,
             log: log?,
         })
     };

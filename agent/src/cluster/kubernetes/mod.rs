@@ -19,8 +19,7 @@ pub mod whole;
 
 pub use early::Unfit;
 
-use super::{manifests::SharedPublisher, rules::now};
-use heddle_policy::ClusterSettings;
+use super::{manifests::SharedPublisher, rules::now, view::View};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 use objects::{Objects, Wish};
@@ -171,12 +170,11 @@ impl FollowedCluster {
     /// If no thread can be started.
     pub async fn start(
         watched: WatchedCluster,
-        settings: ClusterSettings,
-        node: String,
+        view: View,
         publisher: SharedPublisher,
     ) -> std::io::Result<Self> {
         let WatchedCluster { client, messages, received, tasks } = watched;
-        let objects = Arc::new(Mutex::new(Objects::new(settings, node)));
+        let objects = Arc::new(Mutex::new(Objects::new(view)));
         let (told, status) = latest::channel(ClusterStatus::default());
         let (outside, plain) = latest::channel(BTreeSet::new());
         let (first, begun) = oneshot::channel();

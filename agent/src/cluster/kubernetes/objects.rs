@@ -7,8 +7,8 @@ use super::{
     trim::trim,
     watched::{Change, Standing, Told, Watched},
 };
-use crate::cluster::rules::Rules;
-use heddle_policy::{ClusterSettings, Compiled, EndpointSource, Origin, Problem, resources::parse_value};
+use crate::cluster::{rules::Rules, view::View};
+use heddle_policy::{Compiled, EndpointSource, Origin, Problem, resources::parse_value};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -64,13 +64,14 @@ pub(super) struct Objects {
 const POD: &str = "Pod";
 
 impl Objects {
-    pub(super) fn new(settings: ClusterSettings, node: String) -> Self {
+    pub(super) fn new(mut view: View) -> Self {
         // A controller writes slices for whatever a Service selects.
-        let settings = ClusterSettings { endpoints: EndpointSource::Slices, ..settings };
+        view.settings.endpoints = EndpointSource::Slices;
+        let node = view.node.clone();
         Self {
-            inject: settings.linkerd_inject,
+            inject: view.settings.linkerd_inject,
             kinds: KINDS.iter().map(Watched::new).collect(),
-            rules: Rules::new(settings, node.clone()),
+            rules: Rules::new(view),
             early: EarlyPods::default(),
             node,
             changed: false,

@@ -1,4 +1,5 @@
 use super::*;
+use heddle_policy::ClusterSettings;
 use serde_json::json;
 
 const NAMESPACES: usize = 0;
@@ -23,7 +24,7 @@ fn namespace() -> Value {
 
 /// Everything listed but what `with` tells, everything else absent.
 fn objects(with: Vec<(usize, Value)>) -> Objects {
-    let mut objects = Objects::new(ClusterSettings::default(), "a".to_owned());
+    let mut objects = Objects::new(View::of_a(ClusterSettings::default()));
     for kind in 0..KINDS.len() {
         if kind < SERVERS {
             objects.take(kind, Told::Listing);
@@ -45,7 +46,7 @@ fn addresses(objects: &mut Objects, name: &str) -> Option<Vec<String>> {
 
 #[test]
 fn nothing_is_in_force_before_every_kind_is_known() {
-    let mut objects = Objects::new(ClusterSettings::default(), "a".to_owned());
+    let mut objects = Objects::new(View::of_a(ClusterSettings::default()));
     for kind in 0..KINDS.len() {
         assert!(!objects.complete());
         objects.take(kind, Told::Listing);
