@@ -25,7 +25,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use xtask::lab::{
     Place,
     apps::{self, Attempt},
-    eventually,
+    eventually, slowness,
 };
 
 /// Sends bytes that begin with the marker.
@@ -302,6 +302,12 @@ fn bare_segments_pass_in_bounded_numbers() -> Result<()> {
         "{crossed} of {SENT} segments without payload crossed in {took:.2} s; {limited} were over the limit"
     );
     assert!(crossed > 0.0, "control: the first of them cross");
+    if slowness() > 1 && SENT as f64 <= A_SECOND * took {
+        println!(
+            "not applicable: {SENT} of them take {took:.1} s on this machine: fewer in a second than are allowed"
+        );
+        return loom.lab.close();
+    }
     assert!(crossed <= A_SECOND * (took + 2.0), "{crossed} crossed in {took} s");
     // Neighbors look for each other in between.
     assert!((crossed + limited - SENT as f64).abs() < 50.0, "{crossed} crossed and {limited} were counted");

@@ -4,7 +4,6 @@ use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
-const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 const INTERFACE: &str = "heddle-link";
 
 /// Two machines with nothing but a link; removed when dropped, and what runs on them, too.
@@ -29,7 +28,8 @@ impl Machines {
     fn node(&self, number: u8, authority: &Path, more: &[&str]) -> Result<(bool, String)> {
         let output = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", self.name(number)))
-            .args([XTASK, "node", &number.to_string(), INTERFACE, "--inner", "--authority"])
+            .arg(std::env::var_os("HEDDLE_XTASK").unwrap_or_else(|| env!("CARGO_BIN_EXE_xtask").into()))
+            .args(["node", &number.to_string(), INTERFACE, "--inner", "--authority"])
             .arg(authority)
             .args(more)
             .output()?;

@@ -1,6 +1,6 @@
 //! The verifier spends on the kernel programs about what is recorded: none creeps towards a limit unseen.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 use xtask::verifier;
@@ -9,11 +9,9 @@ use xtask::verifier;
 #[ignore = "needs root: cargo xtask test"]
 fn no_program_has_become_dearer_to_verify_unseen_and_libbpf_loads_them() -> Result<()> {
     let own = std::env::current_exe()?;
-    let object = own
-        .ancestors()
-        .map(|folder| folder.join("bpf/heddle.o"))
-        .find(|path| path.is_file())
-        .context("no kernel programs: cargo xtask ebpf")?;
+    let beside = || own.ancestors().map(|folder| folder.join("bpf/heddle.o")).find(|path| path.is_file());
+    let given = std::env::var_os("HEDDLE_BPF").map(PathBuf::from);
+    let object = given.or_else(beside).context("no kernel programs: cargo xtask ebpf")?;
     let now = verifier::measure(Command::new("unshare"), &object)?;
     let series = verifier::series()?;
     // On a kernel that nobody has recorded it is shown that the programs load.

@@ -18,7 +18,7 @@ const INIT: &str = include_str!("init.sh");
 const PROGRAMS: &[&str] = &[
     "ip", "tc", "ss", "bpftool", "curl", "tcpdump", "nginx", "socat", "ncat", "openssl", "ping", "nsenter",
     "unshare", "setpriv", "mount", "umount", "find", "timeout", "env", "rm", "cp", "mkdir", "sleep", "cat",
-    "kill", "ps", "pgrep", "grep", "sed", "nft", "sysctl",
+    "kill", "ps", "pgrep", "grep", "sed", "nft", "sysctl", "prlimit",
 ];
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/:/bin/false\ntcpdump:x:102:102::/:/bin/false\n\
     nobody:x:65534:65534::/:/bin/false\n";

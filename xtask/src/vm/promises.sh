@@ -1,6 +1,6 @@
 # Runs inside the machine, as its whole work: the tests whose numbers stand on the kernel's command line.
 set -u
-export HEDDLE_XTASK=/usr/local/bin/xtask HEDDLE_BIN=/usr/local/bin/heddle
+export HEDDLE_XTASK=/usr/local/bin/xtask HEDDLE_BIN=/usr/local/bin/heddle HEDDLE_BPF=/heddle.o
 word() {
     sed -n "s/.*heddle.$1=\([^ ]*\).*/\1/p" /proc/cmdline
 }

@@ -1,6 +1,9 @@
 use super::*;
 use crate::cluster::{folder::FolderStatus, snapshot::Publication};
-use rustix::process::geteuid;
+use rustix::{
+    net::{AddressFamily, SocketAddrUnix, SocketType},
+    process::geteuid,
+};
 use std::{
     collections::BTreeMap,
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -417,14 +420,12 @@ fn a_run_folder_that_others_reach_is_refused() {
 
 /// Asks for the status from another process, by way of a command that changes who it is first.
 async fn ask_as(door: &Open, command: &[&str]) -> String {
-    // Perl is part of every Debian; Rust's own tools could not run as another user.
-    let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => shift) or die $!; $SIG{PIPE} = 'IGNORE';\
-                  print $s \"GET /v1/status HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n\"; $s->flush; print while <$s>;";
     let (program, before) = command.split_first().unwrap();
     let output = tokio::process::Command::new(program)
         .args(before)
-        .args(["perl", "-e", script])
+        .args(["curl", "--silent", "--show-error", "--include", "--max-time", "60", "--unix-socket"])
         .arg(&door.socket)
+        .arg("http://x/v1/status")
         .output()
         .await
         .unwrap();
@@ -460,6 +461,15 @@ async fn callers_of_another_user_or_in_a_container_are_refused_whatever_their_ui
     door.still_works().await;
 }
 
+/// Connects what it was given as its standard input, and ends.
+#[test]
+#[ignore = "is started by a test"]
+fn is_started_by_a_test() {
+    let Some(path) = std::env::var_os("SOCKET") else { return };
+    let address = SocketAddrUnix::new(std::path::Path::new(&path)).unwrap();
+    rustix::net::connect(std::io::stdin(), &address).unwrap();
+}
+
 /// A process connects, hands its socket to another and ends: nobody is behind the connection who could be asked.
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
@@ -468,20 +478,14 @@ async fn a_connection_whose_process_is_gone_is_refused() {
     let run = RunDirectory::take(&dir.path().join("run")).unwrap();
     let listener = run.listen(SOCKET).unwrap();
     let own = caller::Own::read().unwrap();
-    // The inner process connects and leaves the socket to the outer one, which holds it open.
-    let script = "use Socket; socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die; my $p = fork // die;\
-                  if (!$p) { connect($s, sockaddr_un(shift)) or die $!; exit 0 }\
-                  waitpid($p, 0); $| = 1; print \"ready\\n\"; sleep 30";
-    let mut child = tokio::process::Command::new("perl")
-        .args(["-e", script])
-        .arg(run.path().join(SOCKET))
-        .stdout(std::process::Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
+    let kept = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let connected = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "cli::door::tests::is_started_by_a_test", "--ignored"])
+        .env("SOCKET", run.path().join(SOCKET))
+        .stdin(kept.try_clone().unwrap())
+        .output()
         .unwrap();
-    let mut ready = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).await.unwrap();
-    assert_eq!(ready, "ready\n");
+    assert!(connected.status.success(), "{connected:?}");
     listener.set_nonblocking(false).unwrap();
     let (stream, _) = listener.accept().unwrap();
     assert_eq!(own.admit(&stream), Err(caller::Refusal::Gone));

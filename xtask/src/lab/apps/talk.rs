@@ -165,8 +165,9 @@ const fn pattern(at: u64) -> u8 {
 impl End {
     fn new(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+        let patience = Some(crate::lab::stretched(Duration::from_secs(30)));
+        stream.set_read_timeout(patience)?;
+        stream.set_write_timeout(patience)?;
         Ok(Self { stream, sent: 0, checked: 0 })
     }
 
