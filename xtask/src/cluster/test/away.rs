@@ -1,5 +1,6 @@
 //! d and e: the agent killed, and rolled out anew.
 
+use super::measured::supervisor_of;
 use super::scene::{Inside, MARKER, NODE_A, NODE_B, Scene};
 use anyhow::{Context, Result};
 use rustix::process::Signal;
@@ -20,14 +21,14 @@ fn phase(scene: &Scene, namespace: &str, name: &str) -> Result<String> {
     scene.kubectl(&["get", "pod", "-n", namespace, name, "-o", "jsonpath={.status.phase}"])
 }
 
-/// d. The agent of a node killed, and killed again when the kubelet starts it: the kubelet then waits.
+/// d. The agent of a node killed with its supervisor, and again when the kubelet starts it: the kubelet then waits.
 pub fn killed(scene: &Scene, step: &mut Step) -> Result<()> {
     let netns = scene.captured(NODE_A)?.remove("shop/client").context("shop/client is not captured")?;
     let inside = Inside { place: scene.node(NODE_A)?, netns };
     let url = format!("http://{}:8080/?{MARKER}", scene.address("shop", "web")?);
     step.check("the control: shop/client is answered", inside.reaches(&url)?, "served");
     step.does(
-        "SIGKILL to node-a's agent, once more when the kubelet has started it, and pods that start meanwhile",
+        "SIGKILL to node-a's agent and its supervisor, once more when the kubelet has started them, and pods that start meanwhile",
     );
     // A kubelet that knows of no end before starts the agent at once, and waits after the second.
     scene.restart("node-a/kubelet")?;
@@ -36,14 +37,14 @@ pub fn killed(scene: &Scene, step: &mut Step) -> Result<()> {
         first = scene.agent_process(NODE_A).unwrap_or_default();
         Ok(first != 0)
     })?;
-    scene.signal(first, Signal::KILL)?;
+    scene.signal(supervisor_of(first)?, Signal::KILL)?;
     let mut second = first;
     eventually("the kubelet to start the agent anew", Duration::from_secs(60), || {
         second = scene.agent_process(NODE_A).unwrap_or(first);
         Ok(second != first)
     })?;
     let capture = Capture::start(&scene.state.router, &format!("to-{NODE_A}"), &scene.state.folder)?;
-    scene.signal(second, Signal::KILL)?;
+    scene.signal(supervisor_of(second)?, Signal::KILL)?;
     scene.apply(
         "late.yaml",
         &(late("shop", "late", "")

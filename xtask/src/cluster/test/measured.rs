@@ -37,7 +37,7 @@ spec:
 pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
     rules::held(scene, step, RULES)?;
     killed(scene, step, "the agent", Ok)?;
-    killed(scene, step, "the agent's container", parent_of)?;
+    killed(scene, step, "the agent's container", supervisor_of)?;
     for (name, (memory, _)) in control::usage(scene)? {
         step.shows(&format!("{name}: {memory} KiB of its own"));
         step.fact(&name, json!({ "private_kib": memory }));
@@ -81,7 +81,7 @@ fn killed(
         let mut old = after(0)?;
         // Nor has this supervisor seen as many deaths as it answers.
         if kill % 4 == 0 {
-            scene.signal(parent_of(old)?, Signal::KILL)?;
+            scene.signal(supervisor_of(old)?, Signal::KILL)?;
             old = after(old)?;
         }
         let (began, uptime) = (Instant::now(), uptime()?);
@@ -123,8 +123,8 @@ fn uptime() -> Result<Duration> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// The process that started another.
-fn parent_of(process: u32) -> Result<u32> {
+/// The process that starts the agent anew: the first of its container.
+pub fn supervisor_of(process: u32) -> Result<u32> {
     stat(process, 1)?.try_into().context("no parent")
 }
 

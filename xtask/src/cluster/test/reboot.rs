@@ -128,7 +128,7 @@ pub fn power_off(scene: &Scene, step: &mut Step, name: &str) -> Result<()> {
     node.shell(WIPE)?;
     // The kernel takes away what was in a namespace some time after its last process.
     let mut veths = 0;
-    let gone = eventually("the pods' interfaces to be gone", Duration::from_secs(30), || {
+    let gone = eventually("the pods' interfaces to be gone", Duration::from_secs(120), || {
         let links = node.check(&["ip", "-o", "link", "show", "type", "veth"])?;
         veths = links.lines().filter(|line| !line.contains(": uplink@")).count();
         Ok(veths == 0)
