@@ -6,7 +6,7 @@ mod common {
     pub mod told;
 }
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use common::{
@@ -14,6 +14,7 @@ use common::{
     policy_yaml::{Clients, server},
     told::{SOON, reasons, told},
 };
+use serde_json::json;
 use xtask::lab::{Place, Pod, PodSpec, apps::Attempt, eventually};
 
 const PORT: u16 = 4191;
@@ -153,5 +154,47 @@ fn a_server_at_the_admin_port_says_who_reads_a_pods_share() -> Result<()> {
     // A Server whose requests would have to be read lets nobody in.
     lab.apply("far.yaml", &admin("far", "gRPC", &tenant.identity(), &office()))?;
     eventually("the port to be closed", SOON, || Ok(read(&place(&tenant), to, "/metrics")?.is_none()))?;
+    lab.close()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn all_of_a_nodes_are_at_an_address_where_the_node_is_told_so_alone() -> Result<()> {
+    const OF_NODE: u16 = 9991;
+    let mut lab = lab("scraped")?;
+    lab.settings().set("handOver", json!({ "drainSeconds": 60 }));
+    let one = lab.pod(&shop("one", "node-a"))?;
+    let other = lab.pod(&PodSpec::new("other", "node-a").namespace("bank").account("other").meshed())?;
+    lab.start_agents()?;
+    let to = SocketAddr::from((lab.at("node-a")?.v4, OF_NODE));
+    ensure!(read(lab.outside(), to, "/metrics")?.is_none(), "nobody asked for it");
+
+    lab.agent("node-a")?.terminate()?;
+    lab.settings().set("metricsAddress", format!("0.0.0.0:{OF_NODE}"));
+    let (heddle, settings) = (lab.heddle()?, lab.settings().clone());
+    let agent = lab.agent("node-a")?;
+    agent.start(&heddle, &settings)?;
+    let told = |what: &str| -> Result<()> {
+        eventually(what, SOON, || Ok(read(lab.outside(), to, "/metrics")?.is_some()))?;
+        // Both pods speak, so that there is something about each.
+        for pod in [&one, &other] {
+            let away = SocketAddr::from((Ipv4Addr::new(10, 77, 2, 250), 1));
+            let outcome = pod.connect(&Attempt::new(away, ""))?;
+            ensure!(outcome.refused(), "{outcome:?}");
+        }
+        let text = metrics(lab.outside(), to)?;
+        for pod in [&one, &other] {
+            ensure!(!about(&text, pod).is_empty(), "{what}: nothing about {}: {text}", pod.full_name());
+        }
+        ensure!(text.contains("heddle_tables_generation") && text.ends_with("# EOF\n"), "{text}");
+        ensure!(read(lab.outside(), to, "/v1/status")?.is_some_and(|(status, _)| status == "404"));
+        Ok(())
+    };
+    told("with one agent")?;
+    // The next agent has it as soon as the one before has left it.
+    let former = agent.succeed(&heddle, &settings)?;
+    told("with the next one")?;
+    former.ends_within(SOON)?;
+    told("with the next one alone")?;
     lab.close()
 }

@@ -7,6 +7,7 @@
 
 mod open_door;
 mod release;
+mod scrape;
 mod signals;
 mod succession;
 mod supervise;
@@ -412,7 +413,8 @@ async fn serve<O: Opened>(
     let (it, name) = (Arc::clone(&node), config.node.clone());
     let predecessor = Predecessor::new(it, Arc::clone(&publisher), Arc::clone(&directory), name, drain);
     let (phase, ceasing) = (predecessor.phase(), Arc::clone(&others));
-    let tasks = [Some(&telling), Some(&retrying), joining.as_ref()];
+    let scraped = config.metrics_address.map(|at| tokio::spawn(scrape::at(at, Arc::clone(&node))));
+    let tasks = [Some(&telling), Some(&retrying), joining.as_ref(), scraped.as_ref()];
     let tasks: Vec<_> = tasks.into_iter().flatten().map(tokio::task::JoinHandle::abort_handle).collect();
     tokio::spawn(async move {
         // Nothing of what another agent keeps is touched from then on.
@@ -447,8 +449,8 @@ async fn serve<O: Opened>(
     others.store(true, Ordering::Release);
     retrying.abort();
     telling.abort();
-    if let Some(joining) = joining {
-        joining.abort();
+    for task in [joining, scraped].into_iter().flatten() {
+        task.abort();
     }
     if succeeded {
         outlive(&*node, &mut signals, told).await;

@@ -43,6 +43,7 @@ pub(super) struct File {
     pub(super) linkerd_inject: Option<Spanned<bool>>,
     pub(super) find_pods: Option<Spanned<bool>>,
     pub(super) join_step_seconds: Option<Spanned<u64>>,
+    pub(super) metrics_address: Option<Spanned<String>>,
     pub(super) log: Log,
 }
 

@@ -133,6 +133,9 @@ pub struct Flags {
     /// the cluster must see a change within one [default: 3]
     #[arg(long, value_name = "N")]
     pub join_step_seconds: Option<u64>,
+    /// Serve the node's metrics, of all tenants, to whoever reaches this address
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_address: Option<String>,
     /// Threads of the data plane, 1 to 4 [default: as many as the host has cores, 4 at most]
     #[arg(long, value_name = "N")]
     pub workers: Option<u64>,

@@ -26,6 +26,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -113,6 +114,9 @@ pub struct Config {
     /// How many seconds each step takes of a pod that comes into the mesh, or leaves it, while it runs: every agent must have
     /// seen the change within one.
     pub join_step_seconds: u64,
+    /// Where whoever comes is told the node's metrics; absent: they are at the agent's socket alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_address: Option<SocketAddr>,
     /// How the agent logs.
     pub log: Log,
 }

@@ -267,6 +267,10 @@ fn a_node_is_handed_over_only_where_that_is_asked_for() {
     assert_eq!(asked("{drainSeconds: 20}"), Some(HandOver { drain_seconds: 20 }));
     let flags = Flags { hand_over: true, ..Flags::default() };
     assert_eq!(load(LEAST, flags).unwrap().hand_over, Some(HandOver { drain_seconds: 300 }));
+    for wrong in ["9991", "node-a:9991", "0.0.0.0:0", "''"] {
+        let told = problems(&format!("{LEAST}metricsAddress: {wrong}\n"));
+        assert!(told.len() == 1 && told[0].contains("metricsAddress"), "{wrong}: {told:?}");
+    }
     let told = problems(&format!("{LEAST}joinStepSeconds: 61\n"));
     assert!(told.len() == 1 && told[0].contains("joinStepSeconds"), "{told:?}");
     let told = problems(&format!("{LEAST}handOver: {{drainSeconds: 0}}\n"));

@@ -15,7 +15,7 @@ use heddle_policy::{
 };
 use ipnet::IpNet;
 use serde_saphyr::Spanned;
-use std::{collections::BTreeMap, fmt::Display, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fmt::Display, net::SocketAddr, path::PathBuf, str::FromStr};
 
 /// As Linkerd has it: RFC 1918, carriers' NAT and unique local addresses.
 const CLUSTER_NETWORKS: [&str; 5] =
@@ -299,6 +299,7 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
     let find_pods = given(flags.find_pods.then_some(&true), file.find_pods, false).value;
     let step = given(flags.join_step_seconds.as_ref(), file.join_step_seconds, 3);
     let join_step_seconds = check.within("joinStepSeconds", &step, &JOIN_STEP);
+    let metrics_address = metrics_address(&mut check, file.metrics_address, flags);
     let log = log(&mut check, file.log, flags);
 
     if !check.problems.is_empty() {
@@ -336,10 +337,29 @@ pub(super) fn validate(name: &str, file: File, flags: &Flags) -> Result<Config, 
             linkerd_inject,
             find_pods,
             join_step_seconds,
+            metrics_address,
             log: log?,
         })
     };
     complete().ok_or_else(Vec::new)
+}
+
+fn metrics_address(
+    check: &mut Check<'_>,
+    file: Option<Spanned<String>>,
+    flags: &Flags,
+) -> Option<SocketAddr> {
+    let given = given(flags.metrics_address.as_ref(), file, String::new());
+    if given.value.is_empty() && given.line == 0 && !given.flag {
+        return None;
+    }
+    let address = given.value.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    if address.is_none() {
+        let remedy =
+            "write an address of the node's and a port, like 10.0.0.1:9991, or 0.0.0.0:9991 for all of them";
+        check.wrong("metricsAddress", &given, "is not an address and a port", remedy);
+    }
+    address
 }
 
 fn hand_over(check: &mut Check<'_>, file: Option<super::file::HandOver>, flags: &Flags) -> Option<HandOver> {

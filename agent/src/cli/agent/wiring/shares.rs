@@ -5,34 +5,18 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     io,
     net::{Ipv4Addr, TcpListener, TcpStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use hyper::{
-    Method, Request, Response, StatusCode,
-    body::Incoming,
-    header::{ALLOW, CONTENT_TYPE, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{runtime::Handle, sync::Semaphore};
 
-use crate::observe::metrics::{CONTENT_TYPE as OPEN_METRICS, Metrics};
+use super::super::scrape::Scrape;
+use crate::observe::metrics::Metrics;
 
 /// How many connections to one pod's at a time: whoever takes them all keeps others from that pod's alone.
 const CONNECTIONS: usize = 8;
-/// How long a client may take for the head of its request, and between two of them.
-const HEAD: Duration = Duration::from_secs(75);
-/// How long a connection may last: a client that comes regularly makes another.
-const LIFE: Duration = Duration::from_secs(3600);
-
-/// What is asked for there.
-const PATH: &str = "/metrics";
 
 pub(super) struct Shares {
     metrics: Arc<Metrics>,
@@ -58,9 +42,16 @@ impl Shares {
             io::Error::new(io::ErrorKind::QuotaExceeded, "too many clients read the pod's metrics")
         })?;
         let (near, far) = pair()?;
-        let share =
-            Share { metrics: Arc::clone(&self.metrics), pod: Arc::clone(pod), turn: Arc::clone(&self.turn) };
-        self.runtime.spawn(serve(far, share, room));
+        let (metrics, whose) = (Arc::clone(&self.metrics), Arc::clone(pod));
+        let text = move || metrics.share(&whose).map_err(|error| error.to_string());
+        let scrape = Scrape::new(Arc::clone(pod), Arc::clone(&self.turn), text);
+        self.runtime.spawn(async move {
+            let _room = room;
+            match tokio::net::TcpStream::from_std(far) {
+                Ok(far) => scrape.serve(far).await,
+                Err(error) => tracing::warn!(%error, "a pod's metrics cannot be served"),
+            }
+        });
         Ok(near)
     }
 }
@@ -118,72 +109,6 @@ fn pair() -> io::Result<(TcpStream, TcpStream)> {
             return Ok((near, far));
         }
     }
-}
-
-#[derive(Clone)]
-struct Share {
-    metrics: Arc<Metrics>,
-    pod: Arc<str>,
-    turn: Arc<Semaphore>,
-}
-
-async fn serve(stream: TcpStream, share: Share, _room: Room) {
-    let stream = match tokio::net::TcpStream::from_std(stream) {
-        Ok(stream) => TokioIo::new(stream),
-        Err(error) => return tracing::warn!(%error, "a pod's metrics cannot be served"),
-    };
-    let answer =
-        service_fn(async |request: Request<Incoming>| Ok::<_, Infallible>(share.answer(&request).await));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .serve_connection(stream, answer);
-    match tokio::time::timeout(LIFE, connection).await {
-        Ok(Ok(())) | Err(_) => {}
-        Ok(Err(error)) => {
-            tracing::debug!(pod = &*share.pod, %error, "a client of the pod's metrics went wrong")
-        }
-    }
-}
-
-impl Share {
-    async fn answer(&self, request: &Request<Incoming>) -> Response<String> {
-        if request.uri().path() != PATH {
-            return told(StatusCode::NOT_FOUND, format!("a pod's share of the metrics is at {PATH}\n"));
-        }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = told(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n".to_owned());
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
-        }
-        match self.text().await {
-            Ok(text) => {
-                let mut response = Response::new(text);
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
-                response
-            }
-            Err(error) => {
-                tracing::error!(pod = &*self.pod, error, "a pod's metrics cannot be told");
-                told(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "the metrics cannot be told: see the agent's log\n".to_owned(),
-                )
-            }
-        }
-    }
-
-    async fn text(&self) -> Result<String, String> {
-        let _turn = self.turn.acquire().await.map_err(|error| error.to_string())?;
-        let (metrics, pod) = (Arc::clone(&self.metrics), Arc::clone(&self.pod));
-        let made = tokio::task::spawn_blocking(move || metrics.share(&pod)).await;
-        made.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
-    }
-}
-
-fn told(status: StatusCode, text: String) -> Response<String> {
-    let mut response = Response::new(text);
-    *response.status_mut() = status;
-    response
 }
 
 #[cfg(test)]
