@@ -97,6 +97,8 @@ fn start() -> Result<Child, Failure> {
         .arg0(name)
         .args(arguments.filter(|argument| argument != SUPERVISE))
         .args([BY, &std::process::id().to_string()])
+        // Ctrl-C reaches it once, by way of this process: twice would be told again, and not wait for connections.
+        .process_group(0)
         .spawn()
         .map_err(failed)
 }
