@@ -1,6 +1,7 @@
 //! v: the plugin's other verbs, asked as a container runtime asks: CHECK, GC and STATUS.
 
 use super::faults::Stopped;
+use super::measured::supervisor_of;
 use super::pods::ready;
 use super::scene::{NODE_A, Scene};
 use anyhow::{Context, Result, ensure};
@@ -166,10 +167,8 @@ pub fn show(scene: &Scene, step: &mut Step) -> Result<()> {
         format!("{}, {} of {} captured", said(&answer), after.len(), before.len()),
     );
 
-    step.does("the agent killed, the kubelet that would start it stopped");
-    let status: Value = serde_json::from_str(&scene.door(NODE_A, "/v1/status")?)?;
-    let agent = status["pid"].as_u64().context("the agent tells no process")?;
-    scene.signal(u32::try_from(agent)?, Signal::KILL)?;
+    step.does("the agent and its supervisor killed, the kubelet that would start them stopped");
+    scene.signal(supervisor_of(scene.agent_process(NODE_A)?)?, Signal::KILL)?;
     let away = eventually("the agent to be gone", Duration::from_secs(10), || {
         Ok(call(scene, "GC", WITH_ALL, None, &valid("shop/client"))?.is_some())
     });
