@@ -25,7 +25,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use xtask::lab::{
     Place,
     apps::{self, Attempt},
-    eventually, slowness,
+    eventually,
 };
 
 /// Sends bytes that begin with the marker.
@@ -272,7 +272,7 @@ fn link(place: &Place, interface: &str) -> Result<serde_json::Value> {
 fn bare_segments_pass_in_bounded_numbers() -> Result<()> {
     /// As many in a second as the agent allows a pod.
     const A_SECOND: f64 = 20_000.0;
-    const SENT: usize = 60_000;
+    const SENT: usize = 100_000;
     let loom = Loom::new("bare")?;
     let (from, to) = pair(&loom, false);
     let bare = |flags| packet(from.ip(), to.ip(), TCP, &segment(from, to, flags, b""));
@@ -302,13 +302,15 @@ fn bare_segments_pass_in_bounded_numbers() -> Result<()> {
         "{crossed} of {SENT} segments without payload crossed in {took:.2} s; {limited} were over the limit"
     );
     assert!(crossed > 0.0, "control: the first of them cross");
-    if slowness() > 1 && SENT as f64 <= A_SECOND * took {
+    let bound = A_SECOND * (took + 2.0);
+    // Not shown then, and told so, wherever that is: less than this machine sends shows no limit.
+    if SENT as f64 <= bound {
         println!(
-            "not applicable: {SENT} of them take {took:.1} s on this machine: fewer in a second than are allowed"
+            "not applicable: {SENT} of them take {took:.1} s on this machine: no more than are allowed in that time"
         );
         return loom.lab.close();
     }
-    assert!(crossed <= A_SECOND * (took + 2.0), "{crossed} crossed in {took} s");
+    assert!(crossed <= bound, "{crossed} crossed in {took} s");
     // Neighbors look for each other in between.
     assert!((crossed + limited - SENT as f64).abs() < 50.0, "{crossed} crossed and {limited} were counted");
     assert!(bytes / crossed < 60.0, "{bytes} bytes: headers of Ethernet, IP and TCP are 54");

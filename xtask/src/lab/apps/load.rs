@@ -131,7 +131,8 @@ pub fn burst(address: SocketAddr, threads: u32, time: Duration) -> Result<()> {
 
 fn connections(address: SocketAddr, began: Instant, time: Duration) -> (u64, u64, Option<String>) {
     let (mut succeeded, mut failed, mut last) = (0, 0, None);
-    while began.elapsed() < time {
+    // One in any case: on a machine that was busy meanwhile the time may be over before anything was tried.
+    loop {
         match one_byte(address) {
             Ok(()) => succeeded += 1,
             Err(error) => {
@@ -139,8 +140,10 @@ fn connections(address: SocketAddr, began: Instant, time: Duration) -> (u64, u64
                 last = Some(format!("{error:#}"));
             }
         }
+        if began.elapsed() >= time {
+            return (succeeded, failed, last);
+        }
     }
-    (succeeded, failed, last)
 }
 
 fn one_byte(address: SocketAddr) -> Result<()> {

@@ -191,7 +191,8 @@ pub fn pace(place: &Place, to: std::net::SocketAddr, rate: f64, time: Duration) 
     ask(place, &["pace", &to.to_string(), &rate.to_string(), &milliseconds], time + Duration::from_secs(60))
 }
 
-/// New connections to a `once`, each with one byte there and back, from `threads` threads for `time`.
+/// New connections to a `once`, each with one byte there and back, from `threads` threads for `time`, and one of each at
+/// least.
 ///
 /// # Errors
 /// When none succeeds.
