@@ -201,7 +201,7 @@ impl Capture {
             let cookie = known.namespace.cookie();
             self.forget(inner, cookie);
         }
-        let first_slot = free_slot(&inner.maps, inner.pods.values().map(|pod| pod.row.first_slot))
+        let first_slot = free_slot(&inner.maps, inner.pods.values().map(|pod| pod.row.first_slot))?
             .ok_or(AttachRefusal::Full)?;
         let row = Pod {
             uid: request.uid,

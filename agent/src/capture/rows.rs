@@ -99,10 +99,15 @@ pub(super) fn occupied(maps: &Maps, cookie: u64) -> Result<HashSet<u16>, Capture
 }
 
 /// The first slots that neither a pod has whose slots are `used` nor one of an earlier agent's that could not be adopted.
-pub(super) fn free_slot(maps: &Maps, used: impl Iterator<Item = u32>) -> Option<u32> {
-    let pinned = maps.pods.iter().flatten().map(|(_, row)| row.first_slot);
-    let used: HashSet<u32> = used.chain(pinned).collect();
-    (0..MAX_PODS).map(|number| number * SLOTS_PER_POD).find(|first| !used.contains(first))
+///
+/// # Errors
+/// When the map cannot be read: a slot that is not seen to be used would be given to two.
+pub(super) fn free_slot(maps: &Maps, used: impl Iterator<Item = u32>) -> Result<Option<u32>, CaptureError> {
+    let mut used: HashSet<u32> = used.collect();
+    for row in maps.pods.iter() {
+        used.insert(row.map_err(CaptureError::map(maps::PODS))?.1.first_slot);
+    }
+    Ok((0..MAX_PODS).map(|number| number * SLOTS_PER_POD).find(|first| !used.contains(first)))
 }
 
 /// The first of a pod's addresses that is of a family; unspecified: none.

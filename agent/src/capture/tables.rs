@@ -124,8 +124,9 @@ impl Set {
         clear(&mut self.backends, maps::BACKENDS)?;
         clear(&mut self.identities, maps::IDENTITIES)?;
         clear(&mut self.rules, maps::RULES)?;
-        let keys: Vec<_> = self.networks.keys().flatten().collect();
-        for key in keys {
+        // A row that stayed behind would be a rule of before: what cannot be read whole is an error.
+        let keys: Result<Vec<_>, _> = self.networks.keys().collect();
+        for key in keys.map_err(CaptureError::map(maps::NETWORKS))? {
             self.networks.remove(&key).map_err(CaptureError::map(maps::NETWORKS))?;
         }
         Ok(())
@@ -162,8 +163,8 @@ fn copied<K: Copy, V: Copy>((key, value): (&K, &V)) -> (K, V) {
 }
 
 fn clear<K: Plain, V: Plain>(map: &mut HashMap<MapData, K, V>, name: &str) -> Result<(), CaptureError> {
-    let keys: Vec<K> = map.keys().flatten().collect();
-    for key in keys {
+    let keys: Result<Vec<K>, _> = map.keys().collect();
+    for key in keys.map_err(CaptureError::map(name))? {
         map.remove(&key).map_err(CaptureError::map(name))?;
     }
     Ok(())
