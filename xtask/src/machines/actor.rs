@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Ask, Told,
@@ -89,6 +89,7 @@ impl Actor {
                 done(String::new())
             }
             Ask::Why => done(self.why()),
+            Ask::Add(pod) => done(self.add(&pod)?),
             Ask::Shell(script) => done(lab.router().shell(&script)?),
         }
     }
@@ -110,6 +111,40 @@ impl Actor {
             _ => format!("HTTP {status}, {} bytes", body.len()),
         };
         Ok(Told::Page { status, whole, summary })
+    }
+
+    /// What the plugin answers: the result of the plugin before it, or an error of CNI's specification.
+    fn add(&self, name: &str) -> Result<String> {
+        let (lab, pod) = (&self.scene.lab, self.pod(name)?);
+        let node = lab.nodes().next().context("no node")?;
+        let network = json!({
+            "cniVersion": "1.1.0", "name": "pods", "type": "heddle-cni", "socket": lab.agent(&self.node)?.socket(),
+            "prevResult": {
+                "cniVersion": "1.1.0",
+                "ips": [{ "address": format!("{}/32", pod.v4) }, { "address": format!("{}/128", pod.v6) }],
+            },
+        });
+        let arguments = format!(
+            "CNI_ARGS=K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
+            pod.namespace, pod.name, pod.uid
+        );
+        let netns = format!("CNI_NETNS={}", pod.netns.display());
+        let heddle = lab.heddle()?;
+        let output = node.host().run(&[
+            "env",
+            "CNI_COMMAND=ADD",
+            "CNI_CONTAINERID=sandbox",
+            "CNI_IFNAME=eth0",
+            &netns,
+            &arguments,
+            "sh",
+            "-c",
+            "printf %s \"$2\" | \"$1\" cni",
+            "sh",
+            &heddle.to_string_lossy(),
+            &network.to_string(),
+        ])?;
+        Ok(output.stdout)
     }
 
     fn heard(&mut self) -> Result<Told> {

@@ -45,6 +45,8 @@ pub enum Ask {
     Calm,
     /// Tells why the agent refused what the last fetch asked for, as a sentence.
     Why,
+    /// Asks the node's CNI plugin to add this pod, as a container runtime does before it starts one, and tells its answer.
+    Add(String),
     /// Runs a shell script where the link is, and tells what it printed.
     Shell(String),
 }

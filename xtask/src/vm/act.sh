@@ -6,4 +6,7 @@ ahead=$(sed -n 's/.*heddle.ahead=\([0-9]*\).*/\1/p' /proc/cmdline)
 stty -F /dev/ttyS1 raw -echo
 # Emulation is some ten times slower than the machine below it.
 export HEDDLE_SLOWNESS=10
+case $(cat /proc/cmdline) in
+*heddle.earlier*) export HEDDLE_BIN=/usr/local/bin/heddle-earlier ;;
+esac
 exec xtask machine "$number" eth0 /dev/ttyS1

@@ -8,6 +8,7 @@ use super::kernel::{self, Kernel, Version};
 use super::pair::{Machine, Parts};
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -20,12 +21,15 @@ use xtask::machines::{Ask, CLIENT, PLAIN, Told, WEB};
 ///
 /// Mutual TLS from one machine to the other, captured on the link; a link that loses, reorders and repeats packets, small
 /// and large packets, IPv6 alone; the power cut during traffic, a boot without the agent, one with the agent late, and
-/// clocks an hour apart. Works without KVM and without root; takes a quarter of an hour then.
+/// clocks an hour apart; with `--earlier` two builds of Heddle side by side. Works without KVM and without root; takes a quarter of an hour then.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Kernel series of the first and the second machine
     #[arg(long, value_name = "VERSION", num_args = 1, default_values = ["6.1", "6.12"])]
     kernel: Vec<Version>,
+    /// The agent of an earlier build, for machine 2 in a last step
+    #[arg(long, value_name = "FILE")]
+    earlier: Option<PathBuf>,
     /// How many seconds a machine may take from power-on until it answers
     #[arg(long, value_name = "SECONDS", default_value = "400")]
     limit: u64,
@@ -42,11 +46,15 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let folder = workspace.target.join("vm/pair");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut kinds = Vec::new();
-    for version in &arguments.kernel {
+    for (number, version) in (1..).zip(&arguments.kernel) {
         let kernel = kernel::find(workspace, version, Architecture::own()?)?;
-        let own = folder.join(&kernel.release);
-        fs::create_dir_all(&own)?;
-        let image = initramfs::build(&kernel, &guest.contents(include_str!("act.sh")), &own)?;
+        let own = folder.join(format!("{number}-{}", kernel.release));
+        fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
+        let mut contents = guest.contents(include_str!("act.sh"));
+        if let Some(earlier) = arguments.earlier.as_ref().filter(|_| number == EARLIER) {
+            contents.others.push((earlier.clone(), PathBuf::from("usr/local/bin/heddle-earlier")));
+        }
+        let image = initramfs::build(&kernel, &contents, &own)?;
         kinds.push(Kind { kernel, initramfs: image.file });
     }
     let began = Instant::now();
@@ -59,11 +67,15 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         machines: [None, None],
     };
     let mut shown = Vec::new();
-    let outcome = pair.play(&mut shown);
+    let acts: Vec<_> = ACTS.into_iter().chain(arguments.earlier.is_some().then_some(TWO_BUILDS)).collect();
+    let outcome = pair.play(&acts, &mut shown);
     report::summary(&shown, began.elapsed());
     outcome?;
     Ok(if shown.iter().all(Step::seen) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
+
+/// CNI's specification: the runtime should try again later.
+const TRY_AGAIN: u64 = 11;
 
 /// A kernel with its file system.
 struct Kind {
@@ -91,6 +103,9 @@ const ACTS: [(&str, Act); 7] = [
     ("The agent starts late", Pair::late),
     ("Clocks an hour apart", Pair::clocks),
 ];
+const TWO_BUILDS: (&str, Act) = ("An earlier build on the second machine", Pair::two_builds);
+/// The machine that has the earlier build.
+const EARLIER: u8 = 2;
 
 /// What curl brought.
 struct Page {
@@ -108,11 +123,11 @@ struct Heard {
 }
 
 impl Pair {
-    fn play(&mut self, shown: &mut Vec<Step>) -> Result<()> {
+    fn play(&mut self, acts: &[(&'static str, Act)], shown: &mut Vec<Step>) -> Result<()> {
         for number in [1, 2] {
             self.power_on(number, "")?;
         }
-        for (letter, (title, act)) in ('a'..).zip(ACTS) {
+        for (letter, &(title, act)) in ('a'..).zip(acts) {
             let mut step = Step::begin(letter, title);
             let result = act(self, &mut step);
             if let Err(error) = &result {
@@ -320,10 +335,16 @@ impl Pair {
             heard.hits == 0,
             format!("{} times the marker in {} packets", heard.hits, heard.packets),
         );
-        // What a pod that nobody captured says itself is its own: the container network's gate is what keeps a pod
-        // whose mesh is required from starting so.
         let page = self.fetch(2, WEB, ORDERS_V4)?;
         step.check("and it reaches nobody in the mesh", page.status == 0, page.summary);
+        // What a pod that nobody captured says to others is its own: the container network's gate is what keeps it
+        // from starting so.
+        let (code, message) = self.added()?;
+        step.check(
+            "the CNI plugin, asked as a container runtime asks, does not let it start",
+            code == Some(TRY_AGAIN),
+            message,
+        );
         Ok(())
     }
 
@@ -336,6 +357,8 @@ impl Pair {
             page.whole,
             format!("{}, {:.1} s after it", page.summary, took.as_secs_f64()),
         );
+        let (code, message) = self.added()?;
+        step.check("and the CNI plugin lets the pod start", code.is_none(), message);
         Ok(())
     }
 
@@ -360,6 +383,40 @@ impl Pair {
         let (page, _) = self.until_served()?;
         step.check("and the page comes again", page.whole, page.summary);
         Ok(())
+    }
+
+    fn two_builds(&mut self, step: &mut Step) -> Result<()> {
+        step.does("machine 2 boots again, and an earlier build's agent starts there");
+        self.power_on(EARLIER, "heddle.earlier")?;
+        step.shows(self.shell(EARLIER, "heddle-earlier version; heddle version")?.trim());
+        self.start_second()?;
+        let (page, _) = self.until_served()?;
+        step.check("this build's pod reaches the earlier one's", page.whole, page.summary);
+        self.listen()?;
+        let page = self.fetch(2, WEB, ORDERS_V4)?;
+        step.check("the earlier one's reaches this build's", page.whole, page.summary);
+        let page = self.fetch(1, CLIENT, WEB_V6)?;
+        let heard = self.heard()?;
+        step.check(
+            "all of it is TLS 1.3 on the link, and not one byte of the marker",
+            page.whole && heard.hits == 0 && heard.all_tls && heard.encrypted > 0,
+            format!(
+                "{}; {} times the marker in {} packets, {} encrypted records",
+                page.summary, heard.hits, heard.packets, heard.encrypted
+            ),
+        );
+        let page = self.fetch(1, PLAIN, WEB_V4)?;
+        step.check("whoever is in no mesh is refused", page.status == 0, page.summary);
+        Ok(())
+    }
+
+    /// What the CNI plugin of machine 2 says of the server there: its error's code, if it is one, and its words.
+    fn added(&mut self) -> Result<(Option<u64>, String)> {
+        let text = self.machine(2)?.text(&Ask::Add(WEB.into()))?;
+        let told: Value = serde_json::from_str(&text)
+            .with_context(|| format!("the plugin's answer is no JSON: {text:?}"))?;
+        let message = told["msg"].as_str().unwrap_or(&text).to_owned();
+        Ok((told["code"].as_u64(), message))
     }
 }
 

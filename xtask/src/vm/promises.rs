@@ -51,6 +51,9 @@ pub struct Arguments {
     /// Also write the table here, below the line that says so where the file has one.
     #[arg(long, value_name = "FILE")]
     table: Option<PathBuf>,
+    /// The agent of an earlier build, which the tests of mixed versions run beside this one
+    #[arg(long, value_name = "FILE")]
+    earlier: Option<PathBuf>,
     /// Leave out what the kept table shows as held or not applicable.
     #[arg(long)]
     missing: bool,
@@ -111,6 +114,9 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
             .others
             .extend(programs.iter().map(|(name, program)| (program.clone(), Path::new("tests").join(name))));
         contents.files.push((PathBuf::from("tests/list"), list(&tests)));
+        contents
+            .others
+            .extend(arguments.earlier.iter().map(|file| (file.clone(), PathBuf::from("tests/earlier"))));
         // Another run with machines of this kernel has its own. It goes with the run.
         let own =
             tempfile::tempdir_in(&folder).with_context(|| format!("no room in {}", folder.display()))?;

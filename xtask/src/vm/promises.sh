@@ -4,6 +4,8 @@ export HEDDLE_XTASK=/usr/local/bin/xtask HEDDLE_BIN=/usr/local/bin/heddle HEDDLE
 word() {
     sed -n "s/.*heddle.$1=\([^ ]*\).*/\1/p" /proc/cmdline
 }
+# There where an earlier build was named.
+[ ! -e /tests/earlier ] || export HEDDLE_EARLIER=/tests/earlier
 HEDDLE_SLOWNESS=$(word slowness)
 export HEDDLE_SLOWNESS
 # As hosts allow it: a test that is several nodes opens thousands.

@@ -199,9 +199,10 @@ impl<'a> Scene<'a> {
         kill_process(process, signal).context("it cannot be signalled")
     }
 
-    /// The process of a node's agent, a restarted one's too.
+    /// The process of a node's agent, a restarted one's too, also while no kubelet runs.
     pub fn agent_process(&self, node: &str) -> Result<u32> {
-        let pid = self.status(node)?["pid"].as_u64().context("the agent tells no process")?;
+        let told: Value = serde_json::from_str(&self.door(node, "/v1/status")?)?;
+        let pid = told["pid"].as_u64().context("the agent tells no process")?;
         Ok(u32::try_from(pid)?)
     }
 }
