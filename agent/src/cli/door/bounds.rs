@@ -11,7 +11,7 @@ use std::{
 pub struct Bounds {
     /// Callers at a time.
     pub connections: usize,
-    /// Of these, callers that follow events.
+    /// Of these, callers that follow events or flows.
     pub streams: usize,
     /// Bytes of a request's head.
     pub head_bytes: usize,
@@ -23,9 +23,9 @@ pub struct Bounds {
     pub body_time: Duration,
     /// Time for the work itself; it goes on, but the caller is told.
     pub work_time: Duration,
-    /// Time for a whole connection, save one that follows events.
+    /// Time for a whole connection, save one that follows events or flows.
     pub connection_time: Duration,
-    /// How long events may be silent before an empty line is sent.
+    /// How long what is followed may be silent before an empty line is sent.
     pub quiet: Duration,
 }
 

@@ -9,7 +9,7 @@ use super::{
     bounds::{Bounds, Counts},
 };
 use axum::{
-    Router,
+    Extension, Router,
     body::Body,
     extract::{Path, Query, Request, State},
     http::{StatusCode, header},
@@ -32,6 +32,10 @@ pub(super) struct Shared<D> {
     pub(super) counts: Arc<Counts>,
     pub(super) streams: Arc<Semaphore>,
 }
+
+/// An answer that is followed: it lasts for as long as its caller reads it, whatever the bound of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Followed;
 
 type App<D> = State<Arc<Shared<D>>>;
 
@@ -257,5 +261,5 @@ fn stream<D: Door>(
         }
     });
     let body = Body::from_stream(ReceiverStream::new(body));
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+    (Extension(Followed), [(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }

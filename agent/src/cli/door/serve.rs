@@ -4,7 +4,7 @@ use super::{
     Door,
     bounds::{Bounds, Counts},
     caller::{Caller, Own, Refusal},
-    routes::{Shared, router},
+    routes::{Followed, Shared, router},
 };
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -140,11 +140,11 @@ impl<D: Door> Server<D> {
 async fn converse(stream: UnixStream, app: axum::Router, caller: Caller, bounds: Bounds, counts: &Counts) {
     let following = watch::Sender::new(false);
     let follows = following.subscribe();
-    let app = app.layer(axum::middleware::map_request(move |request: axum::extract::Request| {
-        if request.uri().path() == "/v1/events" {
+    let app = app.layer(axum::middleware::map_response(move |answer: axum::response::Response| {
+        if answer.extensions().get::<Followed>().is_some() {
             following.send_replace(true);
         }
-        std::future::ready(request)
+        std::future::ready(answer)
     }));
     let conversation = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,3 +1,5 @@
+mod followed;
+
 use super::*;
 use crate::cluster::{folder::FolderStatus, snapshot::Publication};
 use rustix::{
