@@ -8,7 +8,13 @@
 //!
 //! The second and the third are read of a process that is pinned ([`Peer`]).
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use heddle_identity::IdentityName;
 use heddle_policy::uid_digest;
@@ -74,13 +80,25 @@ impl Refusal {
 pub(super) struct Caller {
     peer: Peer,
     cookie: u64,
+    known: AtomicBool,
 }
 
 impl Caller {
     /// Of a connection that was accepted just now.
     pub(super) fn of(stream: &UnixStream) -> Result<Self, Refusal> {
         let cookie = netns_cookie(stream).map_err(|_| Refusal::NoPod)?;
-        Ok(Self { peer: Peer::of(stream).ok_or(Refusal::Gone)?, cookie })
+        let peer = Peer::of(stream).ok_or(Refusal::Gone)?;
+        Ok(Self { peer, cookie, known: AtomicBool::new(false) })
+    }
+
+    /// It has been attested for a call: its connection may stay.
+    pub(super) fn keep(&self) {
+        self.known.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has ever been.
+    pub(super) fn is_kept(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
     }
 
     /// Tells callers apart, whoever they are.

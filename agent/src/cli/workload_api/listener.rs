@@ -12,16 +12,39 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{attest::Caller, counts::Counts};
+use super::{
+    attest::{Caller, Pods},
+    counts::Counts,
+    patience::Patient,
+};
 use crate::cli::{placed::Placed, places::Places};
 
 /// Connections in all.
 const CONNECTIONS: usize = 2048;
-/// Connections from one network namespace.
+/// Connections from one pod; as many from all network namespaces that are no captured pod's.
 const CONNECTIONS_EACH: usize = 32;
 
+/// How long a caller has from its connection until one of its calls is attested. A client connects when it has something
+/// to ask, and connects anew when it is closed.
+pub(super) const SILENCE: Duration = Duration::from_secs(10);
+
+/// Whose places a connection takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Whose {
+    /// A captured pod's, by the cookie of its network namespace.
+    Pod(u64),
+    /// Nobody's who would be answered. A process can make as many network namespaces as it likes: they share.
+    Strangers,
+}
+
+impl Whose {
+    fn of(cookie: u64, pods: &impl Pods) -> Self {
+        pods.pod(cookie).map_or(Self::Strangers, |_| Self::Pod(cookie))
+    }
+}
+
 /// A caller's connection.
-pub(super) type Connection = Placed<UnixStream, Arc<Caller>, u64>;
+pub(super) type Connection = Placed<Patient<UnixStream>, Arc<Caller>, Whose>;
 
 /// Tells of refusals, at most one a second: somebody in a pod could fill the log.
 #[derive(Debug)]
@@ -45,9 +68,11 @@ impl Teller {
     }
 }
 
-/// Accepts for ever.
+/// Accepts for ever, and lets nobody be silent for longer than `silence`.
 pub(super) fn connections(
     listener: UnixListener,
+    pods: Arc<impl Pods>,
+    silence: Duration,
     teller: Arc<Teller>,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(64);
@@ -67,9 +92,11 @@ pub(super) fn connections(
                 () = ready.closed() => return,
             };
             match Caller::of(&stream) {
-                Ok(caller) => match places.enter(caller.cookie()) {
+                Ok(caller) => match places.enter(Whose::of(caller.cookie(), &*pods)) {
                     Some(place) => {
-                        let connection = Placed::new(stream, Arc::new(caller), place);
+                        let caller = Arc::new(caller);
+                        let stream = Patient::new(stream, Arc::clone(&caller), silence);
+                        let connection = Placed::new(stream, caller, place);
                         // Gone: the agent ends.
                         let _ = ready.send(Ok(connection)).await;
                     }
@@ -82,3 +109,6 @@ pub(super) fn connections(
     });
     ReceiverStream::new(connections)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@
 mod attest;
 mod counts;
 mod listener;
+mod patience;
 mod service;
 mod socket;
 

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, transport::Server};
 use super::{
     attest::{Caller, Pod, Pods},
     counts::Counts,
-    listener::{Teller, connections},
+    listener::{SILENCE, Teller, connections},
     rpc::{
         X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
         spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer},
@@ -72,6 +72,7 @@ pub async fn serve<P: Pods, I: Issue>(
 ) -> Result<(), tonic::transport::Error> {
     let teller = Arc::new(Teller::new(Arc::clone(&parts.counts)));
     let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
+    let pods = Arc::clone(&parts.pods);
     let quota = Quota::per_second(at_least_one(BEGUN.0)).allow_burst(at_least_one(BEGUN.1));
     let service = Service {
         parts: Arc::new(parts),
@@ -86,7 +87,7 @@ pub async fn serve<P: Pods, I: Issue>(
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(SpiffeWorkloadApiServer::new(service).max_decoding_message_size(REQUEST_BYTES))
-        .serve_with_incoming(connections(listener, teller))
+        .serve_with_incoming(connections(listener, pods, SILENCE, teller))
         .await
 }
 
@@ -107,6 +108,7 @@ impl<P: Pods, I: Issue> Service<P, I> {
             // What is wrong with it is for the log: a stranger need not learn how it was known.
             Status::permission_denied("no identity issued")
         })?;
+        caller.keep();
         Ok((caller, pod))
     }
 
