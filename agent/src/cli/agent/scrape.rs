@@ -1,6 +1,14 @@
 //! Metrics over HTTP, one client at a time: each look goes through every series.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -17,16 +25,23 @@ use tokio::{
 };
 
 use super::Node;
-use crate::observe::metrics::CONTENT_TYPE as OPEN_METRICS;
+use crate::{cli::places::Places, observe::metrics::CONTENT_TYPE as OPEN_METRICS};
 
 /// How many clients of the node's at a time.
-const CLIENTS: usize = 16;
-/// How long a client may take for the head of its request, and between two of them.
+const CLIENTS: usize = 64;
+/// Of these, from one address: a monitoring system needs one, and whoever keeps more than it uses keeps nobody else out.
+const CLIENTS_EACH: usize = 4;
+/// How long a client may take for the head of its first request: it has come to ask.
+const FIRST: Duration = Duration::from_secs(5);
+/// How long a client may take between two requests: more than Prometheus does by itself, which is a minute.
 const HEAD: Duration = Duration::from_secs(75);
 /// How long a connection may last: a client that comes regularly makes another.
 const LIFE: Duration = Duration::from_secs(3600);
 /// How soon an address that is taken is tried again: another agent is about to leave it, or whoever has it ends.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How often it is told that an address has too many connections, at most.
+const TELL: Duration = Duration::from_secs(60);
 
 /// What is asked for there.
 const PATH: &str = "/metrics";
@@ -52,13 +67,21 @@ impl Scrape {
 
     /// Answers one client until it goes.
     pub(super) async fn serve(self, stream: TcpStream) {
-        let answer =
-            service_fn(async |request: Request<Incoming>| Ok::<_, Infallible>(self.answer(&request).await));
+        let asked = AtomicBool::new(false);
+        let answer = service_fn(async |request: Request<Incoming>| {
+            asked.store(true, Ordering::Relaxed);
+            Ok::<_, Infallible>(self.answer(&request).await)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
             .serve_connection(TokioIo::new(stream), answer);
-        match tokio::time::timeout(LIFE, connection).await {
+        tokio::pin!(connection);
+        let ended = match tokio::time::timeout(FIRST, &mut connection).await {
+            Err(_) if asked.load(Ordering::Relaxed) => tokio::time::timeout(LIFE, connection).await,
+            ended => ended,
+        };
+        match ended {
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(error)) => tracing::debug!(whose = &*self.whose, %error, "a client of metrics went wrong"),
         }
@@ -90,9 +113,14 @@ impl Scrape {
     }
 
     async fn text(&self) -> Result<String, String> {
-        let _turn = self.turn.acquire().await.map_err(|error| error.to_string())?;
+        let turn = Arc::clone(&self.turn).acquire_owned().await.map_err(|error| error.to_string())?;
         let text = Arc::clone(&self.text);
-        tokio::task::spawn_blocking(move || text()).await.map_err(|error| error.to_string())?
+        let making = tokio::task::spawn_blocking(move || {
+            // The turn is over when the text is made, not when the client has gone.
+            let _turn = turn;
+            text()
+        });
+        making.await.map_err(|error| error.to_string())?
     }
 }
 
@@ -106,11 +134,28 @@ fn told(status: StatusCode, text: String) -> Response<String> {
 pub(super) async fn at(address: SocketAddr, node: Arc<impl Node>) {
     let listener = listen(address).await;
     let scrape = Scrape::new("the node".into(), Arc::new(Semaphore::new(1)), move || Ok(node.metrics()));
+    accept(listener, scrape).await;
+}
+
+async fn accept(listener: TcpListener, scrape: Scrape) {
+    let (places, mut told) = (Places::new(CLIENTS, CLIENTS_EACH), None::<Instant>);
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if clients.len() < CLIENTS => match accepted {
-                Ok((stream, _)) => drop(clients.spawn(scrape.clone().serve(stream))),
+                Ok((stream, peer)) => {
+                    let address: IpAddr = peer.ip().to_canonical();
+                    if let Some(place) = places.enter(address) {
+                        let serving = scrape.clone().serve(stream);
+                        drop(clients.spawn(async move {
+                            serving.await;
+                            drop(place);
+                        }));
+                    } else if told.is_none_or(|told| told.elapsed() >= TELL) {
+                        told = Some(Instant::now());
+                        tracing::warn!(%address, "has {CLIENTS_EACH} connections to the node's metrics already: closed");
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a client of the node's metrics cannot be accepted");
                     tokio::time::sleep(AGAIN).await;
@@ -135,3 +180,6 @@ async fn listen(address: SocketAddr) -> TcpListener {
         tokio::time::sleep(AGAIN).await;
     }
 }
+
+#[cfg(test)]
+mod tests;
