@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use shop::{A, MARKER, OPAQUE, Shop, echoes};
 use xtask::lab::{apps::Attempt, eventually};
 
@@ -30,6 +30,7 @@ struct Supervised {
 }
 
 impl Supervised {
+    /// An agent and its supervisor, by the configuration that node a's agent had last.
     fn start(shop: &Shop) -> Result<Self> {
         let agent = shop.lab.agent(A)?;
         let (heddle, config) = (shop.lab.heddle()?, agent.config());
@@ -171,6 +172,35 @@ fn a_supervisor_ends_with_its_agent_and_its_agent_with_it() -> Result<()> {
     ensure!(supervised.end()? == Some(2), "{}", supervised.log()?);
     ensure!(supervised.log()?.matches("/nowhere is not taken").count() == 1, "{}", supervised.log()?);
     std::fs::write(&config, sound)?;
+    shop.start_again(A)?;
+    shop.shut()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_agent_that_was_succeeded_stays_until_it_is_told_and_does_not_take_the_node_back() -> Result<()> {
+    let mut shop = Shop::closed("relieved")?;
+    shop.lab.settings().set("handOver", json!({ "drainSeconds": 60 }));
+    shop.lab.start_agents()?;
+    let _echoes = echoes(&shop.far)?;
+    shop.lab.agent(A)?.terminate()?;
+
+    let mut first = Supervised::start(&shop)?;
+    let before = first.agent(&shop, 0)?;
+    let second = Supervised::start(&shop)?;
+    let after = second.agent(&shop, before)?;
+    // Nothing is carried: it has nothing to do from the end of its listeners on.
+    eventually("the first to be idle", SOON, || Ok(first.log()?.contains("waits until it is told to end")))?;
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(first.process.try_wait()?.is_none() && !gone(before), "{}", first.log()?);
+    ensure!(second.agent(&shop, 0)? == after, "the node was taken back");
+    ensure!(carried(&shop)?, "by the second");
+
+    first.signal(Signal::TERM)?;
+    ensure!(first.end()? == Some(0) && gone(before), "told to end");
+    ensure!(second.agent(&shop, 0)? == after && carried(&shop)?, "without the first");
+    drop((first, second));
+    eventually("the second's agent to end", SOON, || Ok(gone(after)))?;
     shop.start_again(A)?;
     shop.shut()
 }

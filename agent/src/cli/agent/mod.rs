@@ -6,6 +6,7 @@
 //! succeeds another ([`succession`]) takes the lock, and writes, only when everything else is ready.
 
 mod open_door;
+mod outlive;
 mod release;
 mod scrape;
 mod signals;
@@ -247,7 +248,7 @@ pub(super) fn run(flags: &Flags, supervision: &Supervision) -> Result<ExitCode, 
     runtime.block_on(async {
         let claim = succession::claim(&config).await?;
         let source = Source::open(&config.resources).await?;
-        serve(&config, claim, source, wiring::open).await
+        serve(&config, claim, source, supervision.supervised_by.is_some(), wiring::open).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -356,6 +357,7 @@ async fn serve<O: Opened>(
     config: &Config,
     claim: Claim,
     source: Source,
+    supervised: bool,
     open: impl FnOnce(&Config) -> Result<O, Failure>,
 ) -> Result<(), Failure> {
     // From here on a signal ends the agent in order.
@@ -453,7 +455,7 @@ async fn serve<O: Opened>(
         task.abort();
     }
     if succeeded {
-        outlive(&*node, &mut signals, told).await;
+        outlive::outlive(&*node, &mut signals, told, supervised).await;
         return Ok(());
     }
     drop(offering);
@@ -473,21 +475,6 @@ async fn serve<O: Opened>(
     }
     directory.close();
     Ok(())
-}
-
-/// Waits until nothing is left to carry, or until the agent is told a second time to end: the first signal comes as soon
-/// as the successor is ready, and the connections may go on.
-async fn outlive(node: &impl Node, signals: &mut signals::Signals, mut told: bool) {
-    loop {
-        tokio::select! {
-            () = node.drained() => {
-                return tracing::info!("nothing is left to carry: the agent that was succeeded ends");
-            }
-            signal = signals.next() => if std::mem::replace(&mut told, true) {
-                return tracing::warn!(signal, "told again: not waiting for connections to end");
-            },
-        }
-    }
 }
 
 /// Waits until an agent is so far.

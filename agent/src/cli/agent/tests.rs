@@ -22,6 +22,8 @@ pub(super) struct Bench {
     published: AtomicU64,
     full: AtomicBool,
     drained: AtomicBool,
+    /// Whether it carries connections that do not end.
+    pub(super) carries: AtomicBool,
     /// Whether it writes.
     pub(super) writes: AtomicBool,
     /// Whether it fails to stop writing.
@@ -36,6 +38,7 @@ impl Bench {
             published: AtomicU64::new(0),
             full: AtomicBool::new(false),
             drained: AtomicBool::new(false),
+            carries: AtomicBool::new(false),
             writes: AtomicBool::new(true),
             unstoppable: AtomicBool::new(false),
             rules: std::sync::OnceLock::new(),
@@ -153,7 +156,11 @@ impl Node for BenchNode {
     }
     async fn settle(&self, _at_most: Duration) {}
     async fn close_listeners(&self, _pod: u64) {}
-    async fn drained(&self) {}
+    async fn drained(&self) {
+        if self.0.carries.load(Ordering::SeqCst) {
+            std::future::pending().await
+        }
+    }
     fn succeeds(&self, _before: Option<Before>) {}
 }
 
@@ -224,7 +231,7 @@ async fn an_agent_lives_from_its_configuration_to_the_signal() {
     let opened = OpenBench(Arc::clone(&bench));
     let run = directory.path().to_owned();
     let claim = Claim::Alone(directory);
-    let agent = tokio::spawn(async move { serve(&config, claim, manifests, |_| Ok(opened)).await });
+    let agent = tokio::spawn(async move { serve(&config, claim, manifests, false, |_| Ok(opened)).await });
     let client = Client::new(&run.join(SOCKET));
     let started = Instant::now();
     while !run.join(SOCKET).exists() {
