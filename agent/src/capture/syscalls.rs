@@ -16,8 +16,6 @@ const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 /// `SO_NETNS_COOKIE`, since Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
-/// `MEMBARRIER_CMD_GLOBAL`.
-const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
 #[repr(C)]
 struct ObjGet {
@@ -194,11 +192,85 @@ pub(super) fn unshare_network() -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Waits until every program that runs now has ended: the kernel answers after a grace period of RCU.
+/// `BPF_MAP_CREATE`.
+const BPF_MAP_CREATE: libc::c_int = 0;
+/// `BPF_MAP_UPDATE_ELEM`.
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+/// `BPF_MAP_TYPE_ARRAY`.
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+/// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+}
+
+#[repr(C)]
+struct MapUpdate {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Makes a map of one row.
+fn create_map(map_type: u32, inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    let inner_map_fd = inner.map_or(0, |inner| inner.as_raw_fd() as u32);
+    let attr = MapCreate { map_type, key_size: 4, value_size: 4, max_entries: 1, map_flags: 0, inner_map_fd };
+    // SAFETY: the attribute outlives the call; the size is its own.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, &raw const attr, size_of::<MapCreate>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a file descriptor that the kernel just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Waits for programs: an array of maps, which no program reads. Whoever writes a map into one gets the answer after a
+/// grace period of RCU, when each program that ran has ended; save those that may sleep, and none of ours may.
+///
+/// `MEMBARRIER_CMD_GLOBAL` does as much, but nothing where a processor runs without ticks (`nohz_full`: EINVAL), and does
+/// not wait where there is one processor alone, on which a program may have been preempted.
+pub(super) struct GracePeriod {
+    array: OwnedFd,
+    map: OwnedFd,
+}
+
+impl GracePeriod {
+    /// Makes what is waited with: from here on nothing has to be found room for.
+    pub(super) fn new() -> io::Result<Self> {
+        let map = create_map(BPF_MAP_TYPE_ARRAY, None)?;
+        Ok(Self { array: create_map(BPF_MAP_TYPE_ARRAY_OF_MAPS, Some(map.as_fd()))?, map })
+    }
+
+    /// Waits until every program that runs now has ended.
+    pub(super) fn wait(&self) -> io::Result<()> {
+        let (row, map) = (0u32, self.map.as_raw_fd() as u32);
+        let attr = MapUpdate {
+            map_fd: self.array.as_raw_fd() as u32,
+            pad: 0,
+            key: (&raw const row) as u64,
+            value: (&raw const map) as u64,
+            flags: 0,
+        };
+        // SAFETY: the attribute, and the key and the value of four bytes each that it names, outlive the call.
+        let done = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attr, size_of::<MapUpdate>())
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Waits until every program that runs now has ended.
 pub(super) fn grace_period() -> io::Result<()> {
-    // SAFETY: no pointers.
-    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    GracePeriod::new()?.wait()
 }
 
 /// Lets `connect()` choose the port of a bound socket, so that many connections may share one source address.
@@ -271,6 +343,26 @@ unsafe extern "C" fn let_go_of_program(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Nothing can be waited for on a kernel that does not have it, whatever processors do there.
+    #[test]
+    #[ignore = "needs root: cargo xtask test"]
+    fn programs_are_waited_for_again_and_again() {
+        let programs = GracePeriod::new().unwrap();
+        for _ in 0..3 {
+            programs.wait().unwrap();
+        }
+        grace_period().unwrap();
+    }
+
+    #[test]
+    fn what_the_kernel_reads_has_its_layout() {
+        use std::mem::offset_of;
+        // `union bpf_attr` of linux/bpf.h, whose words of eight bytes are aligned to eight.
+        assert_eq!((size_of::<MapCreate>(), offset_of!(MapCreate, inner_map_fd)), (24, 20));
+        assert_eq!((offset_of!(MapUpdate, key), offset_of!(MapUpdate, value)), (8, 16));
+        assert_eq!((size_of::<MapUpdate>(), offset_of!(MapUpdate, flags)), (32, 24));
+    }
 
     #[test]
     fn text_that_was_let_go_is_mapped_again_when_it_runs() {

@@ -14,7 +14,9 @@ use heddle_ebpf::{
 };
 use heddle_policy::tables::TableSet;
 
-use super::{error::CaptureError, kernel::Kernel, maps::Pins, syscalls};
+use super::{error::CaptureError, kernel::Kernel, maps::Pins, syscalls::GracePeriod};
+
+const WAITING: &str = "waiting for programs to leave the old tables";
 
 /// A trie's key behind its prefix length: the set in network byte order, then the address.
 #[derive(Clone, Copy)]
@@ -45,6 +47,10 @@ pub struct Publication {
     state: Array<MapData, State>,
     settings: Array<MapData, Settings>,
     sets: [Set; 2],
+    programs: GracePeriod,
+    /// The generation in force when every program had left the set that is not. With another, somebody else has
+    /// published, who may have ended before it had waited.
+    left: Option<u64>,
 }
 
 /// How many rows a generation has, and whether all of them found their place.
@@ -60,10 +66,12 @@ impl Publication {
     /// Opens the pinned tables.
     ///
     /// # Errors
-    /// When a map cannot be opened.
+    /// When a map cannot be opened, or programs could not be waited for.
     pub fn open(kernel: &Kernel) -> Result<Self, CaptureError> {
         let pins = &kernel.pins;
         Ok(Self {
+            programs: GracePeriod::new().map_err(CaptureError::system(WAITING))?,
+            left: None,
             state: pins.array(maps::STATE)?,
             settings: pins.array(maps::SETTINGS)?,
             sets: [Set::open(pins, 0)?, Set::open(pins, 1)?],
@@ -82,22 +90,32 @@ impl Publication {
     /// everything rather than forget a rule.
     ///
     /// # Errors
-    /// When the kernel refuses. The generation before stays in force.
+    /// When the kernel refuses. The generation before stays in force, save where only the wait for programs to leave it has
+    /// failed: they leave it all the same, and nothing is written over it before they have.
     pub fn publish(&mut self, tables: &TableSet, generation: u64) -> Result<TableRows, CaptureError> {
         let before = self.state.get(&0, 0).map_err(CaptureError::map(maps::STATE))?;
         // The first publication of all goes into set 0: with no generation in force nothing reads either.
         let next = if before.generation() == 0 { 0 } else { 1 - before.set() };
-        // Nobody has read this set since the grace period after it was replaced.
+        if self.left != Some(before.generation()) {
+            self.wait(before.generation())?;
+        }
         let set = &mut self.sets[next as usize];
         set.clear()?;
         let rows = set.fill(tables)?;
         let settings = Settings { open: u32::from(rows.full.is_none()), ..tables.settings };
         self.settings.set(next, settings, 0).map_err(CaptureError::map(maps::SETTINGS))?;
         let flipped = State::new(generation, next);
+        self.left = None;
         self.state.set(0, flipped, 0).map_err(CaptureError::map(maps::STATE))?;
-        syscalls::grace_period()
-            .map_err(CaptureError::system("waiting for programs to leave the old tables"))?;
+        self.wait(generation)?;
         Ok(rows)
+    }
+
+    /// Waits until no program reads the set that is not in force; `generation` is.
+    fn wait(&mut self, generation: u64) -> Result<(), CaptureError> {
+        self.programs.wait().map_err(CaptureError::system(WAITING))?;
+        self.left = Some(generation);
+        Ok(())
     }
 }
 

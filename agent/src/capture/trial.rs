@@ -118,7 +118,7 @@ impl Trial {
     }
 }
 
-/// Tries program types, their helpers and map types, one by one. Nothing is loaded that stays.
+/// Tries program types, their helpers, map types and waiting for programs, one by one. Nothing is loaded that stays.
 pub fn features() -> Vec<Trial> {
     let mut trials = Vec::new();
     for (kind, purpose, helpers) in PROGRAMS {
@@ -138,6 +138,11 @@ pub fn features() -> Vec<Trial> {
         let tried = is_map_supported(kind).map_err(chain).and_then(offered);
         trials.push(Trial::new(format!("map type {kind:?}"), purpose, tried));
     }
+    trials.push(Trial::new(
+        "a grace period behind an update of map type ArrayOfMaps",
+        "one change of rules at a time",
+        syscalls::grace_period().map_err(chain),
+    ));
     trials
 }
 
@@ -170,11 +175,6 @@ pub fn rehearsal(bpffs: &Path, cgroup: &Path) -> Vec<Trial> {
         ));
     }
     trials.push(Trial::new("pin in bpffs", "what stands without the agent", in_bpffs(&mut ebpf, bpffs)));
-    trials.push(Trial::new(
-        "membarrier",
-        "one change of rules at a time",
-        syscalls::grace_period().map_err(chain),
-    ));
     trials.push(Trial::new("SOCK_DESTROY", "ending connections that rules forbid", destroys()));
     trials
 }

@@ -12,7 +12,10 @@ pub(super) fn features() -> Vec<Finding> {
     let trials = trial::features();
     let lacking: Vec<Finding> = trials.iter().filter_map(|trial| missing("feature", trial, NEWER)).collect();
     if lacking.is_empty() {
-        let found = format!("{} program types, helpers and map types, each tried", trials.len());
+        let found = format!(
+            "{} program types, helpers, map types and the wait for programs, each tried",
+            trials.len()
+        );
         return vec![Finding::ok("features", found)];
     }
     lacking
