@@ -236,9 +236,11 @@ fn egress_rules(rules: &Rules<'_>, found: &InNamespace<'_>, parts: &[&Part]) -> 
                 .collect(),
         })
         .collect();
+    // What of one could not be read may have meant any place outside the cluster.
     let scope = |it: &EgressNetwork| match &it.scope {
         EgressScope::OutsideCluster => outside.clone(),
-        EgressScope::Networks(networks) => networks.clone(),
+        EgressScope::Networks(networks) if it.readable => networks.clone(),
+        EgressScope::Networks(networks) => outside.iter().chain(networks).cloned().collect(),
     };
     let egress: Vec<(&EgressNetwork, Vec<NetworkMatch>)> =
         found.egress.iter().map(|it| (*it, scope(it))).collect();
@@ -279,7 +281,9 @@ fn egress_rules(rules: &Rules<'_>, found: &InNamespace<'_>, parts: &[&Part]) -> 
         let named = parts.iter().find(about).map(|part| Arc::clone(&part.rule));
         match (named, network) {
             (Some(rule), _) if !passes => Way::ByName(rule, Box::new(unnamed)),
-            (None, Some(it)) if !passes && has_routes(rules, it) => Way::ByName(text(it), Box::new(unnamed)),
+            (None, Some(it)) if !passes && it.readable && has_routes(rules, it) => {
+                Way::ByName(text(it), Box::new(unnamed))
+            }
             _ => unnamed,
         }
     };
@@ -301,7 +305,8 @@ fn text(network: &EgressNetwork) -> Arc<str> {
     format!("EgressNetwork {}", network.meta.object_name()).into()
 }
 
-/// The EgressNetwork of the smallest block around a network; of several the older, then the name.
+/// The EgressNetwork of the smallest block around a network; of several the older, then the name. Before all one that
+/// cannot be read: its block may have been smaller.
 fn smallest<'a>(
     egress: &[(&'a EgressNetwork, Vec<NetworkMatch>)],
     point: &IpNet,
@@ -314,9 +319,11 @@ fn smallest<'a>(
     };
     egress
         .iter()
-        .filter_map(|(it, networks)| Some((std::cmp::Reverse(block(networks)?), it.meta.age(), *it)))
-        .min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)))
-        .map(|(_, _, it)| it)
+        .filter_map(|(it, networks)| {
+            Some(((it.readable, std::cmp::Reverse(block(networks)?), it.meta.age()), *it))
+        })
+        .min_by(|a, b| a.0.cmp(&b.0))
+        .map(|(_, it)| it)
 }
 
 /// Whether routes of names are attached to an EgressNetwork: they let pass what it denies.

@@ -181,8 +181,9 @@ struct RawExternalWorkload {
     // `meshTls` in v1alpha1.
     #[serde(rename = "meshTLS", alias = "meshTls")]
     mesh_tls: RawMeshTls,
+    // Read by itself.
     #[serde(rename = "workloadIPs")]
-    workload_ips: Option<Vec<RawIp>>,
+    _workload_ips: Option<Value>,
     ports: Option<Vec<RawPort>>,
 }
 
@@ -191,11 +192,6 @@ struct RawExternalWorkload {
 struct RawMeshTls {
     identity: String,
     server_name: String,
-}
-
-#[derive(Deserialize)]
-struct RawIp {
-    ip: String,
 }
 
 #[derive(Deserialize)]
@@ -225,17 +221,9 @@ pub(super) fn external_workload(
         ports: Vec::new(),
         ready: ready(status),
     };
+    // Whatever else cannot be read: they are refused then, and not spoken to as nobody's.
+    it.addresses = workload_ips(&mut checks, spec);
     let Some(raw) = checks.read::<RawExternalWorkload>("spec", spec) else { return it };
-    for (i, raw) in raw.workload_ips.unwrap_or_default().iter().enumerate() {
-        match raw.ip.parse::<IpAddr>() {
-            Ok(ip) if usable(&ip) => it.addresses.push(ip),
-            _ => checks.fail(
-                &format!("spec.workloadIPs[{i}].ip"),
-                format!("{:?} is not an address that a workload can have", raw.ip),
-                "correct it",
-            ),
-        }
-    }
     for (i, raw) in raw.ports.unwrap_or_default().into_iter().enumerate() {
         let field = format!("spec.ports[{i}]");
         let transport = match raw.protocol.as_deref() {
@@ -265,6 +253,36 @@ pub(super) fn external_workload(
         it.server_name = raw.mesh_tls.server_name;
     }
     it
+}
+
+/// The addresses that a workload has, and of those that it cannot have what they may have meant.
+fn workload_ips(checks: &mut Checks<'_>, spec: Option<&Value>) -> Vec<IpAddr> {
+    const FIELD: &str = "spec.workloadIPs";
+    let listed = match spec.and_then(|spec| spec.get("workloadIPs")) {
+        None | Some(Value::Null) => return Vec::new(),
+        Some(Value::Array(listed)) => listed,
+        Some(_) => {
+            checks.fail(FIELD, "is not a list", "write a list of addresses, each as ip: ADDRESS");
+            return Vec::new();
+        }
+    };
+    let mut addresses = Vec::new();
+    for (i, entry) in listed.iter().enumerate() {
+        let field = format!("{FIELD}[{i}]");
+        for other in
+            entry.as_object().into_iter().flatten().map(|(name, _)| name).filter(|name| *name != "ip")
+        {
+            checks.fail(&format!("{field}.{other}"), "is not a known field", "correct its name or remove it");
+        }
+        let text = entry.get("ip").and_then(Value::as_str).unwrap_or_default();
+        let ip = text.trim().parse::<IpAddr>().ok();
+        addresses.extend(ip.map(|ip| ip.to_canonical()));
+        if !ip.is_some_and(|ip| usable(&ip) && text.trim() == text) {
+            let reason = format!("{text:?} is not an address that a workload can have");
+            checks.fail(&format!("{field}.ip"), reason, "correct it");
+        }
+    }
+    addresses
 }
 
 fn ready(status: Option<&Value>) -> bool {

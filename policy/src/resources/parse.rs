@@ -141,6 +141,8 @@ fn known(api_version: &str, kind: &str) -> Known {
             Known::Policy(Kind::HttpLocalRateLimitPolicy, UNKNOWN_VERSION)
         }
         (GROUP, _, "Server") => Known::Policy(Kind::Server, UNKNOWN_VERSION),
+        (GROUP, _, "EgressNetwork") => Known::Policy(Kind::EgressNetwork, UNKNOWN_VERSION),
+        (WORKLOAD_GROUP, _, "ExternalWorkload") => Known::Policy(Kind::ExternalWorkload, UNKNOWN_VERSION),
         (heddle::GROUP, _, "AccessRule") => Known::Policy(Kind::AccessRule, UNKNOWN_VERSION),
         (heddle::GROUP, _, "ClusterAccessRule") => Known::Policy(Kind::ClusterAccessRule, UNKNOWN_VERSION),
         (GROUP | WORKLOAD_GROUP | heddle::GROUP, _, _) => {

@@ -567,7 +567,7 @@ fn what_is_no_resource_is_told() {
         ("kind: Pod\napiVersion: v1\nmetadata: {}", Severity::Error),
         ("kind: Pod\napiVersion: v1", Severity::Error),
         ("kind: Deployment\napiVersion: apps/v1\nmetadata: {name: a}", Severity::Note),
-        ("kind: EgressNetwork\napiVersion: policy.linkerd.io/v9\nmetadata: {name: a}", Severity::Error),
+        ("kind: Surprise\napiVersion: policy.linkerd.io/v1alpha1\nmetadata: {name: a}", Severity::Error),
         ("kind: ServiceProfile\napiVersion: linkerd.io/v1alpha2\nmetadata: {name: a}", Severity::Error),
         ("kind: AuthorizationPolicy\napiVersion: policy.linkerd.io/v9\nmetadata: {name: a}", Severity::Error),
         ("kind: List\napiVersion: v1\nitems: 5", Severity::Error),

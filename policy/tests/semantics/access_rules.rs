@@ -213,6 +213,67 @@ fn egress_networks() {
 }
 
 #[test]
+fn an_egress_network_that_cannot_be_read_whole_denies_whatever_it_may_have_meant() {
+    let inside = "{trafficPolicy: Deny, networks: [{cidr: 10.1.0.0/16}, {cidr: 192.0.2/24}]}";
+    for spec in [
+        "{trafficPolicy: Deny, networks: [{cidr: 192.0.2.0/240}]}",
+        "{trafficPolicy: Allow, networks: [{cidr: 192.0.2.0/240}]}",
+        "{trafficPolicy: Deny, networks: []}",
+        "{trafficPolicy: Deny, networks: [{cidr: 192.0.2.0/24, but: 192.0.2.1}]}",
+        inside,
+    ] {
+        let it = world(&egress("a", "shop", spec));
+        assert_eq!(leaves(&it, OUTSIDE, 443), (Outcome::Refuse, Reason::Denied), "{spec}");
+        // Not even where another allows it, which it may have cut a smaller block out of.
+        let other = egress("b", "shop", "{trafficPolicy: Allow, networks: [{cidr: 192.0.2.0/24}]}");
+        let it = world(&(egress("a", "shop", spec) + &other));
+        assert_eq!(leaves(&it, OUTSIDE, 443), (Outcome::Refuse, Reason::Denied), "{spec} beside another");
+        // The cluster's own deny is not lifted by one that says nothing.
+        let it =
+            world(&(egress("a", "shop", spec) + &egress("all", "linkerd-egress", "{trafficPolicy: Deny}")));
+        assert_eq!(leaves(&it, OUTSIDE, 443).0, Outcome::Refuse, "{spec} beside the cluster's");
+    }
+    assert_eq!(
+        leaves(&world(&egress("a", "shop", inside)), PLAIN, 80).0,
+        Outcome::Refuse,
+        "what could be read"
+    );
+    let sound = "{trafficPolicy: Deny, networks: [{cidr: 198.51.100.0/24}]}";
+    assert_eq!(leaves(&world(&egress("a", "shop", sound)), OUTSIDE, 443).0, Outcome::Direct, "the control");
+    let version = egress("a", "shop", sound).replace("/v1alpha1", "/v9");
+    let it = world(&version);
+    assert_eq!(leaves(&it, OUTSIDE, 443).0, Outcome::Refuse, "a version that is not known");
+    assert!(it.tells("this version is not known here"));
+}
+
+#[test]
+fn an_external_workload_that_cannot_be_read_whole_is_not_spoken_to_as_nobody_s() {
+    let external = |spec: &str| doc("workload.linkerd.io/v1beta1", "ExternalWorkload", "vm", spec);
+    let sound = format!(
+        "{{meshTLS: {{identity: vm.example, serverName: vm.example}}, workloadIPs: [{{ip: {OUTSIDE}}}]}}"
+    );
+    assert_eq!(leaves(&world(""), OUTSIDE, 443), (Outcome::Direct, Reason::PlainOutside), "the control");
+    assert_eq!(leaves(&world(&external(&sound)), OUTSIDE, 443).1, Reason::Meshed);
+    for (right, wrong) in [
+        (", serverName: vm.example", ""),
+        ("identity: vm.example", "identity: VM.example"),
+        ("workloadIPs", "ports: [{port: 70000}], workloadIPs"),
+        ("workloadIPs", "surprise: 1, workloadIPs"),
+        ("{ip: ", "{name: x, ip: "),
+        (&format!("ip: {OUTSIDE}"), &format!("ip: \"::ffff:{OUTSIDE}\"")),
+        (&format!("ip: {OUTSIDE}"), &format!("ip: \" {OUTSIDE}\"")),
+    ] {
+        let spec = sound.replace(right, wrong);
+        assert_ne!(spec, sound);
+        let it = world(&external(&spec));
+        assert_eq!(leaves(&it, OUTSIDE, 443).0, Outcome::Refuse, "{spec}");
+        assert!(!it.problems.is_empty(), "{spec} is told");
+    }
+    let it = world(&external(&sound).replace("/v1beta1", "/v9"));
+    assert_eq!(leaves(&it, OUTSIDE, 443).0, Outcome::Refuse, "a version that is not known");
+}
+
+#[test]
 fn what_an_egress_network_denies_is_denied_where_the_whole_family_is_the_clusters() {
     let settings = |networks: &[&str]| ClusterSettings {
         cluster_networks: networks.iter().map(|it| it.parse().unwrap()).collect(),
