@@ -201,22 +201,23 @@ impl<'a> Reference<'a> {
         let mut best: Vec<_> = all()
             .filter(|it| it.meta.namespace == namespace)
             .filter_map(|it| {
+                // The whole of a family is outside what lies in it; a cluster of everything has no outside.
+                let whole = |net: &ipnet::IpNet| net.prefix_len() == 0 && within(net, address);
+                let nets = &self.settings.cluster_networks;
+                let outside = !self.in_cluster(address) || nets.iter().any(whole);
+                let outside = (outside && !self.inside_smaller(address)).then_some(0);
                 let block = match &it.scope {
-                    EgressScope::OutsideCluster => {
-                        // The whole of a family is outside what lies in it; a cluster of everything has no outside.
-                        let whole = |net: &ipnet::IpNet| net.prefix_len() == 0 && within(net, address);
-                        let nets = &self.settings.cluster_networks;
-                        let outside = !self.in_cluster(address) || nets.iter().any(whole);
-                        (outside && !self.inside_smaller(address)).then_some(0)
-                    }
+                    EgressScope::OutsideCluster => outside,
                     EgressScope::Networks(networks) => networks
                         .iter()
                         .filter(|net| covers(std::slice::from_ref(net), address))
                         .map(|net| net.cidr.prefix_len())
-                        .max(),
+                        .max()
+                        // What could not be read of it may be about anything outside.
+                        .or(outside.filter(|_| !it.readable)),
                 }?;
                 Some((
-                    std::cmp::Reverse(block),
+                    (it.readable, std::cmp::Reverse(block)),
                     it.meta.created.is_none(),
                     it.meta.created,
                     &it.meta.name,
@@ -238,7 +239,7 @@ impl<'a> Reference<'a> {
             }
             _ => false,
         });
-        Some((found.allow, routes))
+        Some((found.allow, routes && found.readable))
     }
 
     fn inside_smaller(&self, address: IpAddr) -> bool {
