@@ -174,3 +174,28 @@ fn without_a_restart_a_failed_request_or_a_word_in_the_clear() -> Result<()> {
     ensure!(outcome.answered(), "outside the mesh everybody is let in again: {outcome:?}");
     shop.shut()
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn pods_that_left_while_no_agent_was_there_are_let_go_by_the_next() -> Result<()> {
+    let mut shop = Shop::outside("left-alone")?;
+    let step = stretched(STEP).as_secs().min(60);
+    shop.lab.settings().set("findPods", true).set("joinStepSeconds", step);
+    annotate(&shop, "enabled")?;
+    shop.lab.start_agents()?;
+    let _running = running(&shop)?;
+    eventually("all pods to be captured", stretched(WAY) + PATIENCE, || Ok(captured(&shop)? == 5))?;
+    let knock = Attempt::new(to(&shop.far, OPAQUE), "knock");
+    ensure!(shop.stranger.connect(&knock)?.refused(), "in the mesh the rules hold");
+    for node in [A, B] {
+        shop.lab.agent(node)?.kill()?;
+    }
+    annotate(&shop, "disabled")?;
+    ensure!(shop.stranger.connect(&knock)?.refused(), "what is captured stays refused without an agent");
+    shop.lab.start_agents()?;
+    eventually("outside the mesh everybody to be let in", stretched(WAY) + PATIENCE, || {
+        Ok(captured(&shop)? == 0 && shop.stranger.connect(&knock)?.answered())
+    })?;
+    ensure!(hits(&shop)? >= 2, "outside the mesh again");
+    shop.shut()
+}

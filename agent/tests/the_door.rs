@@ -145,6 +145,20 @@ fn a_namespace_that_is_not_the_pods_is_refused() -> Result<()> {
             "{code} is recorded"
         );
     }
+    // Its row would tell no more of its name than of another's that begins alike.
+    let long = format!("guest-{}", "x".repeat(120));
+    shop.lab.apply(
+        "long.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {long}\n  namespace: shop\n  uid: long\n  \
+             annotations: {{heddle.io/mesh: enabled}}\nspec: {{nodeName: node-a, serviceAccountName: guest, containers: []}}\n\
+             status: {{phase: Running, podIP: 10.77.1.99, podIPs: [{{ip: 10.77.1.99}}]}}\n"
+        ),
+    )?;
+    eventually("a name that is too long to be refused", SOON, || {
+        let told = ask(&long, &path(&guest))?.json()?;
+        Ok(told["code"] == "bad_request" && told["field"] == "name")
+    })?;
     guest.place().check(&["ip", "address", "add", "10.77.1.222/32", "dev", "eth0"])?;
     assert_eq!(ask("guest", &path(&guest))?.json()?["code"], "addresses_differ");
     guest.place().check(&["ip", "address", "del", "10.77.1.222/32", "dev", "eth0"])?;

@@ -47,6 +47,9 @@ pub const fn slot(first: u32, direction: Direction, v4: bool, worker: u32) -> u3
     first + (direction as u32 * 2 + if v4 { 0 } else { 1 }) * WORKERS + worker % WORKERS
 }
 
+/// Room for `namespace/name` and a zero behind it.
+pub const POD_NAME: usize = 128;
+
 /// A captured pod.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
@@ -66,7 +69,7 @@ pub struct Pod {
     /// 1: it leaves the mesh. What is carried goes on, and what it opens or is opened to it from now on is left alone.
     pub left: u32,
     /// `namespace/name`.
-    pub name: Text<128>,
+    pub name: Text<POD_NAME>,
     /// The network namespace's path, by which a restarted agent finds it again.
     pub netns: Text<128>,
 }

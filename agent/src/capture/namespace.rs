@@ -10,6 +10,7 @@ use std::{
 
 use rustix::{
     fs::{FileType, Mode, OFlags},
+    io::Errno,
     net::{AddressFamily, SocketFlags, SocketType},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
@@ -72,9 +73,13 @@ impl Namespace {
         &self.path
     }
 
-    /// Whether the path still leads to this namespace.
+    /// Whether the path still leads to this namespace, as far as can be told.
     pub fn still_there(&self) -> bool {
-        rustix::fs::stat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.inode)
+        match rustix::fs::stat(&self.path) {
+            Ok(stat) => (stat.st_dev, stat.st_ino) == self.inode,
+            // Whatever else fails says nothing of the pod, and one that is let go is not guarded.
+            Err(error) => !matches!(error, Errno::NOENT | Errno::NOTDIR),
+        }
     }
 
     /// Whether the process whose `/proc/<pid>` is `process` is in it. No other namespace has its number as long as this

@@ -8,7 +8,7 @@ mod sweep;
 pub(super) mod upkeep;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
@@ -17,7 +17,7 @@ use std::{
 use aya::Ebpf;
 use heddle_ebpf::{
     Address,
-    attach::{ListeningKey, Pod, Veth, WORKERS, maps, slot},
+    attach::{ListeningKey, POD_NAME, Pod, Veth, WORKERS, maps, slot},
     text,
 };
 use heddle_policy::tables::TableSet;
@@ -37,7 +37,7 @@ use super::{
     pod::{CapturedPod, string},
     programs,
     request::{AttachRefusal, AttachRequest, Attachment},
-    rows::{Maps, address, free_slot, interfaces_of, occupied, remove_rows},
+    rows::{Maps, address, free_slot, occupied},
     seen::DirectCounts,
     sockets::{Marks, PodSockets},
     tables::{Publication, TableRows},
@@ -59,6 +59,8 @@ struct Inner {
     ports: BTreeMap<u64, HashSet<u16>>,
     /// Of the pods that were captured while they ran and have not settled: the sockets that were open, by the pod's cookie.
     settling: BTreeMap<u64, Settling>,
+    /// What an earlier agent captured and this one could not adopt, by its cookie: refused until it is gone.
+    left_over: BTreeSet<u64>,
 }
 
 /// The capture of this node's pods.
@@ -94,6 +96,7 @@ impl Capture {
             opened: BTreeMap::new(),
             ports: BTreeMap::new(),
             settling: BTreeMap::new(),
+            left_over: BTreeSet::new(),
         };
         let marks = Marks::open(pins)?;
         Ok(Arc::new(Self {
@@ -183,6 +186,11 @@ impl Capture {
             .map_err(|error| AttachRefusal::NoNamespace(request.netns.clone(), error))?;
         self.not_the_hosts(&namespace)?;
         let name = format!("{}/{}", request.namespace, request.name);
+        // Its row's text ends with a zero. Two that are alike so far would be taken for each other.
+        let at_most = size_of::<Text<POD_NAME>>() - 1;
+        if name.len() > at_most {
+            return Err(AttachRefusal::LongName { pod: name, at_most });
+        }
         let inner = &mut *self.lock();
         if !self.writes() {
             return Err(AttachRefusal::Succeeded);
@@ -191,7 +199,7 @@ impl Capture {
             if known.name() != name || known.row.uid != request.uid {
                 return Err(AttachRefusal::OtherPod { path: request.netns.clone(), pod: known.name() });
             }
-            return Ok(Attachment { pod: known.clone(), listeners: Vec::new() });
+            return Ok(Attachment { pod: known.clone(), listeners: Vec::new(), fresh: false });
         }
         if let Some(known) = inner.pods.values().find(|pod| pod.name() == name) {
             if known.namespace.still_there() {
@@ -218,7 +226,7 @@ impl Capture {
     }
 
     /// Finds again, after a restart, the pods whose capture an earlier agent left pinned. Each stays captured; those
-    /// whose namespace is gone are taken away.
+    /// whose namespace is gone are taken away, now or by [`Self::sweep`].
     ///
     /// # Errors
     /// When the map cannot be read. A pod that cannot be adopted stays refused, and is logged.
@@ -233,6 +241,7 @@ impl Capture {
             let path = PathBuf::from(string(&row.netns));
             match Namespace::open(&path) {
                 Ok(namespace) if namespace.cookie() == cookie => {
+                    inner.left_over.insert(cookie);
                     let addresses = fence::addresses(&row);
                     // What an earlier agent let settle was to end in any case.
                     match self.capture(inner, namespace, row, &addresses, &HashSet::new(), How::Again) {
@@ -242,12 +251,16 @@ impl Capture {
                         }
                     }
                 }
-                _ => {
-                    tracing::info!(pod = string(&row.name), "its network namespace is gone");
-                    let addresses = [row.v4, row.v6];
-                    let indexes = interfaces_of(&inner.maps, cookie);
-                    remove_rows(&mut inner.maps, cookie, &addresses);
-                    self.unpin(cookie, &indexes);
+                opened => {
+                    if !self.forget_if_gone(inner, cookie, &row, &opened) {
+                        inner.left_over.insert(cookie);
+                        let error = opened.err().map(|error| error.to_string());
+                        tracing::error!(
+                            pod = string(&row.name),
+                            error,
+                            "its network namespace cannot be entered: it stays refused"
+                        );
+                    }
                 }
             }
         }
@@ -328,7 +341,8 @@ impl Capture {
             Ok(listeners) => {
                 inner.pods.insert(cookie, pod.clone());
                 inner.watches.insert(cookie, watch);
-                Ok(Attachment { pod, listeners })
+                inner.left_over.remove(&cookie);
+                Ok(Attachment { pod, listeners, fresh: !captured_before })
             }
             Err(error) => {
                 // A pod that was captured keeps its guard: it stays refused rather than free. A new one leaves nothing.

@@ -43,6 +43,8 @@ pub enum AttachRefusal {
     Interface(String),
     #[error("the namespace has no veth whose other end is in the agent's network namespace")]
     NoVeth,
+    #[error("{pod} is too long: a pod is known by {at_most} bytes of `namespace/name`")]
+    LongName { pod: String, at_most: usize },
     #[error("this node holds {MAX_PODS} captured pods, which is all it can")]
     Full,
     #[error("another agent takes over from this one, or has")]
@@ -58,4 +60,6 @@ pub struct Attachment {
     pub pod: CapturedPod,
     /// Its listeners; empty when the pod was captured before.
     pub listeners: Vec<PodListener>,
+    /// Whether nobody had captured it before, an earlier agent neither.
+    pub fresh: bool,
 }

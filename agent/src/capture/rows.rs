@@ -66,7 +66,10 @@ pub(super) fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
         }
     }
     let _ = maps.pods.remove(&cookie);
-    for index in interfaces_of(maps, cookie) {
+    for index in interfaces_of(maps, cookie).unwrap_or_else(|error| {
+        tracing::error!(%error, "rows of a pod that is let go stay in a map");
+        Vec::new()
+    }) {
         let _ = maps.veths.remove(&index);
     }
     let ports = read_or_told(&maps.all_listener_ports);
@@ -84,8 +87,18 @@ pub(super) fn remove_rows(maps: &mut Maps, cookie: u64, addresses: &[Address]) {
 }
 
 /// The host's interfaces that lead into the namespace.
-pub(super) fn interfaces_of(maps: &Maps, cookie: u64) -> Vec<u32> {
-    maps.veths.iter().flatten().filter(|(_, veth)| veth.netns == cookie).map(|(index, _)| index).collect()
+///
+/// # Errors
+/// When the map cannot be read.
+pub(super) fn interfaces_of(maps: &Maps, cookie: u64) -> Result<Vec<u32>, CaptureError> {
+    let mut found = Vec::new();
+    for row in maps.veths.iter() {
+        let (index, veth) = row.map_err(CaptureError::map(maps::VETHS))?;
+        if veth.netns == cookie {
+            found.push(index);
+        }
+    }
+    Ok(found)
 }
 
 /// The ports that the agent's listeners have in the namespace, and an earlier agent's.

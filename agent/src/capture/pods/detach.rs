@@ -1,32 +1,46 @@
 //! The end of a pod's capture.
 
-use heddle_ebpf::attach::SLOTS_PER_POD;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use heddle_ebpf::attach::{Pod, SLOTS_PER_POD};
 
 use super::super::counters::Counters;
+use super::super::error::CaptureError;
+use super::super::namespace::Namespace;
+use super::super::pod::{CapturedPod, string};
 use super::super::programs;
 use super::super::request::AttachRefusal;
-use super::super::rows::remove_rows;
+use super::super::rows::{interfaces_of, remove_rows};
 use super::{Capture, Inner};
 
 impl Capture {
-    /// Ends a pod's capture. `false` if it was not captured.
+    /// Ends a pod's capture, in the network namespace at `netns` alone if one is given; returns what was captured.
     ///
     /// # Errors
-    /// Behind the fence.
-    pub fn detach(&self, namespace: &str, name: &str) -> Result<bool, AttachRefusal> {
+    /// Behind the fence, and where the pod is captured in another namespace.
+    pub fn detach(
+        &self,
+        namespace: &str,
+        name: &str,
+        netns: Option<&Path>,
+    ) -> Result<Option<CapturedPod>, AttachRefusal> {
         let name = format!("{namespace}/{name}");
         let inner = &mut *self.lock();
         if !self.writes() {
             return Err(AttachRefusal::Succeeded);
         }
-        let Some(cookie) =
-            inner.pods.values().find(|pod| pod.name() == name).map(|pod| pod.namespace.cookie())
-        else {
-            return Ok(false);
+        let Some(pod) = inner.pods.values().find(|pod| pod.name() == name).cloned() else {
+            return Ok(None);
         };
-        self.forget(inner, cookie);
+        let path = pod.namespace.path();
+        // An older sandbox's end is not the new one's.
+        if netns.is_some_and(|netns| netns != path) {
+            return Err(AttachRefusal::OtherNamespace { pod: name, path: path.to_owned() });
+        }
+        self.forget(inner, pod.namespace.cookie());
         self.end_flows_to_the_gone(inner);
-        Ok(true)
+        Ok(Some(pod))
     }
 
     /// A connect to a pod that is gone would reach whoever has its address next: the permission is on its socket, and
@@ -62,6 +76,30 @@ impl Capture {
         if let Ok(mut counters) = Counters::open(&self.kernel.pins) {
             counters.forget(cookie);
         }
+    }
+
+    /// Takes away what an earlier agent put in force for a pod whose namespace is gone; says whether it is. `opened`: what
+    /// came of opening its path.
+    pub(super) fn forget_if_gone(
+        &self,
+        inner: &mut Inner,
+        cookie: u64,
+        row: &Pod,
+        opened: &Result<Namespace, CaptureError>,
+    ) -> bool {
+        let gone = match opened {
+            Ok(namespace) => namespace.cookie() != cookie,
+            Err(CaptureError::Path { source, .. }) if source.kind() == ErrorKind::NotFound => true,
+            // Whatever else failed says nothing of the pod. A link ends with its namespace.
+            Err(_) => !programs::in_force(&self.lookup_pin(cookie)),
+        };
+        if gone {
+            tracing::info!(pod = string(&row.name), "its network namespace is gone");
+            let indexes = interfaces_of(&inner.maps, cookie).unwrap_or_default();
+            remove_rows(&mut inner.maps, cookie, &[row.v4, row.v6]);
+            self.unpin(cookie, &indexes);
+        }
+        gone
     }
 
     pub(super) fn unpin(&self, cookie: u64, indexes: &[u32]) {

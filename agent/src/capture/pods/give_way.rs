@@ -27,7 +27,7 @@ impl Capture {
         // An application that goes through a range should not meet the agent again on its next step.
         taken.extend((0..256).filter_map(|step| wanted.checked_add(step)));
         let listeners = self.listen(inner, &pod, &taken)?;
-        Ok(Some(Attachment { pod, listeners }))
+        Ok(Some(Attachment { pod, listeners, fresh: false }))
     }
 
     /// The old listeners are closed: lets the application that waits in `bind()` go on.

@@ -109,7 +109,7 @@ impl Inner {
     /// Tells the guard of a pod how it settles.
     pub(super) fn tell_guard(&mut self, cookie: u64) -> Result<(), CaptureError> {
         let settling = self.settles(cookie);
-        for index in interfaces_of(&self.maps, cookie) {
+        for index in interfaces_of(&self.maps, cookie)? {
             let row = self.maps.veths.get(&index, 0).map_err(CaptureError::map(maps::VETHS))?;
             let told = self.maps.veths.insert(index, Veth { settling, ..row }, 0);
             told.map_err(CaptureError::map(maps::VETHS))?;

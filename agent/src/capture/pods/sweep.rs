@@ -1,8 +1,9 @@
 //! What changes by itself: namespaces that vanish, interfaces that come and go, listeners from before that close.
 
-use std::sync::PoisonError;
+use std::{path::PathBuf, sync::PoisonError};
 
-use super::super::pod::CapturedPod;
+use super::super::namespace::Namespace;
+use super::super::pod::{CapturedPod, string};
 use super::super::request::AttachRefusal;
 use super::super::ways::ways_out;
 use super::{Capture, Inner};
@@ -12,7 +13,8 @@ use heddle_ebpf::attach::Veth;
 const SWEEPS_A_LOOK: u64 = 8;
 
 impl Capture {
-    /// Takes away the capture of pods whose namespace's path leads elsewhere now; returns them. Guards what leads out
+    /// Takes away the capture of pods whose namespace's path leads elsewhere now; returns them. What could not be adopted is
+    /// taken away when it is gone. Guards what leads out
     /// of the others since it was last called.
     pub fn sweep(&self) -> Vec<CapturedPod> {
         let inner = &mut *self.lock();
@@ -23,6 +25,17 @@ impl Capture {
             inner.pods.values().filter(|pod| !pod.namespace.still_there()).cloned().collect();
         for pod in &gone {
             self.forget(inner, pod.namespace.cookie());
+        }
+        let left_over: Vec<u64> = inner.left_over.iter().copied().collect();
+        for cookie in left_over {
+            let Ok(row) = inner.maps.pods.get(&cookie, 0) else {
+                inner.left_over.remove(&cookie);
+                continue;
+            };
+            let opened = Namespace::open(&PathBuf::from(string(&row.netns)));
+            if self.forget_if_gone(inner, cookie, &row, &opened) {
+                inner.left_over.remove(&cookie);
+            }
         }
         if !gone.is_empty() {
             self.end_flows_to_the_gone(inner);

@@ -113,8 +113,10 @@ impl Capture {
             missing.push("no look-up is attached to its network namespace".to_owned());
         }
         for (index, name) in &pod.interfaces {
-            if !inner.maps.veths.get(index, 0).is_ok_and(|veth| is_of(&veth, pod)) {
-                missing.push(format!("interface {name} is not in `veths`, or as another pod's"));
+            let settling = inner.settles(cookie);
+            let own = |veth: &Veth| is_of(veth, pod) && veth.settling == settling;
+            if !inner.maps.veths.get(index, 0).is_ok_and(|veth| own(&veth)) {
+                missing.push(format!("interface {name} is not in `veths`, or not as it should be"));
             }
             if !programs::guarded(name, &self.guard_pins(*index)) {
                 missing.push(format!("no guard is attached to interface {name}"));

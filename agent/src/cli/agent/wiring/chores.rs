@@ -152,11 +152,14 @@ pub(super) async fn sweep(
         tokio::time::sleep(SWEEP).await;
         let sweeping = Arc::clone(&capture);
         let Ok(gone) = tokio::task::spawn_blocking(move || sweeping.sweep()).await else { continue };
-        for pod in gone {
-            let (id, name) = (PodId(pod.namespace.cookie()), pod.name());
-            tracing::info!(%name, "its network namespace is gone: no longer captured");
+        for pod in &gone {
+            tracing::info!(name = pod.name(), "its network namespace is gone: no longer captured");
+        }
+        // Also whom another took the name of. Whoever is known here was captured before.
+        let known = pods.all().into_iter().map(|entry| (PodId(entry.captured.namespace.cookie()), entry));
+        for (id, entry) in known.filter(|(id, _)| capture.pod(id.0).is_none()) {
             pods.remove(id);
-            metrics.forget_pod(&name);
+            metrics.forget_pod(&entry.name);
             if let Some(workers) = workers.read().await.as_ref() {
                 workers.detach(id).await;
             }

@@ -8,13 +8,13 @@ use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use heddle_ebpf::Address;
 use heddle_policy::{Compiled, Hop, Route, Standing, WorkloadInfo, resources::Passage};
 
-use super::node::{FIRST_CERTIFICATE, Running};
+use super::node::Running;
 use crate::{
     capture::{CapturedPod, EarlyConnection},
     cli::{
@@ -56,6 +56,7 @@ impl Running {
 
     /// Lets those out that leave the mesh, and those go that are outside it by now.
     async fn let_go(&self, snapshot: &Snapshot) {
+        self.let_go_unknown(snapshot).await;
         for entry in self.pods.all() {
             let Some((namespace, name)) = entry.name.split_once('/') else { continue };
             let Some(info) = snapshot.compiled.pod(namespace, name) else { continue };
@@ -81,6 +82,30 @@ impl Running {
             }
             if let Err(error) = self.release(DetachRequest { pod, netns: None }).await {
                 tracing::warn!(pod = %entry.name, %error, "cannot be let go");
+            }
+        }
+    }
+
+    /// Lets those go that an earlier agent captured and that run outside the mesh now: they are refused for as long as they
+    /// are captured.
+    async fn let_go_unknown(&self, snapshot: &Snapshot) {
+        for pod in self.capture.pods() {
+            if self.pods.get(PodId(pod.namespace.cookie())).is_some() {
+                continue;
+            }
+            let full = pod.name();
+            let Some((namespace, name)) = full.split_once('/') else { continue };
+            let Some(info) = snapshot.compiled.pod(namespace, name) else { continue };
+            if info.digest != pod.row.uid || !info.local || info.standing != Standing::Plain {
+                continue;
+            }
+            tracing::info!(pod = full, "has left the mesh while no agent was there to let it go");
+            let request = DetachRequest {
+                pod: PodName { namespace: namespace.to_owned(), name: name.to_owned() },
+                netns: Some(pod.namespace.path().to_owned()),
+            };
+            if let Err(error) = self.release(request).await {
+                tracing::warn!(pod = full, %error, "cannot be let go");
             }
         }
     }
@@ -115,17 +140,8 @@ impl Running {
             .into_iter()
             .filter_map(|info| Some((info.clone(), found.get(&info.uid).cloned()?)))
             .collect();
-        let held: Vec<_> = wanted
-            .iter()
-            .filter_map(|(info, _)| Some(self.store.hold(info.identity.as_ref()?, SystemTime::now())))
-            .collect();
-        let all = async {
-            for workload in &held {
-                workload.ready().await;
-            }
-        };
-        // Without one the pod's connections are refused, which is told when it is captured.
-        let _ = tokio::time::timeout(FIRST_CERTIFICATE, all).await;
+        // Of all at once, before the first is captured.
+        let _held = self.certified(wanted.iter().filter_map(|(info, _)| info.identity.as_ref())).await;
         let mut left = false;
         for (info, namespaces) in wanted {
             let pod = PodName { namespace: info.namespace.clone(), name: info.name.clone() };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use heddle_ebpf::flows::Event;
-use heddle_identity::Store;
+use heddle_identity::{IdentityName, Store, Workload};
 use heddle_policy::{Compiled, WorkloadInfo, problems::Problem};
 use miette::miette;
 use tokio::{
@@ -28,7 +28,7 @@ use super::{
     upkeep::Repairs,
 };
 use crate::{
-    capture::{Attachment, Capture, CaptureError, FollowedEvents, Heartbeat},
+    capture::{AttachRefusal, Attachment, Capture, CaptureError, FollowedEvents, Heartbeat},
     cli::door::{
         AttachError, AttachErrorCode, AttachRequest, Attached, DetachRequest, Identities, PodName, PodStatus,
     },
@@ -78,10 +78,19 @@ impl Running {
             .await
             .map_err(|error| miette!("taking over captured pods failed within the agent: {error}"))?
             .map_err(|error| miette!("captured pods cannot be taken over: {error}"))?;
-        for attachment in adopted {
-            let name = attachment.pod.name();
-            let (namespace, pod) = name.split_once('/').unwrap_or(("", &name));
-            let known = self.known(namespace, pod).filter(|info| info.digest == attachment.pod.row.uid);
+        let adopted: Vec<_> = adopted
+            .into_iter()
+            .map(|attachment| {
+                let name = attachment.pod.name();
+                let (namespace, pod) = name.split_once('/').unwrap_or(("", &name));
+                let known = self.known(namespace, pod).filter(|info| info.digest == attachment.pod.row.uid);
+                (attachment, name, known)
+            })
+            .collect();
+        // For all at once: behind this the heartbeat begins, and the probes of pods without a certificate are answered too.
+        let known = adopted.iter().filter_map(|(.., known)| known.as_ref()?.identity.as_ref());
+        let _held = self.certified(known).await;
+        for (attachment, name, known) in adopted {
             match known {
                 Some(info) => match self.accept(&info, attachment, None).await {
                     Ok(_) => tracing::info!(pod = name, "taken over"),
@@ -89,7 +98,8 @@ impl Running {
                         tracing::error!(pod = name, %error, "cannot be taken over: it stays refused")
                     }
                 },
-                // Its rows stay, and with no row for it in the tables everything of it is refused.
+                // Its rows stay, and with no row for it in the tables everything of it is refused, until it is let go
+                // because it runs outside the mesh now.
                 None => tracing::warn!(
                     pod = name,
                     "captured by an earlier agent, but not meshed on this node any more: refused"
@@ -104,6 +114,24 @@ impl Running {
         snapshot.compiled.pod(namespace, name).filter(|info| info.local && info.meshed()).cloned()
     }
 
+    /// Has identities' certificates issued and holds them; waits for them no longer than [`FIRST_CERTIFICATE`] in all. Whose
+    /// has not come by then is refused until it does.
+    pub(super) async fn certified(
+        &self,
+        identities: impl Iterator<Item = &IdentityName>,
+    ) -> Vec<Arc<Workload>> {
+        let held: Vec<_> = identities.map(|identity| self.store.hold(identity, SystemTime::now())).collect();
+        let all = async {
+            for workload in &held {
+                workload.ready().await;
+            }
+        };
+        if tokio::time::timeout(FIRST_CERTIFICATE, all).await.is_err() {
+            tracing::warn!("certificates are missing: connections of their pods are refused until they come");
+        }
+        held
+    }
+
     /// Gives a captured pod its identity and its listeners to the workers.
     async fn accept(
         &self,
@@ -115,9 +143,6 @@ impl Running {
             return Err(AttachError::new(AttachErrorCode::NotMeshed, "the pod has no identity"));
         };
         let workload = self.store.hold(identity, SystemTime::now());
-        if tokio::time::timeout(FIRST_CERTIFICATE, workload.ready()).await.is_err() {
-            tracing::warn!(%identity, "no certificate yet: connections are refused until there is one");
-        }
         let id = PodId(attachment.pod.namespace.cookie());
         let name: Arc<str> = attachment.pod.name().into();
         self.pods.insert(Entry { captured: attachment.pod, workload, name, started });
@@ -132,7 +157,22 @@ impl Running {
                 .await
                 .map_err(|error| AttachError::new(AttachErrorCode::Kernel, error.to_string()))?;
         }
+        // It may have been let go of meanwhile; what is known here and not captured would never be forgotten.
+        if self.capture.pod(id.0).is_none() {
+            self.forget(id).await;
+        }
         self.pods.get(id).ok_or_else(|| AttachError::new(AttachErrorCode::Kernel, "the pod went away again"))
+    }
+
+    /// Forgets a pod that is captured no longer.
+    async fn forget(&self, id: PodId) {
+        if let Some(entry) = self.pods.get(id) {
+            self.metrics.forget_pod(&entry.name);
+        }
+        self.pods.remove(id);
+        if let Some(workers) = self.workers.read().await.as_ref() {
+            workers.detach(id).await;
+        }
     }
 
     /// Tells what the kernel tells, and moves listeners out of applications' way.
@@ -223,10 +263,15 @@ impl Running {
             .await
             .map_err(|error| AttachError::new(AttachErrorCode::Kernel, format!("attaching failed: {error}")))?
             .map_err(|refusal| attach_error(&refusal))?;
+        let _held = self.certified(info.identity.iter()).await;
+        let fresh = attachment.fresh;
         let entry = match self.accept(info, attachment, started).await {
             Ok(entry) => entry,
             Err(error) => {
-                let _ = self.release(DetachRequest { pod: pod.clone(), netns: None }).await;
+                // One that an earlier agent captured stays refused.
+                if fresh {
+                    let _ = self.release(DetachRequest { pod: pod.clone(), netns: Some(netns) }).await;
+                }
                 return Err(error);
             }
         };
@@ -243,32 +288,20 @@ impl Running {
     /// Ends a pod's capture.
     pub(super) async fn release(&self, request: DetachRequest) -> Result<(), AttachError> {
         let DetachRequest { pod, netns } = request;
-        let entry = self.pods.named(&pod.namespace, &pod.name);
-        // An older sandbox's end is not the new one's.
-        if let (Some(netns), Some(entry)) = (&netns, &entry)
-            && entry.captured.namespace.path() != netns
-        {
-            let message = format!("pod {pod} is captured in another namespace than {}", netns.display());
-            return Err(AttachError::new(AttachErrorCode::UnknownPod, message).field("netns"));
-        }
-        let capture = Arc::clone(&self.capture);
-        let gone = pod.clone();
-        let detached = tokio::task::spawn_blocking(move || capture.detach(&gone.namespace, &gone.name)).await;
-        if let Some(entry) = entry.filter(|_| !matches!(detached, Ok(Err(_)))) {
-            let id = PodId(entry.captured.namespace.cookie());
-            self.pods.remove(id);
-            self.metrics.forget_pod(&entry.name);
-            if let Some(workers) = self.workers.read().await.as_ref() {
-                workers.detach(id).await;
-            }
-        }
-        match detached {
-            Ok(Ok(true)) => {
+        let (capture, gone) = (Arc::clone(&self.capture), pod.clone());
+        let detach = move || capture.detach(&gone.namespace, &gone.name, netns.as_deref());
+        match tokio::task::spawn_blocking(detach).await {
+            Ok(Ok(Some(captured))) => {
+                self.forget(PodId(captured.namespace.cookie())).await;
                 tracing::info!(%pod, "no longer captured");
                 Ok(())
             }
+            Ok(Err(AttachRefusal::OtherNamespace { path, .. })) => {
+                let message = format!("pod {pod} is captured in another namespace, {}", path.display());
+                Err(AttachError::new(AttachErrorCode::UnknownPod, message).field("netns"))
+            }
             Ok(Err(refusal)) => Err(attach_error(&refusal)),
-            Ok(Ok(false)) => {
+            Ok(Ok(None)) => {
                 Err(AttachError::new(AttachErrorCode::UnknownPod, format!("pod {pod} is not captured")))
             }
             Err(error) => {

@@ -32,6 +32,9 @@ pub(super) fn attach_error(refusal: &AttachRefusal) -> AttachError {
             "netns",
             "only pods whose every way out is a veth to this host can be guarded",
         ),
+        AttachRefusal::LongName { .. } => {
+            (AttachErrorCode::BadRequest, "name", "give the pod a shorter name")
+        }
         AttachRefusal::Full => (AttachErrorCode::Full, "", "move pods to another node"),
         AttachRefusal::Succeeded => (AttachErrorCode::NotReady, "", "ask again: the other agent answers"),
         AttachRefusal::Kernel(_) => (AttachErrorCode::Kernel, "", "`heddle check` says what this host lacks"),
