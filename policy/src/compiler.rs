@@ -7,7 +7,7 @@ use crate::{
     churn::Changes,
     compile::{Compiled, assemble},
     index::Index,
-    namespace::NamespacePart,
+    namespace::{EGRESS_NAMESPACE, NamespacePart},
     parts::Parts,
     resources::{Kind, ObjectName, Resource, ResourceId},
     rules::Rules,
@@ -130,6 +130,10 @@ impl Compiler {
             }
             _ => {
                 self.dirty.insert(id.namespace.clone());
+                // Whoever uses its EgressNetworks uses the routes that are attached to them.
+                if id.namespace == EGRESS_NAMESPACE {
+                    self.dirty.extend(self.parts.namespaces().cloned());
+                }
             }
         }
         if self.base.is_none() || self.changes.are_many() {

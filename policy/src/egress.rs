@@ -199,14 +199,13 @@ fn addresses_of(rules: &Rules<'_>, identities: &[crate::resources::IdentityMatch
         .map(|address| NetworkMatch { cidr: IpNet::from(*address), except: Vec::new() })
         .collect();
     for (address, external) in &*rules.base.externals {
-        let name = Presented {
-            namespace: None,
-            dns: if external.identity.contains("://") { "" } else { &external.identity },
-            spiffe: if external.identity.contains("://") { &external.identity } else { "" },
-            // Nobody is allowed by this.
-            foreign: false,
-        };
-        if wanted.iter().any(|it| it.holds(&name)) {
+        let identity = Some(&*external.identity);
+        let (dns, spiffe) =
+            if external.identity.contains("://") { (None, identity) } else { (identity, None) };
+        // As its certificate would be read: it may have the name of a service account.
+        let mut buffer = String::new();
+        let name = Presented::read(&rules.settings.naming, dns, spiffe, &mut buffer);
+        if name.is_some_and(|name| wanted.iter().any(|it| it.holds(&name))) {
             found.push(NetworkMatch { cidr: IpNet::from(address.to_ip()), except: Vec::new() });
         }
     }

@@ -23,7 +23,7 @@ use heddle_ebpf::policy::Network;
 use ipnet::IpNet;
 
 /// Linkerd's namespace of EgressNetworks for whoever has none of its own.
-const EGRESS_NAMESPACE: &str = "linkerd-egress";
+pub(crate) const EGRESS_NAMESPACE: &str = "linkerd-egress";
 
 /// A network at which the answer to clients without identity changes: who decides, and as the tables hold it.
 pub(crate) type OpenNetwork = (IpNet, Option<(Arc<str>, bool)>);

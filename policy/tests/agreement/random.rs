@@ -393,7 +393,7 @@ fn request_match(random: &mut Random) -> RequestMatch {
 }
 
 fn route(random: &mut Random, name: String) -> Route {
-    let namespace = *random.pick(&NAMESPACES);
+    let namespace = if random.chance(85) { *random.pick(&NAMESPACES) } else { "linkerd-egress" };
     let kind = *random.pick(&[
         Kind::LinkerdHttpRoute,
         Kind::HttpRoute,
@@ -402,16 +402,18 @@ fn route(random: &mut Random, name: String) -> Route {
         Kind::GrpcRoute,
         Kind::TlsRoute,
     ]);
-    let parent = |random: &mut Random| Parent {
-        kind: match random.below(8) {
+    let parent = |random: &mut Random| {
+        let kind = match random.below(8) {
             0 => ParentKind::Service,
-            1 => ParentKind::EgressNetwork,
+            1 | 2 => ParentKind::EgressNetwork,
             _ => ParentKind::Server,
-        },
-        namespace: if random.chance(90) { namespace.to_owned() } else { "data".to_owned() },
-        name: format!("s{}", random.below(7)),
-        port: None,
-        section: None,
+        };
+        let name = match kind {
+            ParentKind::EgressNetwork => format!("e{}", random.below(3)),
+            _ => format!("s{}", random.below(7)),
+        };
+        let namespace = if random.chance(90) { namespace.to_owned() } else { "data".to_owned() };
+        Parent { kind, namespace, name, port: None, section: None }
     };
     let parents = match random.below(25) {
         0 => Parents::Unreadable,

@@ -407,3 +407,54 @@ fn a_rule_that_cannot_be_read_and_may_have_denied_closes_what_it_may_be_about() 
     let allows = world(&(open() + &rule("r", "{action: Allow, from: []}")));
     assert!(allows.allows("tool.ops", OUTSIDE, DB, 6379) && !allows.allows("", OUTSIDE, WEB, 1));
 }
+
+#[test]
+fn routes_of_the_clusters_egress_networks_count_for_every_namespace_whenever_they_come() {
+    let deny = egress("all", "linkerd-egress", "{trafficPolicy: Deny}");
+    let route = doc(
+        "gateway.networking.k8s.io/v1",
+        "HTTPRoute",
+        "r",
+        "{parentRefs: [{group: policy.linkerd.io, kind: EgressNetwork, name: all, port: 443}], hostnames: [a.example]}",
+    )
+    .replace("namespace: shop", "namespace: linkerd-egress");
+    let mut compiler = heddle_policy::Compiler::new(ClusterSettings::default(), None);
+    let read = |text: &str| heddle_policy::resources::parse_file("rules.yaml", text).resources;
+    read(&(pods() + &deny)).into_iter().for_each(|it| compiler.apply(it));
+    let mut now = |change: &mut dyn FnMut(&mut heddle_policy::Compiler)| {
+        change(&mut compiler);
+        let it = World { compiled: compiler.compile(0), problems: Vec::new() };
+        leaves(&it, OUTSIDE, 443).1
+    };
+    assert_eq!(now(&mut |_| {}), Reason::Denied);
+    let route = read(&route).pop().unwrap();
+    assert_eq!(now(&mut |compiler| compiler.apply(route.clone())), Reason::NeedsRequest);
+    assert_eq!(now(&mut |compiler| compiler.remove(&route.id())), Reason::Denied);
+}
+
+#[test]
+fn a_deny_by_identity_reaches_a_workload_outside_that_has_the_name_of_an_account() {
+    let external = |identity: &str| {
+        let spec = format!(
+            "{{meshTLS: {{identity: \"{identity}\", serverName: vm.example}}, workloadIPs: [{{ip: {OUTSIDE}}}]}}"
+        );
+        doc("workload.linkerd.io/v1beta1", "ExternalWorkload", "vm", &spec)
+    };
+    let (dns, spiffe) =
+        ("vm.shop.serviceaccount.identity.linkerd.cluster.local", "spiffe://cluster.local/ns/shop/sa/vm");
+    for identity in [dns, spiffe] {
+        assert_eq!(leaves(&world(&external(identity)), OUTSIDE, 443).1, Reason::Meshed, "the control");
+        for to in [
+            format!("identities: ['{dns}']"),
+            format!("identities: ['{spiffe}']"),
+            "serviceAccounts: [{name: vm}]".to_owned(),
+            "namespaces: [shop]".to_owned(),
+        ] {
+            let deny = rule("r", &format!("{{action: Deny, to: [{{{to}}}]}}"));
+            let it = world(&(external(identity) + &deny));
+            assert_eq!(leaves(&it, OUTSIDE, 443), (Outcome::Refuse, Reason::Denied), "{identity} by {to}");
+        }
+    }
+    let other = rule("r", "{action: Deny, to: [{serviceAccounts: [{name: web}]}]}");
+    assert_eq!(leaves(&world(&(external(dns) + &other)), OUTSIDE, 443).1, Reason::Meshed, "nobody else's");
+}
