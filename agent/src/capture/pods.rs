@@ -187,7 +187,7 @@ impl Capture {
         self.not_the_hosts(&namespace)?;
         let name = format!("{}/{}", request.namespace, request.name);
         // Its row's text ends with a zero. Two that are alike so far would be taken for each other.
-        let at_most = size_of::<Text<POD_NAME>>() - 1;
+        let at_most = POD_NAME - 1;
         if name.len() > at_most {
             return Err(AttachRefusal::LongName { pod: name, at_most });
         }

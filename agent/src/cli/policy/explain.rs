@@ -15,7 +15,7 @@ use heddle_ebpf::{
 };
 use heddle_policy::{ClientIdentity, Connection, Effect, Hop, Problem, Request, Route, Step, WorkloadInfo};
 use serde::Serialize;
-use std::process::ExitCode;
+use std::{net::IpAddr, process::ExitCode};
 
 pub(super) const ABOUT: &str = "Says whether a client may reach a destination, by which rule, and which other rules were considered and why each of them did \
 or did not match. Ends with 0 whatever the verdict is (`heddle policy test` holds rules against what is expected).
@@ -77,10 +77,13 @@ pub(super) fn judge_all(
     request: Option<&Request<'_>>,
 ) -> Vec<(String, Judged)> {
     let ends = to.ends.iter().map(|(pod, port)| {
-        let judged = match to.service.filter(|_| port.is_udp() && leads_to_mesh(to)) {
+        let judged = match to.service.filter(|_| port.is_udp()) {
+            Some(asked) if asks_for_names(picture, client, asked) => {
+                picture.judge_leaving(client, &Address::from(asked.0), asked.1.number)
+            }
             // Nobody turns a datagram to an endpoint before it leaves.
-            Some(_) => Judged::refused(Reason::PlainToMeshed, ""),
-            None => picture.judge(client, pod, *port, request),
+            Some(_) if leads_to_mesh(to) => Judged::refused(Reason::PlainToMeshed, ""),
+            _ => picture.judge(client, pod, *port, request),
         };
         (format!("{}/{}:{port}", pod.namespace, pod.name), judged)
     });
@@ -90,13 +93,19 @@ pub(super) fn judge_all(
     ends.chain(outside).collect()
 }
 
+/// Whether this is a name asked for at the cluster's DNS Service, which its own node lets everybody do.
+fn asks_for_names(picture: &Picture, client: &Client, (address, port): (IpAddr, Port)) -> bool {
+    let left = picture.judge_leaving(client, &Address::from(address), port.number);
+    client.identity.is_some() && port.number == 53 && left.allowed
+}
+
 /// Whether a Service that was asked for has a meshed endpoint.
 fn leads_to_mesh(to: &To<'_>) -> bool {
     to.ends.iter().any(|(pod, _)| pod.meshed())
 }
 
 /// A destination that is no pod's: the client's node judges alone.
-fn judge_outside(picture: &Picture, client: &Client, address: std::net::IpAddr, port: Port) -> Judged {
+fn judge_outside(picture: &Picture, client: &Client, address: IpAddr, port: Port) -> Judged {
     let plain = |allowed, reason, rule: &str| Judged { allowed, ..Judged::refused(reason, rule) };
     if client.identity.is_none() {
         return plain(true, Reason::PlainOutside, "");
@@ -142,10 +151,22 @@ fn explain(picture: &Picture, from: &From, to: &To<'_>, request: Option<&Request
             };
             if let Some((pod, port)) = end {
                 rules_of(picture, &from.client, pod, port, request, &mut one);
+                leaving_first(&mut one);
             }
             one
         })
         .collect()
+}
+
+/// Where a rule about what leaves the client refuses, it decides before any of the destination's.
+fn leaving_first(one: &mut Explained) {
+    if one.reason != Reason::Denied.as_str() || one.considered.iter().any(|step| step.rule == one.rule) {
+        return;
+    }
+    one.considered.iter_mut().for_each(|step| step.decided = false);
+    let why = vec!["it is about what leaves the client, and judged on the client's node".to_owned()];
+    let rule = one.rule.clone();
+    one.considered.insert(0, Step { rule, effect: Effect::Denies, matched: true, decided: true, why });
 }
 
 fn rules_of(
@@ -350,6 +371,54 @@ spec:
     #[test]
     fn a_destination_outside_is_judged_by_the_clients_node() {
         insta::assert_snapshot!(explained("shop/web", "198.51.100.1:443"));
+    }
+
+    #[test]
+    fn what_the_clients_own_rules_forbid_is_refused_at_meshed_pods_too() {
+        let ask = |rules: &str, from: &str, to: &str| {
+            let picture = testing::picture(rules);
+            let (from, to) = (parties::from(&picture, from).unwrap(), parties::to(&picture, to).unwrap());
+            text(&from, &explain(&picture, &from, &to, None), &[])
+        };
+        let deny = |spec: &str| format!("{SHOP}---\n{{apiVersion: {spec}}}\n");
+        let heddle = |to: &str| {
+            deny(&format!(
+                "heddle.io/v1alpha1, kind: AccessRule, metadata: {{name: no-redis, namespace: shop}}, \
+                 spec: {{action: Deny, podSelector: {{matchLabels: {{app: web}}}}, to: [{to}]}}"
+            ))
+        };
+        assert!(ask(SHOP, "shop/web", "shop/redis:6379").starts_with("ALLOWED"), "the control");
+        for rules in [
+            heddle("{serviceAccounts: [{name: redis}]}"),
+            heddle("{networks: [{cidr: 10.0.0.0/8}]}"),
+            deny(
+                "policy.linkerd.io/v1alpha1, kind: EgressNetwork, metadata: {name: inside, namespace: shop}, \
+                 spec: {trafficPolicy: Deny, networks: [{cidr: 10.0.0.0/8}]}",
+            ),
+        ] {
+            let refused = ask(&rules, "shop/web", "shop/redis:6379");
+            assert!(refused.starts_with("REFUSED") && refused.contains("(denied)"), "{refused}");
+            let first = refused.lines().find(|line| line.starts_with("   1. denies")).unwrap_or_default();
+            let named =
+                first.ends_with("AccessRule shop/no-redis") || first.ends_with("EgressNetwork shop/inside");
+            assert!(named && !refused.contains(". decides"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_services_address_is_judged_as_its_name_is() {
+        let picture = testing::picture(SHOP);
+        let address = picture.service(&heddle_policy::resources::ObjectName::new("shop", "redis")).unwrap();
+        let to = format!("{}:6379", address.addresses[0]);
+        let ask = |from: &str, to: &str| {
+            let (from, to) = (parties::from(&picture, from).unwrap(), parties::to(&picture, to).unwrap());
+            text(&from, &explain(&picture, &from, &to, None), &[])
+        };
+        for (from, word) in [("198.51.100.9", "REFUSED"), ("shop/web", "ALLOWED")] {
+            let by_name = ask(from, "svc/shop/redis:6379");
+            assert!(by_name.starts_with(word), "{by_name}");
+            assert_eq!(ask(from, &to), by_name);
+        }
     }
 
     const STATS: &str = "---

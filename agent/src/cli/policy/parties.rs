@@ -6,6 +6,7 @@ use super::{
     port::{self, Port},
 };
 use crate::cluster::workload::workload_name;
+use heddle_ebpf::Address;
 use heddle_policy::{
     WorkloadInfo,
     names::IdentityName,
@@ -34,7 +35,7 @@ pub(super) struct To<'a> {
     /// A destination that is no pod's.
     pub outside: Option<(IpAddr, Port)>,
     /// The address of a Service that was asked for.
-    pub service: Option<IpAddr>,
+    pub service: Option<(IpAddr, Port)>,
     pub note: String,
 }
 
@@ -136,6 +137,14 @@ pub(super) fn to<'a>(picture: &'a Picture, text: &str) -> Result<To<'a>, Failure
         let address = address.to_canonical();
         let number = on(port.parse().map_err(|_| wrong(format!("{port:?} is no port")))?);
         let pod = picture.pods().find(|pod| pod.addresses.contains(&address));
+        // Where a Service's connections go is its endpoints' affair. Datagrams are judged at the Service's address.
+        if pod.is_none()
+            && transport == Transport::Tcp
+            && let Some(name) = picture.compiled.service(&Address::from(address))
+            && let Ok(found) = to(picture, &format!("svc/{}/{}:{port}", name.namespace, name.name))
+        {
+            return Ok(found);
+        }
         return Ok(match pod {
             Some(pod) => {
                 let note = format!("{address} is pod {}/{}", pod.namespace, pod.name);
@@ -199,7 +208,8 @@ pub(super) fn to<'a>(picture: &'a Picture, text: &str) -> Result<To<'a>, Failure
     let names: Vec<_> =
         ends.iter().map(|(pod, port)| format!("{}/{}:{port}", pod.namespace, pod.name)).collect();
     let note = format!("Service {name} leads to {}", shortened(&names, 3));
-    Ok(To { ends, outside: None, service: service.addresses.first().copied(), note })
+    let service = service.addresses.first().map(|address| (*address, on(asked.port)));
+    Ok(To { ends, outside: None, service, note })
 }
 
 /// The workload of a pod, as `namespace/name`.

@@ -295,8 +295,9 @@ impl Picture {
         Some(Client { identity: pod.identity.clone(), address, node: None, name })
     }
 
-    /// What becomes of a connection to a port of a pod, of a request over it, or of a datagram. Where requests must be read and none is
-    /// given, a `GET /` stands for all of them, and the answer says so.
+    /// What becomes of a connection to a port of a pod, of a request over it, or of a datagram: what the client's own rules
+    /// let leave and the pod's let in. Where requests must be read and none is given, a `GET /` stands for all of them, and
+    /// the answer says so.
     pub fn judge(
         &self,
         client: &Client,
@@ -310,6 +311,24 @@ impl Picture {
         if !pod.meshed() {
             return self.judge_plain(client, &to, port);
         }
+        let judged = self.judge_arriving(client, pod, to, port, request);
+        if client.identity.is_none() || !judged.allowed {
+            return judged;
+        }
+        // Of what is let in alone: a refusal is told by the rule that every client meets.
+        let left = self.judge_plain(client, &to, port);
+        if left.reason == Reason::Denied { left } else { judged }
+    }
+
+    /// What a meshed pod's own node says.
+    fn judge_arriving(
+        &self,
+        client: &Client,
+        pod: &WorkloadInfo,
+        to: Address,
+        port: Port,
+        request: Option<&Request<'_>>,
+    ) -> Judged {
         if port.is_udp() {
             let asked = datagram(client, pod, to, port);
             return Judged::by(self.compiled.decide_datagram(&asked), false);
@@ -346,7 +365,7 @@ impl Picture {
         Judged { allowed, ..Judged::refused(found.reason, self.compiled.tables.rule(found.rule)) }
     }
 
-    /// A destination that is not meshed judges nobody; the client's node does.
+    /// What the client's node says, which judges alone where the destination is not meshed.
     fn judge_plain(&self, client: &Client, to: &Address, port: Port) -> Judged {
         if client.identity.is_none() {
             return Judged { allowed: true, ..Judged::refused(Reason::PlainCluster, "") };
