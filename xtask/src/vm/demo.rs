@@ -21,7 +21,7 @@ use xtask::machines::{Ask, CLIENT, PLAIN, Told, WEB};
 ///
 /// Mutual TLS from one machine to the other, captured on the link; a link that loses, reorders and repeats packets, small
 /// and large packets, IPv6 alone; the power cut during traffic, a boot without the agent, one with the agent late, and
-/// clocks an hour apart; with `--earlier` two builds of Heddle side by side. Works without KVM and without root; takes a quarter of an hour then.
+/// clocks an hour apart; with `--earlier` two builds of Heddle side by side. Works without KVM and without root; takes five to fifteen minutes then.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Kernel series of the first and the second machine

@@ -23,7 +23,7 @@ pub(super) fn capabilities() -> Finding {
             if lacking.is_empty() {
                 Finding::ok(name, NEEDED.map(|(_, name)| name).join(", "))
             } else {
-                let remedy = "run as root, in a container as privileged: true";
+                let remedy = "run as root; in a container add BPF, PERFMON, NET_ADMIN, SYS_ADMIN, SYS_NICE and SYS_PTRACE, as deploy/kubernetes/heddle.yaml does";
                 Finding::missing(name, format!("without {}", lacking.join(", ")), remedy)
             }
         }

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 /// Where the agent is on its host.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct PlaceFlags {
-    /// The agent's configuration: a YAML file whose fields are the flags' names in camelCase (see `agent --print-config`)
+    /// The agent's configuration: a YAML file; `agent --print-config` shows its fields
     #[arg(long, value_name = "FILE", env = "HEDDLE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Where the agent's socket and lock are [default: /run/heddle]
@@ -93,7 +93,7 @@ pub struct Flags {
     /// After how much of its life a certificate is renewed, 10 to 90; the authority may be away for the rest of it [default: 50]
     #[arg(long, value_name = "N")]
     pub renew_after_percent: Option<u64>,
-    /// After how many milliseconds without a sign of life of the agent the kernel refuses what it would carry [default: 500]
+    /// After how many milliseconds without a sign of life of the agent the kernel refuses what it would carry [default: 2000]
     #[arg(long, value_name = "N")]
     pub heartbeat_milliseconds: Option<u64>,
     /// The kubelet's cgroup on this node, whose health probes pass [default: none, and no probe passes]

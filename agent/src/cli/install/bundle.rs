@@ -123,6 +123,9 @@ pub(in crate::cli) fn admission_bindings() -> Vec<String> {
     bindings.map(|it| words(it).2.to_owned()).collect()
 }
 
+/// Where the chart mounts the agents' folder.
+const RUN_DIRECTORY: &str = "/run/heddle/agent";
+
 impl Values {
     /// Reads them as YAML.
     ///
@@ -219,6 +222,15 @@ impl Values {
 
     fn agent(&self, object: &mut Value) -> Result<(), String> {
         self.container(object, self.agent.resources.as_ref());
+        if self.agent.config.contains_key("ca") {
+            return Err("agent.config.ca: another issuer than Heddle's authority is installed by Helm alone"
+                .to_owned());
+        }
+        if self.agent.config.get("runDirectory").is_some_and(|it| it != RUN_DIRECTORY) {
+            return Err(format!(
+                "agent.config.runDirectory: the chart's agents run in {RUN_DIRECTORY}: leave it out"
+            ));
+        }
         let text = self.agent.configuration_of_the_chart()?;
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
@@ -404,6 +416,12 @@ mod tests {
         assert_eq!(Values::read("# nothing\n").unwrap(), Values::default());
         let relative = Values::read("agent: {config: {workloadApi: run}}").unwrap();
         assert!(Bundle::of(&relative).unwrap_err().contains("workloadApi"));
+        for (wrong, named) in
+            [("ca: {spire: {socket: /x}}", "agent.config.ca"), ("runDirectory: /run/x", "runDirectory")]
+        {
+            let values = Values::read(&format!("agent: {{config: {{{wrong}}}}}")).unwrap();
+            assert!(Bundle::of(&values).unwrap_err().contains(named), "{wrong}");
+        }
         let none = Values::read("ca: {replicas: 0}").unwrap();
         assert!(Bundle::of(&none).unwrap_err().contains("ca.replicas"));
     }

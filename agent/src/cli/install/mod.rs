@@ -139,7 +139,7 @@ fn read(path: &Path) -> Result<String, Failure> {
 fn bundle(text: &str, name: &str) -> Result<Bundle, Failure> {
     let refused = |error: String| {
         miette!(
-            help = "deploy/helm/heddle/values.yaml describes every value; metricsFrom, apiServerPorts, the issuer's names and createNamespace only Helm knows",
+            help = "deploy/helm/heddle/values.yaml describes every value; metricsFrom, apiServerPorts, agent.config.ca, the issuer's names and createNamespace only Helm knows",
             "{name}: {error}"
         )
     };

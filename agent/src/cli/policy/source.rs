@@ -3,7 +3,7 @@
 use crate::{
     cli::{
         Failure, client,
-        config::{Config, ConfigError, Flags, PlaceFlags, bundle_of},
+        config::{Config, ConfigError, bundle_of},
         door::api::PolicyInForce,
     },
     cluster::{
@@ -137,11 +137,8 @@ impl SettingFlags {
 
 /// What an agent's configuration says.
 fn configured(path: &Path) -> Result<ClusterSettings, Failure> {
-    let place = PlaceFlags { config: Some(path.to_owned()), ..PlaceFlags::default() };
-    let config = Config::load(&Flags { place, ..Flags::default() }).map_err(|error| unfit(&error))?;
-    config
-        .cluster_settings()
-        .map_err(|error| miette!("{}: identities cannot be named: {error}", path.display()))
+    // Of a cluster's agents it names neither node nor authority: each is told its own.
+    Config::shared(path, None).map_err(|error| unfit(&error))
 }
 
 fn unfit(error: &ConfigError) -> Failure {
@@ -276,5 +273,21 @@ impl Source {
     /// The files' texts, to quote from.
     pub fn texts(&self) -> BTreeMap<String, String> {
         self.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clusters_agents_configuration_names_no_authority_and_is_read_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("heddle.yaml");
+        std::fs::write(&file, "cluster: {}\nclusterNetworks: [10.0.0.0/8]\n").unwrap();
+        let settings = configured(&file).unwrap();
+        assert_eq!(settings.cluster_networks, ["10.0.0.0/8".parse().unwrap()]);
+        std::fs::write(&file, "cluster: {}\nclusterNetwork: [10.0.0.0/8]\n").unwrap();
+        assert!(configured(&file).unwrap_err().to_string().contains("clusterNetwork"));
     }
 }
