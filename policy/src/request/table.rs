@@ -5,7 +5,7 @@
 //! parameters; then the older route, its name, the rule and the match. A route that fits in one respect and not in
 //! another leaves the request to the next.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use foldhash::fast::RandomState;
 use regex::Regex;
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     grant_set::GrantSet,
-    path::check_path,
+    path::meaning,
     resources::{HostMatch, PathMatch, RequestMatch, Route},
 };
 
@@ -128,7 +128,8 @@ impl RouteTable {
     /// If the request can be read in two ways.
     pub(crate) fn find(&self, request: &Request<'_>) -> Result<Routed<'_>, BadRequest> {
         let (path, query) = request.split();
-        check_path(path)?;
+        // What is compared is what both sides mean: a character that is escaped leads around no narrower route.
+        let path = &*meaning(path)?;
         let host = Host::read(request.host)?;
         let host = host.as_str();
         let search = |paths: &Paths| paths.first(path, |index| self.holds(index, request, query));
@@ -172,13 +173,19 @@ impl RouteTable {
     }
 }
 
+/// What a route's path says. One that no request has (a prefix of nothing among them) stays as it is.
+fn plain(path: &str) -> String {
+    meaning(path).map_or_else(|_| path.to_owned(), Cow::into_owned)
+}
+
 impl Paths {
     fn add(&mut self, path: &PathMatch, index: u32) {
         match path {
-            PathMatch::Exact(text) => self.exact.entry(text.clone()).or_default().push(index),
+            PathMatch::Exact(text) => self.exact.entry(plain(text)).or_default().push(index),
             PathMatch::Prefix(text) => {
+                let text = plain(text);
                 self.longest = self.longest.max(text.len());
-                self.prefix.entry(text.clone()).or_default().push(index);
+                self.prefix.entry(text).or_default().push(index);
             }
             PathMatch::GrpcMethod(text) => self.grpc_method.entry(text.clone()).or_default().push(index),
             PathMatch::Regex(pattern) => {

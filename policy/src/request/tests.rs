@@ -35,6 +35,15 @@ fn paths_that_can_be_read_in_two_ways_are_refused() {
         ("/a%2", Err(BadEscape)),
         ("/a%zz", Err(BadEscape)),
         ("/a%+1", Err(BadEscape)),
+        ("/a/..%3Bx/b", Err(DotSegment)),
+        ("/a/.%3b", Err(DotSegment)),
+        ("/a/..%3A", Ok(())),
+        ("/%F0%9F%A7%B5", Ok(())),
+        ("/%E9", Err(BadEscape)),
+        ("/%C3/%A9", Err(BadEscape)),
+        ("/%A9", Err(BadEscape)),
+        ("/%C0%AF", Err(BadEscape)),
+        ("/%ED%A0%80", Err(BadEscape)),
     ] {
         assert_eq!(check_path(path), found, "{path:?}");
     }

@@ -11,7 +11,7 @@ use super::{
     checks::Checks,
     linkerd::{GATEWAY_GROUP, GROUP},
     meta::{Kind, Meta, ObjectName},
-    pattern::Pattern,
+    pattern::{Pattern, PatternBudget},
     routes::{
         BackendRef, HostMatch, NamedMatch, Parent, ParentKind, Parents, PathMatch, RequestMatch, Route,
         RouteRule, TextMatch,
@@ -26,6 +26,8 @@ use crate::{
 
 /// More of anything in a route is refused: the Gateway API allows 16 hosts, 16 rules and 64 matches.
 const MAX_ITEMS: usize = 128;
+/// The most headers, and the most query parameters, of one match: the Gateway API's own limit.
+const MAX_NAMED: usize = 16;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -133,7 +135,8 @@ pub(super) fn route(kind: Kind, meta: Meta, spec: Option<&Value>, problems: &mut
     let rules = checks.read::<RawRoute>("spec", spec).and_then(|raw| {
         hosts = hostnames(&mut checks, raw.hostnames.unwrap_or_default());
         let written = raw.rules.unwrap_or_default();
-        limit(&mut checks, "spec.rules", written.len());
+        limit(&mut checks, "spec.rules", written.len(), MAX_ITEMS);
+        let mut budget = PatternBudget::default();
         // No rules is one rule for everything, as in the Gateway API.
         let written = if written.is_empty() {
             vec![(0, None)]
@@ -143,7 +146,7 @@ pub(super) fn route(kind: Kind, meta: Meta, spec: Option<&Value>, problems: &mut
         let rules = written
             .into_iter()
             .map(|(i, raw)| match raw {
-                Some(raw) => rule(&mut checks, kind, &format!("spec.rules[{i}]"), raw),
+                Some(raw) => rule(&mut checks, &mut budget, &format!("spec.rules[{i}]"), raw),
                 None => RouteRule { matches: vec![RequestMatch::default()], ..RouteRule::default() },
             })
             .collect();
@@ -152,9 +155,9 @@ pub(super) fn route(kind: Kind, meta: Meta, spec: Option<&Value>, problems: &mut
     Route { kind, meta, parents, hosts, rules }
 }
 
-fn limit(checks: &mut Checks<'_>, field: &str, items: usize) {
-    if items > MAX_ITEMS {
-        checks.fail(field, format!("has more than {MAX_ITEMS} entries"), "divide it among several routes");
+fn limit(checks: &mut Checks<'_>, field: &str, items: usize, most: usize) {
+    if items > most {
+        checks.fail(field, format!("has more than {most} entries"), "divide it among several routes");
     }
 }
 
@@ -205,7 +208,7 @@ fn parents(kind: Kind, meta: &Meta, spec: Option<&Value>, problems: &mut Vec<Pro
 }
 
 fn hostnames(checks: &mut Checks<'_>, written: Vec<String>) -> Vec<HostMatch> {
-    limit(checks, "spec.hostnames", written.len());
+    limit(checks, "spec.hostnames", written.len(), MAX_ITEMS);
     let mut hosts = Vec::new();
     for (i, text) in written.iter().enumerate() {
         match host_match(text) {
@@ -236,14 +239,14 @@ pub(super) fn host_match(text: &str) -> Option<HostMatch> {
     Some(if suffix { HostMatch::Suffix(format!(".{name}")) } else { HostMatch::Exact(name.to_owned()) })
 }
 
-fn rule(checks: &mut Checks<'_>, kind: Kind, field: &str, raw: RawRule) -> RouteRule {
+fn rule(checks: &mut Checks<'_>, budget: &mut PatternBudget, field: &str, raw: RawRule) -> RouteRule {
     let mut it =
         RouteRule { name: raw.name, timeouts: raw.timeouts, retry: raw.retry, ..RouteRule::default() };
     let written = raw.matches.unwrap_or_default();
-    limit(checks, &format!("{field}.matches"), written.len());
+    limit(checks, &format!("{field}.matches"), written.len(), MAX_ITEMS);
     for (i, raw) in written.into_iter().enumerate() {
         let field = format!("{field}.matches[{i}]");
-        if let Some(found) = request_match(checks, kind, &field, raw) {
+        if let Some(found) = request_match(checks, budget, &field, raw) {
             it.matches.push(found);
         }
     }
@@ -283,7 +286,13 @@ fn rule(checks: &mut Checks<'_>, kind: Kind, field: &str, raw: RawRule) -> Route
     it
 }
 
-fn request_match(checks: &mut Checks<'_>, kind: Kind, field: &str, raw: RawMatch) -> Option<RequestMatch> {
+fn request_match(
+    checks: &mut Checks<'_>,
+    budget: &mut PatternBudget,
+    field: &str,
+    raw: RawMatch,
+) -> Option<RequestMatch> {
+    let kind = checks.kind;
     if matches!(kind, Kind::TcpRoute | Kind::TlsRoute) {
         checks.fail(field, "does not go with a route of connections", "remove it");
         return None;
@@ -291,22 +300,25 @@ fn request_match(checks: &mut Checks<'_>, kind: Kind, field: &str, raw: RawMatch
     let mut it = RequestMatch::default();
     match (raw.path, raw.method) {
         (path, Some(RawMethod::Http(method))) if kind != Kind::GrpcRoute => {
-            it.path = path_match(checks, &format!("{field}.path"), path)?;
+            it.path = path_match(checks, budget, &format!("{field}.path"), path)?;
             if method.is_empty() || !method.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
                 checks.fail(&format!("{field}.method"), format!("{method:?} is not a method"), "write one");
             }
             it.method = Some(method);
         }
         (None, Some(RawMethod::Grpc(method))) if kind == Kind::GrpcRoute => {
-            it.path = grpc_method(checks, &format!("{field}.method"), method)?;
+            it.path = grpc_method(checks, budget, &format!("{field}.method"), method)?;
         }
         (path, None) if kind != Kind::GrpcRoute => {
-            it.path = path_match(checks, &format!("{field}.path"), path)?;
+            it.path = path_match(checks, budget, &format!("{field}.path"), path)?;
         }
         (None, None) => {}
         _ => checks.fail(field, "has a field of another kind of route", "correct it"),
     }
-    for (i, raw) in raw.headers.unwrap_or_default().into_iter().enumerate() {
+    let (headers, query) = (raw.headers.unwrap_or_default(), raw.query_params.unwrap_or_default());
+    limit(checks, &format!("{field}.headers"), headers.len(), MAX_NAMED);
+    limit(checks, &format!("{field}.queryParams"), query.len(), MAX_NAMED);
+    for (i, raw) in headers.into_iter().enumerate() {
         let field = format!("{field}.headers[{i}]");
         let name = raw.name.to_ascii_lowercase();
         let token = !name.is_empty()
@@ -314,18 +326,18 @@ fn request_match(checks: &mut Checks<'_>, kind: Kind, field: &str, raw: RawMatch
         if !token {
             checks.fail(&format!("{field}.name"), "is not a header's name", "correct it");
         }
-        let value = text_match(checks, &field, raw.r#type.as_deref(), raw.value)?;
+        let value = text_match(checks, budget, &field, raw.r#type.as_deref(), raw.value)?;
         // Of two of one name the first counts, as in the Gateway API.
         if !it.headers.iter().any(|other: &NamedMatch| other.name == name) {
             it.headers.push(NamedMatch { name, value });
         }
     }
-    for (i, raw) in raw.query_params.unwrap_or_default().into_iter().enumerate() {
+    for (i, raw) in query.into_iter().enumerate() {
         let field = format!("{field}.queryParams[{i}]");
         if kind == Kind::GrpcRoute {
             checks.fail(&field, "is not known in a GRPCRoute", "remove it");
         }
-        let value = text_match(checks, &field, raw.r#type.as_deref(), raw.value)?;
+        let value = text_match(checks, budget, &field, raw.r#type.as_deref(), raw.value)?;
         if !it.query.iter().any(|other: &NamedMatch| other.name == raw.name) {
             it.query.push(NamedMatch { name: raw.name, value });
         }
@@ -333,20 +345,45 @@ fn request_match(checks: &mut Checks<'_>, kind: Kind, field: &str, raw: RawMatch
     Some(it)
 }
 
-fn pattern(checks: &mut Checks<'_>, field: &str, text: &str) -> Option<Pattern> {
-    match Pattern::new(text) {
+/// An expression over a path, which has no escapes any more where it is judged.
+fn path_pattern(
+    checks: &mut Checks<'_>,
+    budget: &mut PatternBudget,
+    field: &str,
+    text: &str,
+) -> Option<Pattern> {
+    let escape = |it: &[u8]| it.starts_with(b"%") && it.iter().skip(1).all(u8::is_ascii_hexdigit);
+    if text.as_bytes().windows(3).any(escape) {
+        checks.fail(field, "has an escape, which no path has once it is read", "write the character itself");
+        return None;
+    }
+    pattern(checks, budget, field, text)
+}
+
+fn pattern(checks: &mut Checks<'_>, budget: &mut PatternBudget, field: &str, text: &str) -> Option<Pattern> {
+    match budget.take(text) {
         Ok(pattern) => Some(pattern),
-        Err(reason) => {
+        // The route is closed already, and that is told.
+        Err(None) => None,
+        Err(Some(reason)) => {
             checks.fail(field, reason, "write a shorter or simpler expression (RE2's syntax)");
             None
         }
     }
 }
 
-fn text_match(checks: &mut Checks<'_>, field: &str, kind: Option<&str>, value: String) -> Option<TextMatch> {
+fn text_match(
+    checks: &mut Checks<'_>,
+    budget: &mut PatternBudget,
+    field: &str,
+    kind: Option<&str>,
+    value: String,
+) -> Option<TextMatch> {
     match kind {
         None | Some("Exact") => Some(TextMatch::Exact(value)),
-        Some("RegularExpression") => pattern(checks, &format!("{field}.value"), &value).map(TextMatch::Regex),
+        Some("RegularExpression") => {
+            pattern(checks, budget, &format!("{field}.value"), &value).map(TextMatch::Regex)
+        }
         Some(_) => {
             checks.fail(
                 &format!("{field}.type"),
@@ -358,7 +395,12 @@ fn text_match(checks: &mut Checks<'_>, field: &str, kind: Option<&str>, value: S
     }
 }
 
-fn path_match(checks: &mut Checks<'_>, field: &str, raw: Option<RawValue>) -> Option<PathMatch> {
+fn path_match(
+    checks: &mut Checks<'_>,
+    budget: &mut PatternBudget,
+    field: &str,
+    raw: Option<RawValue>,
+) -> Option<PathMatch> {
     let raw = raw.unwrap_or(RawValue { r#type: None, value: None });
     let value = raw.value.unwrap_or_else(|| "/".to_owned());
     let plain = |checks: &mut Checks<'_>| {
@@ -380,7 +422,9 @@ fn path_match(checks: &mut Checks<'_>, field: &str, raw: Option<RawValue>) -> Op
             (prefix.is_empty() && value == "/" || plain(checks)).then_some(PathMatch::Prefix(prefix))
         }
         Some("Exact") => plain(checks).then(|| PathMatch::Exact(value.clone())),
-        Some("RegularExpression") => pattern(checks, &format!("{field}.value"), &value).map(PathMatch::Regex),
+        Some("RegularExpression") => {
+            path_pattern(checks, budget, &format!("{field}.value"), &value).map(PathMatch::Regex)
+        }
         Some(_) => {
             let remedy = "write Exact, PathPrefix or RegularExpression";
             checks.fail(&format!("{field}.type"), "is not a way to compare", remedy);
@@ -389,7 +433,12 @@ fn path_match(checks: &mut Checks<'_>, field: &str, raw: Option<RawValue>) -> Op
     }
 }
 
-fn grpc_method(checks: &mut Checks<'_>, field: &str, raw: RawGrpcMethod) -> Option<PathMatch> {
+fn grpc_method(
+    checks: &mut Checks<'_>,
+    budget: &mut PatternBudget,
+    field: &str,
+    raw: RawGrpcMethod,
+) -> Option<PathMatch> {
     let (service, method) = (raw.service.filter(|it| !it.is_empty()), raw.method.filter(|it| !it.is_empty()));
     match raw.r#type.as_deref() {
         None | Some("Exact") => {
@@ -415,9 +464,9 @@ fn grpc_method(checks: &mut Checks<'_>, field: &str, raw: RawGrpcMethod) -> Opti
             let any = || "[^/]+".to_owned();
             let (service, method) = (service.unwrap_or_else(any), method.unwrap_or_else(any));
             for part in [&service, &method] {
-                pattern(checks, field, part)?;
+                pattern(checks, budget, field, part)?;
             }
-            pattern(checks, field, &format!("/(?:{service})/(?:{method})")).map(PathMatch::Regex)
+            path_pattern(checks, budget, field, &format!("/(?:{service})/(?:{method})")).map(PathMatch::Regex)
         }
         Some(_) => {
             let remedy = "write Exact or RegularExpression";

@@ -208,7 +208,7 @@ fn ports(checks: &mut Checks<'_>, raw: Option<Vec<Value>>) -> Vec<PortMatch> {
     let size: u32 = found
         .iter()
         .map(|it| if let PortMatch::Range(first, last) = it { u32::from(last - first) + 1 } else { 1 })
-        .sum();
+        .fold(0, u32::saturating_add);
     if size > MAX_LISTED_PORTS && found != [PortMatch::Range(1, u16::MAX)] {
         checks.fail(
             "spec.ports",

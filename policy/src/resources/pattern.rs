@@ -8,6 +8,10 @@ use regex::{Regex, RegexBuilder};
 pub const MAX_PATTERN: usize = 4096;
 /// The most memory that a compiled expression may take, in bytes.
 const MAX_COMPILED: usize = 128 << 10;
+/// What one expression counts for at least against [`MAX_TOGETHER`].
+const LEAST_COUNTED: usize = 8 << 10;
+/// The most memory that the compiled expressions of a route may take together, in bytes: at most 128 expressions.
+const MAX_TOGETHER: usize = 1 << 20;
 /// The most memory that matching may take for its cache, in bytes.
 const MAX_CACHE: usize = 256 << 10;
 /// Deeper nesting is refused.
@@ -17,13 +21,49 @@ const MAX_NESTING: u32 = 32;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pattern(Arc<str>);
 
+/// What the expressions of one route may still take.
+pub(super) struct PatternBudget {
+    left: usize,
+    told: bool,
+}
+
+impl Default for PatternBudget {
+    fn default() -> Self {
+        Self { left: MAX_TOGETHER, told: false }
+    }
+}
+
+impl PatternBudget {
+    /// An expression, counted as the least power of two that its compiled form keeps within. Fails as
+    /// [`Pattern::new`] does, and when nothing is left: then nothing is compiled any more, and there is a reason the
+    /// first time alone.
+    pub(super) fn take(&mut self, text: &str) -> Result<Pattern, Option<String>> {
+        if self.left >= LEAST_COUNTED {
+            let pattern = Pattern::new(text).map_err(Some)?;
+            let mut size = LEAST_COUNTED;
+            while size < MAX_COMPILED && compile(text, size).is_err() {
+                size *= 2;
+            }
+            if size <= self.left {
+                self.left -= size;
+                return Ok(pattern);
+            }
+            self.left = 0;
+        }
+        let first = !std::mem::replace(&mut self.told, true);
+        let reason = "takes, with the route's expressions before it, too much memory: 128 small expressions, \
+                      or 8 of the greatest, are a route's most";
+        Err(first.then(|| reason.to_owned()))
+    }
+}
+
 impl Pattern {
     /// Fails, with the reason, for what is no expression or exceeds the bounds.
     pub fn new(text: &str) -> Result<Self, String> {
         if text.len() > MAX_PATTERN {
             return Err(format!("is longer than {MAX_PATTERN} bytes"));
         }
-        compile(text)?;
+        compile(text, MAX_COMPILED)?;
         Ok(Self(text.into()))
     }
 
@@ -34,15 +74,15 @@ impl Pattern {
 
     /// The expression over the whole of a text. `None` never happens for one that [`Pattern::new`] made.
     pub(crate) fn regex(&self) -> Option<Regex> {
-        compile(&self.0).ok()
+        compile(&self.0, MAX_COMPILED).ok()
     }
 }
 
-fn compile(text: &str) -> Result<Regex, String> {
+fn compile(text: &str, size: usize) -> Result<Regex, String> {
     // By itself first: `a)|(b` would be an expression only between the parentheses.
     let build = |text: &str| {
         RegexBuilder::new(text)
-            .size_limit(MAX_COMPILED)
+            .size_limit(size)
             .dfa_size_limit(MAX_CACHE)
             .nest_limit(MAX_NESTING)
             .build()

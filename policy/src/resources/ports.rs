@@ -52,9 +52,10 @@ impl PortSet {
         self.ranges.iter().flat_map(|(first, last)| *first..=*last)
     }
 
-    /// How many ports the list names, counting one that it names twice as two.
+    /// How many ports the list names, counting one that it names twice as two; the greatest number, if there are more.
     pub fn size(&self) -> u32 {
-        self.ranges.iter().map(|(first, last)| u32::from(*last) - u32::from(*first) + 1).sum()
+        let sizes = self.ranges.iter().map(|(first, last)| u32::from(*last) - u32::from(*first) + 1);
+        sizes.fold(0, u32::saturating_add)
     }
 
     /// Whether one of its ranges is every port.

@@ -654,6 +654,14 @@ fn port_lists() {
 }
 
 #[test]
+fn a_sum_of_ports_beyond_every_number_is_more_than_any_limit() {
+    let Resource::Pod(pod) = one(POD) else { panic!("not a pod") };
+    // 65,541 times 65,534 is 2^32 + 198.
+    let set = PortSet::parse(&"2-65535,".repeat(65_541), &pod).unwrap();
+    assert_eq!(set.size(), u32::MAX);
+}
+
+#[test]
 fn ten_megabytes_are_read_or_refused_in_time() {
     let text = format!("{POD}---\n").repeat(500);
     assert_eq!(parse_file("big.yaml", &text).resources.len(), 500);

@@ -213,6 +213,35 @@ fn hostile_expressions_are_bounded() {
 }
 
 #[test]
+fn expressions_are_bounded_in_number_and_all_together() {
+    let parents = "parentRefs: [{group: policy.linkerd.io, kind: Server, name: web}]";
+    let errors = |rules: &str| {
+        let spec = format!("{{{parents}, rules: [{rules}]}}");
+        let parsed = parse_file("r", &doc("gateway.networking.k8s.io/v1", "HTTPRoute", "r", &spec));
+        parsed.problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let named =
+        |count: usize, test: &str| (0..count).map(|i| format!("{{name: h{i}, {test}}},")).collect::<String>();
+    for field in ["headers", "queryParams"] {
+        let some = |count| errors(&format!("{{matches: [{{{field}: [{}]}}]}}", named(count, "value: v")));
+        assert!(some(16).is_empty(), "the control");
+        assert!(some(17).concat().contains("has more than 16 entries"), "{:?}", some(17));
+    }
+    let expressions = |rules: usize, matches: usize, value: &str| {
+        let headers = named(16, &format!("type: RegularExpression, value: '{value}'"));
+        let matches = format!("{{headers: [{headers}]}},").repeat(matches);
+        errors(&format!("{{matches: [{matches}]}},").repeat(rules))
+    };
+    assert!(expressions(1, 8, "[a-z]+").is_empty(), "the control");
+    let start = worked();
+    for found in [expressions(1, 9, "[a-z]+"), expressions(2, 64, "[a-z]{1200}")] {
+        assert!(found.concat().contains("expressions"), "{found:?}");
+        assert_eq!(found.len(), 1, "told once");
+    }
+    assert!(worked() - start < 5.0);
+}
+
+#[test]
 fn identities_that_are_none_spoil_their_rule() {
     let reference = "[{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: m}]";
     let web = "web.shop.serviceaccount.identity.linkerd.cluster.local";

@@ -106,6 +106,42 @@ fn prefixes_match_by_whole_segments_and_expressions_the_whole_value() {
 }
 
 #[test]
+fn attack_19_an_escaped_character_leads_around_no_narrower_route() {
+    let wide = on_route("all", "[{kind: ServiceAccount, name: web}]");
+    for (kind, value, targets) in [
+        ("Exact", "/v1/users:purge", ["/v1/users:purge", "/v1/users%3Apurge", "/v1/users%3apurge"]),
+        ("Exact", "/v1/users%3apurge", ["/v1/users:purge", "/v1/users%3Apurge", "/v1/users%3apurge"]),
+        ("PathPrefix", "/v1/a@b!", ["/v1/a@b!/c", "/v1/a%40b%21/c", "/v1/%61@b!"]),
+        ("PathPrefix", "/v1/caf%C3%A9", ["/v1/caf%C3%A9", "/v1/caf%c3%a9/x", "/v1/caf%C3%a9"]),
+        ("PathPrefix", "/v1/a;b/", ["/v1/a;b", "/v1/a%3Bb/c", "/v1/a%3bb"]),
+        ("RegularExpression", "/v1/[a-z]+[$+=][a-z]+", ["/v1/a=b", "/v1/a%24b", "/v1/a%2bb"]),
+        ("RegularExpression", "/v1/café", ["/v1/caf%C3%A9", "/v1/caf%c3%a9", "/v1/caf%C3%a9"]),
+    ] {
+        let text = http("HTTP/1")
+            + &route("all", &path("PathPrefix", "/v1"))
+            + &route("purge", &path(kind, value))
+            + &wide
+            + &on_route("purge", "[{kind: ServiceAccount, name: db}]");
+        let it = world(&text);
+        assert!(it.problems.is_empty(), "{:?}", it.problems);
+        for target in targets {
+            // An escaped letter is refused for everybody; the control is who may.
+            let (other, own) = if target.contains("%61") {
+                (Reason::BadRequest, Reason::BadRequest)
+            } else {
+                (Reason::Unauthorized, Reason::Authorized)
+            };
+            assert_eq!(asked(&it, "web.shop", &get(target)).0, other, "{kind} {value} {target}");
+            assert_eq!(asked(&it, "db.shop", &get(target)).0, own, "{kind} {value} {target}");
+        }
+        assert_eq!(asked(&it, "web.shop", &get("/v1/other")).0, Reason::Authorized);
+    }
+    // No request's path has an escape once it is read: such an expression would never hold.
+    let it = world(&(http("HTTP/1") + &route("r", &path("RegularExpression", "/a%3Ab"))));
+    assert_eq!(asked(&it, "web.shop", &get("/a:b")).0, Reason::InvalidPolicy);
+}
+
+#[test]
 fn a_header_that_can_be_read_in_two_ways_is_refused() {
     let reason = |test: &str, headers: &[(&str, &[u8])]| {
         let spec = format!("rules: [{{matches: [{{headers: [{{name: h, {test}}}]}}]}}]");
