@@ -173,6 +173,12 @@ fn parents(kind: Kind, meta: &Meta, spec: Option<&Value>, problems: &mut Vec<Pro
             return Parents::Unreadable;
         }
     };
+    // A misspelt `parentRefs` is told where the rest is read.
+    let known = ["parentRefs", "useDefaultGateways", "hostnames", "rules"];
+    let mut fields = spec.and_then(Value::as_object).into_iter().flat_map(|fields| fields.keys());
+    if raw.parent_refs.is_none() && fields.any(|field| !known.contains(&field.as_str())) {
+        return Parents::Unreadable;
+    }
     let parent = |raw: RawParent| {
         let group = raw.group.as_deref().unwrap_or(GATEWAY_GROUP);
         let kind = raw.kind.as_deref().unwrap_or("Gateway");

@@ -264,15 +264,27 @@ fn read_resource(
         (Kind::EndpointSlice, _) => {
             read.typed().map(|it| Resource::EndpointSlice(EndpointSlice::from_k8s(source, it, problems)))
         }
-        (kind, version) => read.policy_meta(kind, source).map(|meta| {
-            let version = version.unwrap_or_default();
-            if version == UNKNOWN_VERSION {
-                let reason = "this version is not known here: what it may have meant is closed";
-                let problem = meta.problem(kind, Severity::Error, "apiVersion", reason);
-                problems.push(problem.remedy("write a version that is known"));
+        (kind, version) => match read.policy_meta(kind, source) {
+            Ok(meta) => {
+                let version = version.unwrap_or_default();
+                if version == UNKNOWN_VERSION {
+                    let reason = "this version is not known here: what it may have meant is closed";
+                    let problem = meta.problem(kind, Severity::Error, "apiVersion", reason);
+                    problems.push(problem.remedy("write a version that is known"));
+                }
+                Ok(policy(kind, version, meta, value, problems))
             }
-            policy(kind, version, meta, value, problems)
-        }),
+            // A rule that narrows must not go with a label that is none.
+            Err(error) => match read.own_name(kind, source) {
+                Some(meta) => {
+                    let reason = format!("{}: what the resource may have meant is closed", error.reason);
+                    let problem = meta.problem(kind, Severity::Error, &error.path, reason);
+                    problems.push(problem.remedy("correct it"));
+                    Ok(policy(kind, UNKNOWN_VERSION, meta, value, problems))
+                }
+                None => Err(error),
+            },
+        },
     };
     let resource = match result {
         Ok(resource) => resource,
@@ -390,6 +402,16 @@ impl Read<'_> {
         let object = typed::<PolicyObject>(self.value, "")?;
         self.unknown.extend(object.1.into_iter().filter(|field| !known.contains(&field.as_str())));
         Ok(meta(source, object.0.metadata, kind.namespaced()))
+    }
+
+    /// Of metadata that cannot be read: whose it is. `None`: that neither.
+    fn own_name(&self, kind: Kind, source: &Source) -> Option<Meta> {
+        let metadata = self.value.get("metadata")?;
+        let text = |field: &str| metadata.get(field).map(|it| it.as_str().map(str::to_owned));
+        let namespace = text("namespace").unwrap_or(Some("default".to_owned()))?;
+        let from =
+            ObjectMeta { name: Some(text("name")??), namespace: Some(namespace), ..ObjectMeta::default() };
+        Some(meta(source, from, kind.namespaced()))
     }
 }
 

@@ -228,3 +228,40 @@ fn a_service_account_is_named_in_the_clusters_own_trust_domain() {
     assert!(it.allows(&dns("corp.example"), OUTSIDE, DB, 6379));
     assert!(!it.allows(&dns("cluster.local"), OUTSIDE, DB, 6379));
 }
+
+#[test]
+fn metadata_that_cannot_be_read_takes_no_rule_that_narrows_away() {
+    let spoilt = |text: &str| {
+        let with = text.replacen("namespace: shop}", "namespace: shop, labels: {x: 1}}", 1);
+        assert_ne!(with, text);
+        with
+    };
+    let sound = db() + &allow(WEB_ACCOUNT);
+    let deny = rule("no-web", "{action: Deny, from: [{serviceAccounts: [{name: web}]}]}");
+    let tried = |it: &World| it.ask("web.shop", OUTSIDE, DB, 6379).allowed();
+    assert!(tried(&world(&sound)) && !tried(&world(&(sound.clone() + &deny))), "the controls");
+    let it = world(&(sound + &spoilt(&deny)));
+    assert!(!tried(&it) && it.tells("what the resource may have meant is closed"));
+    let narrow = "{podSelector: {matchLabels: {app: db}}, port: 6379, accessPolicy: deny}";
+    let open = ClusterSettings {
+        default_inbound_policy: heddle_policy::resources::DefaultPolicy::AllUnauthenticated,
+        ..ClusterSettings::default()
+    };
+    let at = |text: &str| tried(&world_with(text, &open, 0));
+    assert!(at("") && !at(&server("db", narrow)), "the controls");
+    assert!(!at(&spoilt(&server("db", narrow))));
+}
+
+#[test]
+fn a_route_whose_parents_are_misspelt_closes_what_it_may_be_attached_to() {
+    let ask = |field: &str| {
+        let spec = format!(
+            "{{{field}: [{{group: {LINKERD}, kind: Server, name: web}}], rules: [{{matches: [{{path: {{type: Exact, value: /only}}}}]}}]}}"
+        );
+        let it = world(&(web("HTTP/1") + &doc("gateway.networking.k8s.io/v1", "HTTPRoute", "r", &spec)));
+        let request = Request { method: "GET", target: "/secret", host: "h", headers: &[] };
+        it.request("", WEB, 80, &request).decision.verdict.reason
+    };
+    assert_eq!(ask("parentRefs"), Reason::NoRoute, "the control");
+    assert_eq!(ask("parentRef"), Reason::InvalidPolicy);
+}
