@@ -78,15 +78,17 @@ fn covers(wide: &Grant, narrow: &Grant) -> bool {
     clients && networks
 }
 
-fn includes(wide: &Match, narrow: &Match) -> bool {
+pub(super) fn includes(wide: &Match, narrow: &Match) -> bool {
     match (wide, narrow) {
+        // Perhaps another trust domain's: such a one is let in by its whole name alone.
+        (Match::Any | Match::Suffix(_), Match::Dns(_) | Match::Spiffe(_)) => false,
         (Match::Any, _) => true,
         // A name of ours is `account.namespace.serviceaccount.identity.…`.
         (Match::Namespace(namespace), Match::Name(name)) => name
             .split_once(".serviceaccount.identity.")
             .and_then(|(own, _)| own.rsplit_once('.'))
             .is_some_and(|(_, own)| own == namespace),
-        (Match::Suffix(suffix), Match::Name(dns) | Match::Dns(dns)) => dns.ends_with(suffix.as_str()),
+        (Match::Suffix(suffix), Match::Name(dns)) => dns.ends_with(suffix.as_str()),
         (Match::Suffix(wide), Match::Suffix(narrow)) => narrow.ends_with(wide.as_str()),
         (wide, narrow) => wide == narrow,
     }

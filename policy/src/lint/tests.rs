@@ -118,6 +118,20 @@ fn rules_that_never_decide_are_named_with_those_that_do() {
 }
 
 #[test]
+fn no_rule_takes_in_what_only_its_whole_name_lets_in() {
+    use crate::clients::Match;
+    let far = Match::Spiffe("spiffe://east.example/ns/shop/sa/far".into());
+    let its_dns = Match::Dns("far.shop.serviceaccount.identity.linkerd.east.example".into());
+    let own = Match::Name("web.shop.serviceaccount.identity.linkerd.cluster.local".into());
+    for (wide, covers) in [(Match::Any, true), (Match::Suffix(".cluster.local".into()), true)] {
+        assert_eq!(redundant::includes(&wide, &own), covers, "the control");
+        assert!(!redundant::includes(&wide, &far), "{}", wide.describe());
+    }
+    assert!(!redundant::includes(&Match::Suffix(".east.example".into()), &its_dns));
+    assert!(redundant::includes(&far, &far) && redundant::includes(&its_dns, &its_dns));
+}
+
+#[test]
 fn networks_cover_each_other_only_where_it_is_certain() {
     let net = |cidr: &str, except: &[&str]| NetworkMatch {
         cidr: cidr.parse().unwrap(),
