@@ -36,7 +36,7 @@ use heddle_ebpf::{
 use heddle_policy::{TableSet, verdict::TCP};
 use serde_json::{Value, json};
 use xtask::lab::{
-    Lab, Pod, ServiceSpec,
+    Lab, Pod, PodSpec, ServiceSpec,
     apps::{Attempt, Burst},
     eventually,
 };
@@ -264,65 +264,82 @@ fn generation(status: &Value) -> u64 {
     of("kernelGeneration").min(of("proxyGeneration"))
 }
 
-/// Text that makes one table, and only that one, longer than its map.
-fn overflow(table: &str, near: &Pod) -> Result<String> {
+/// A namespace beside the shop's, whose pod lets the shop's client in.
+const GREEDY: &str = "\
+{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {name: greedy, namespace: greedy}, spec: {podSelector: \
+{matchLabels: {app: greedy}}, port: 7000, proxyProtocol: opaque}}
+---
+{apiVersion: policy.linkerd.io/v1alpha1, kind: AuthorizationPolicy, metadata: {name: greedy, namespace: greedy}, spec: \
+{targetRef: {group: policy.linkerd.io, kind: Server, name: greedy}, requiredAuthenticationRefs: [{group: policy.linkerd.io, \
+kind: MeshTLSAuthentication, name: clients}]}}
+---
+{apiVersion: policy.linkerd.io/v1alpha1, kind: MeshTLSAuthentication, metadata: {name: clients, namespace: greedy}, spec: \
+{identityRefs: [{kind: ServiceAccount, name: client, namespace: shop}]}}
+";
+
+/// Manifests of a namespace that fill a table beyond the sizes below; those of rules are about its pods `app`.
+fn overflow(table: &str, namespace: &str, app: &str) -> Result<String> {
     let mut yaml = String::new();
     let pod = |number: u32, account: &str, mesh: &str| {
         format!(
-            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: more{number}, namespace: shop, uid: more{number}, labels: {{app: more}}, \
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: more{number}, namespace: {namespace}, uid: more{number}, labels: {{app: more}}, \
              annotations: {{heddle.io/mesh: {mesh}}}}}, spec: {{nodeName: node-z, serviceAccountName: {account}, containers: \
              [{{name: c, image: i}}]}}, status: {{phase: Running, podIPs: [{{ip: 10.77.200.{number}}}], conditions: \
              [{{type: Ready, status: \"True\"}}]}}}}\n"
         )
     };
-    let server = |number: u32, app: &str| {
+    let server = |number: u32| {
         format!(
-            "---\n{{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {{name: more{number}, namespace: shop}}, spec: \
+            "---\n{{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {{name: more{number}, namespace: {namespace}}}, spec: \
              {{podSelector: {{matchLabels: {{app: {app}}}}}, port: {}, proxyProtocol: opaque}}}}\n",
             20_000 + number
         )
     };
     let policy = |number: u32, target: &str, kind: &str, name: &str| {
         format!(
-            "---\n{{apiVersion: policy.linkerd.io/v1alpha1, kind: AuthorizationPolicy, metadata: {{name: more{number}, namespace: shop}}, \
+            "---\n{{apiVersion: policy.linkerd.io/v1alpha1, kind: AuthorizationPolicy, metadata: {{name: more{number}, namespace: {namespace}}}, \
              spec: {{targetRef: {{group: policy.linkerd.io, kind: Server, name: {target}}}, requiredAuthenticationRefs: \
              [{{group: policy.linkerd.io, kind: {kind}, name: {name}}}]}}}}\n"
         )
     };
+    let service = |number: u32, selects: &str, ports: u32| {
+        let ports: Vec<_> =
+            (0..ports).map(|n| format!("{{name: x{n}, port: {}, targetPort: 80}}", 80 + n)).collect();
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: more{number}, namespace: {namespace}}}, spec: {{clusterIP: \
+             10.78.9.{number}, selector: {{app: {selects}}}, ports: [{}]}}}}\n",
+            ports.join(", ")
+        )
+    };
     match table {
         "workloads" => (1..70).try_for_each(|n| write!(yaml, "{}", pod(n, "more", "disabled")))?,
-        "identities" => (1..20).try_for_each(|n| write!(yaml, "{}", pod(n, &format!("more{n}"), "enabled")))?,
-        "ports" => (1..70).try_for_each(|n| write!(yaml, "{}", server(n, &near.name)))?,
-        "rules" => (1..300)
-            .try_for_each(|n| write!(yaml, "{}", policy(n, "near", "MeshTLSAuthentication", "clients")))?,
+        "identities" => {
+            (1..20).try_for_each(|n| write!(yaml, "{}", pod(n, &format!("more{n}"), "enabled")))?
+        }
+        "ports" => (1..70).try_for_each(|n| write!(yaml, "{}", server(n)))?,
+        "rules" => {
+            (1..300)
+                .try_for_each(|n| write!(yaml, "{}", policy(n, app, "MeshTLSAuthentication", "clients")))?;
+        }
         "allows" => (1..20).try_for_each(|n| {
             let policy = policy(n, &format!("more{n}"), "MeshTLSAuthentication", "clients");
-            write!(yaml, "{}{policy}", server(n, &near.name))
+            write!(yaml, "{}{policy}", server(n))
         })?,
         "networks" => {
             let nets: Vec<_> = (0..100).map(|n| format!("{{cidr: 192.0.2.{}}}", 2 * n)).collect();
             write!(
                 yaml,
-                "---\n{{apiVersion: policy.linkerd.io/v1alpha1, kind: NetworkAuthentication, metadata: {{name: more, namespace: shop}}, \
-                 spec: {{networks: [{}]}}}}\n{}",
+                "---\n{{apiVersion: policy.linkerd.io/v1alpha1, kind: NetworkAuthentication, metadata: {{name: more, namespace: \
+                 {namespace}}}, spec: {{networks: [{}]}}}}\n{}",
                 nets.join(", "),
-                policy(1, "near", "NetworkAuthentication", "more")
+                policy(1, app, "NetworkAuthentication", "more")
             )?;
         }
-        "services" => (1..20).try_for_each(|n| {
-            write!(
-                yaml,
-                "---\n{{apiVersion: v1, kind: Service, metadata: {{name: more{n}, namespace: shop}}, spec: {{clusterIP: 10.78.9.{n}, \
-                 selector: {{app: nobody}}, ports: [{{name: x, port: 80, targetPort: 80}}]}}}}\n"
-            )
-        })?,
+        "addresses of services" => (1..20).try_for_each(|n| write!(yaml, "{}", service(n, "nobody", 1)))?,
+        "services" => write!(yaml, "{}", service(1, app, 20))?,
         "backends" => {
-            (1..20).try_for_each(|n| write!(yaml, "{}", pod(n, "more", "disabled")))?;
-            write!(
-                yaml,
-                "---\n{{apiVersion: v1, kind: Service, metadata: {{name: more, namespace: shop}}, spec: {{clusterIP: 10.78.9.1, \
-                 selector: {{app: more}}, ports: [{{name: x, port: 80, targetPort: 80}}]}}}}\n"
-            )?;
+            (1..30).try_for_each(|n| write!(yaml, "{}", pod(n, "more", "disabled")))?;
+            write!(yaml, "{}", service(1, "more", 1))?;
         }
         other => anyhow::bail!("no table {other}"),
     }
@@ -333,10 +350,7 @@ fn overflow(table: &str, near: &Pod) -> Result<String> {
 #[ignore = "needs root: cargo xtask test"]
 fn a_table_without_room_closes_everything_and_says_which_one_to_raise() -> Result<()> {
     let mut shop = Shop::bare("full")?;
-    shop.lab.settings().set(
-        "capacity",
-        json!({"workloads": 64, "identities": 8, "ports": 64, "rules": 256, "allows": 8, "networks": 96, "services": 8, "backends": 8}),
-    );
+    shop.lab.settings().set("capacity", json!({"workloads": 64, "identities": 8, "services": 8}));
     shop.lab.service(&ServiceSpec::new("shop", "near", "near").port("echo", 7, "7000"))?;
     shop.start()?;
     let _servers = [shop.near.app(&["echo", "[::]:7000"])?, shop.far.app(&["echo", "[::]:7000"])?];
@@ -344,14 +358,16 @@ fn a_table_without_room_closes_everything_and_says_which_one_to_raise() -> Resul
     let works = |to: &Pod| -> Result<bool> {
         Ok(shop.client.connect(&Attempt::new((to.v4, 7000), "hello"))?.received == "hello")
     };
-    for table in ["workloads", "identities", "ports", "rules", "allows", "networks", "services", "backends"] {
+    for (table, with) in
+        [("workloads", "workloads"), ("identities", "identities"), ("services", "addresses of services")]
+    {
         for to in [&shop.near, &shop.far] {
             eventually(&format!("{} before {table} is full", to.name), Duration::from_secs(10), || {
                 works(to)
             })?;
         }
         let events = agent.events()?;
-        shop.lab.apply("more.yaml", &overflow(table, &shop.near)?)?;
+        shop.lab.apply("more.yaml", &overflow(with, "shop", &shop.near.name)?)?;
         let mut told = String::new();
         eventually(&format!("the status to tell that {table} is full"), Duration::from_secs(10), || {
             let status = agent.status()?;
@@ -380,6 +396,70 @@ fn a_table_without_room_closes_everything_and_says_which_one_to_raise() -> Resul
     }
     for to in [&shop.near, &shop.far] {
         eventually("everything to be as before", Duration::from_secs(10), || works(to))?;
+    }
+    shop.close()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn whoever_takes_most_of_a_table_is_closed_and_its_neighbors_are_not() -> Result<()> {
+    let mut shop = Shop::bare("room")?;
+    shop.lab.settings().set(
+        "capacity",
+        json!({"ports": 64, "rules": 256, "allows": 12, "networks": 96, "services": 16, "backends": 16}),
+    );
+    let greedy =
+        shop.lab.pod(&PodSpec::new("greedy", "node-a").namespace("greedy").account("app").meshed())?;
+    let service = shop.lab.service(&ServiceSpec::new("shop", "near", "near").port("echo", 7, "7000"))?;
+    let of_greedy =
+        shop.lab.service(&ServiceSpec::new("greedy", "greedy", "greedy").port("echo", 7, "7000"))?;
+    shop.lab.apply("greedy.yaml", GREEDY)?;
+    shop.start()?;
+    let _servers = [shop.near.app(&["echo", "[::]:7000"])?, greedy.app(&["echo", "[::]:7000"])?];
+    let agent = shop.lab.agent("node-a")?;
+    let at = |to: IpAddr, port: u16| shop.client.connect(&Attempt::new((to, port), "hello"));
+    let works = |to: IpAddr, port: u16| -> Result<bool> { Ok(at(to, port)?.received == "hello") };
+    let neighbors = [(shop.near.v4, 7000), (service.v4, 7)];
+    let own = [(greedy.v4, 7000), (of_greedy.v4, 7)];
+    for table in ["ports", "rules", "allows", "networks", "services", "backends"] {
+        for (to, port) in neighbors.into_iter().chain(own) {
+            eventually(&format!("{to}:{port} before {table} is full"), Duration::from_secs(10), || {
+                works(to.into(), port)
+            })?;
+        }
+        let events = agent.events()?;
+        shop.lab.apply("more.yaml", &overflow(table, "greedy", "greedy")?)?;
+        let words = format!("places of table {table}");
+        let mut told = String::new();
+        eventually(&format!("the status to tell that {table} is full"), Duration::from_secs(10), || {
+            told = agent.status()?.pointer("/problems").map(Value::to_string).unwrap_or_default();
+            Ok(told.contains(&words))
+        })
+        .with_context(|| format!("it tells {told:?}"))?;
+        assert!(told.contains("Namespace greedy") && !told.contains("Namespace shop"), "{table}: {told}");
+        for (to, port) in neighbors {
+            let outcome = at(to.into(), port)?;
+            assert_eq!(outcome.received, "hello", "{table} is full, to {to}:{port}: {}", outcome.summary());
+        }
+        let of_objects = ["services", "backends"].contains(&table);
+        for (to, port) in own {
+            let outcome = at(to.into(), port)?;
+            // Pods that their Services do not lead to are reached all the same.
+            if of_objects && port == 7000 {
+                assert_eq!(outcome.received, "hello", "{table} is full: {}", outcome.summary());
+            } else {
+                assert!(outcome.refused(), "{table} is full, to {to}:{port}: {}", outcome.summary());
+            }
+        }
+        if !of_objects {
+            let why = format!("namespace closed: no room in {table}");
+            let named = |event: &Value| event.get("rule").and_then(Value::as_str) == Some(&*why);
+            assert!(events.next(Duration::from_secs(5), named).is_some(), "{table}: no event names {why:?}");
+        }
+        shop.lab.manifests().remove("more.yaml")?;
+    }
+    for (to, port) in neighbors.into_iter().chain(own) {
+        eventually("everything to be as before", Duration::from_secs(10), || works(to.into(), port))?;
     }
     shop.close()
 }

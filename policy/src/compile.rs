@@ -21,14 +21,15 @@ use crate::{
     base::Base,
     egress::{EgressPolicy, EgressRules, Way},
     grant_set::GrantSet,
-    namespace::{KernelGrants, network_row},
+    namespace::{KernelGrants, NamespacePart, network_row},
     networks,
     parts::Parts,
     policy::{PodPolicy, PortRules, Requests},
     problems::Problem,
+    room::{self, Crowd},
     rule_ids::RuleIds,
     settings::{ClusterSettings, SameNode},
-    tables::{TableSet, Workloads},
+    tables::{Capacity, TableSet, TooLarge, Workloads},
     verdict::{TCP, UDP},
 };
 
@@ -47,6 +48,36 @@ pub struct Compiled {
     pub(crate) policies: HashMap<Address, PodRules, RandomState>,
     /// The ids of the tables' rules.
     pub(crate) rule_ids: RuleIds,
+    parts: BTreeMap<String, Arc<NamespacePart>>,
+}
+
+impl Compiled {
+    /// The namespaces whose rules by themselves, with all of the pods that were compiled, take more than one of `shares` of a
+    /// table's places: each with the table, the rows and the places.
+    pub(crate) fn crowding(&self, capacity: &Capacity, shares: u32) -> Vec<(&str, TooLarge)> {
+        let mut found = Vec::new();
+        let share = |table| capacity.of(table) / shares;
+        for (namespace, part) in &self.parts {
+            // Most take little: what they take at most is quickly said.
+            if OF_RULES.iter().all(|table| part.at_most() <= u64::from(share(table))) {
+                continue;
+            }
+            let rows = rows_of(&self.base, namespace, part);
+            found.extend(OF_RULES.iter().filter_map(|table| {
+                let needed = usize::try_from(*rows.get(table)?).unwrap_or(usize::MAX);
+                let many = u32::try_from(needed).map_or(true, |it| it > share(table));
+                many.then_some((&**namespace, TooLarge { table, needed, capacity: capacity.of(table) }))
+            }));
+        }
+        found
+    }
+}
+
+/// How many rows of each table the rules of a namespace take by themselves.
+fn rows_of(base: &Base, namespace: &str, part: &Arc<NamespacePart>) -> room::Rows {
+    let alone = BTreeMap::from([(namespace, Arc::clone(part))]);
+    let tables = fill(base, &alone, TableSet::default()).tables;
+    OF_RULES.into_iter().map(|table| (table, tables.rows(table))).collect()
 }
 
 /// What holds for a pod, both ways.
@@ -56,24 +87,31 @@ pub(crate) struct PodRules {
     pub(crate) egress: Option<Arc<EgressPolicy>>,
 }
 
-/// Puts everything together.
+/// What the rules say of this node's pods, by namespace.
+type Here<'a> = BTreeMap<&'a str, Arc<NamespacePart>>;
+
+/// The tables that rules fill; objects fill the others.
+const OF_RULES: [&str; 4] = ["ports", "allows", "networks", "rules"];
+
+/// Puts everything together. With a `capacity`, whoever takes most of what has not room for all gives way.
 pub(crate) fn assemble(
     settings: &Arc<ClusterSettings>,
     base: &Arc<Base>,
     parts: &Parts,
     duplicates: Vec<Problem>,
+    capacity: Option<&Capacity>,
 ) -> Compiled {
-    let mut policies = HashMap::default();
-    for (namespace, pods) in &base.local {
-        let Some(part) = parts.get(namespace) else { continue };
-        for ((local, inbound), egress) in pods.iter().zip(&part.policies).zip(&part.egress) {
-            for address in &local.info.addresses {
-                let rules = PodRules { inbound: Arc::clone(inbound), egress: egress.clone() };
-                policies.insert(Address::from(*address), rules);
-            }
-        }
-    }
-    let mut tables = TableSet {
+    let mut here: Here<'_> = base
+        .local
+        .keys()
+        .filter_map(|namespace| Some((&**namespace, Arc::clone(parts.get(namespace)?))))
+        .collect();
+    let mut problems = duplicates;
+    let (services, backends) = match capacity {
+        Some(capacity) => room::services(base, capacity, &mut problems),
+        None => (Arc::clone(&base.services), Arc::clone(&base.backends)),
+    };
+    let empty = TableSet {
         settings: Settings {
             default_outbound: settings.default_outbound.code(),
             same_node_encrypt: u32::from(settings.same_node == SameNode::Encrypt),
@@ -82,12 +120,30 @@ pub(crate) fn assemble(
         },
         networks: BTreeMap::clone(&base.networks),
         identities: Arc::clone(&base.identities),
-        services: Arc::clone(&base.services),
-        backends: Arc::clone(&base.backends),
+        services,
+        backends,
         ..TableSet::default()
     };
-    let rule_ids = Filling::new(parts, base, &mut tables).fill(&mut tables, base, &policies);
-    let mut problems = duplicates;
+    let mut filled = fill(base, &here, empty.clone());
+    if let Some(capacity) = capacity {
+        let mut crowd = Crowd::default();
+        while let Some(full) = OF_RULES.iter().find_map(|table| filled.tables.too_large(table, capacity)) {
+            let each = here.iter().map(|(namespace, part)| (*namespace, part));
+            let leaving = crowd.give_way(&full, each, |namespace, part| rows_of(base, namespace, part));
+            if leaving.is_empty() {
+                // What is left over is not the rules': the kernel side closes everything.
+                break;
+            }
+            for namespace in leaving {
+                problems.push(room::closed(base, namespace, &full, crowd.rows_of(namespace, full.table)));
+                if let Some(part) = here.get_mut(namespace) {
+                    *part = Arc::new(part.closed(&room::why(&full), base));
+                }
+            }
+            filled = fill(base, &here, empty.clone());
+        }
+    }
+    let Filled { tables, policies, rule_ids } = filled;
     problems.extend(base.problems.iter().chain(base.pod_problems.values().flatten()).cloned());
     problems.extend(base.service_problems.values().chain(parts.problems()).cloned());
     problems.sort();
@@ -100,7 +156,31 @@ pub(crate) fn assemble(
         base: Arc::clone(base),
         policies,
         rule_ids,
+        parts: here.into_iter().map(|(namespace, part)| (namespace.to_owned(), part)).collect(),
     }
+}
+
+/// Tables with the rules in them.
+struct Filled {
+    tables: TableSet,
+    policies: HashMap<Address, PodRules, RandomState>,
+    rule_ids: RuleIds,
+}
+
+/// Adds what the rules of some namespaces say to `tables`.
+fn fill(base: &Base, here: &Here<'_>, mut tables: TableSet) -> Filled {
+    let mut policies = HashMap::default();
+    for (namespace, part) in here {
+        let pods = base.local.get(*namespace).map_or(&[][..], Vec::as_slice);
+        for ((local, inbound), egress) in pods.iter().zip(&part.policies).zip(&part.egress) {
+            for address in &local.info.addresses {
+                let rules = PodRules { inbound: Arc::clone(inbound), egress: egress.clone() };
+                policies.insert(Address::from(*address), rules);
+            }
+        }
+    }
+    let rule_ids = Filling::new(here, &mut tables).fill(&mut tables, base, &policies);
+    Filled { tables, policies, rule_ids }
 }
 
 /// Numbers the sorted `items` from `first`.
@@ -123,8 +203,7 @@ struct Filling<'a> {
 }
 
 impl<'a> Filling<'a> {
-    fn new(parts: &'a Parts, base: &'a Base, tables: &mut TableSet) -> Self {
-        let here = || base.local.keys().filter_map(|namespace| parts.get(namespace));
+    fn new(here: &'a Here<'_>, tables: &mut TableSet) -> Self {
         let mut sets: BTreeMap<&GrantSet, (&KernelGrants, u32)> = BTreeMap::new();
         let mut ids = RuleIds::default();
         let mut name = |text: &Arc<str>| {
@@ -132,7 +211,7 @@ impl<'a> Filling<'a> {
                 ids.insert(text, 0);
             }
         };
-        for part in here() {
+        for part in here.values() {
             for kernel in &part.kernel {
                 sets.insert(&kernel.set, (kernel, 0));
             }

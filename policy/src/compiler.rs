@@ -12,6 +12,7 @@ use crate::{
     resources::{Kind, ObjectName, Resource, ResourceId},
     rules::Rules,
     settings::ClusterSettings,
+    tables::Capacity,
 };
 
 /// The resources with everything that was worked out of them. Resources in, tables out; without a clock of its own.
@@ -32,6 +33,7 @@ pub struct Compiler {
     index: Index,
     settings: Arc<ClusterSettings>,
     node: Option<String>,
+    capacity: Option<Capacity>,
     base: Option<Arc<Base>>,
     parts: Parts,
     dirty: BTreeSet<String>,
@@ -46,11 +48,20 @@ impl Compiler {
             index: Index::default(),
             settings: Arc::new(settings),
             node,
+            capacity: None,
             base: None,
             parts: Parts::default(),
             dirty: BTreeSet::new(),
             changes: Changes::default(),
         }
+    }
+
+    /// For tables of a size: where one has not room for all, the namespaces that take most of it are closed. Without a size all
+    /// is put into them.
+    #[must_use]
+    pub fn within(mut self, capacity: Capacity) -> Self {
+        self.capacity = Some(capacity);
+        self
     }
 
     /// With these resources instead of its own.
@@ -195,7 +206,7 @@ impl Compiler {
             let part = NamespacePart::of(&rules, &namespace);
             self.parts.insert(namespace, part);
         }
-        assemble(&self.settings, &base, &self.parts, self.index.duplicates())
+        assemble(&self.settings, &base, &self.parts, self.index.duplicates(), self.capacity.as_ref())
     }
 }
 

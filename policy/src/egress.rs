@@ -91,6 +91,14 @@ impl EgressPolicy {
         Some(Self { tcp: EgressPorts::of(rules, found, &tcp), udp: EgressPorts::of(rules, found, &udp) })
     }
 
+    /// Nothing leaves, which `why` says.
+    pub(crate) fn closed(why: &Arc<str>) -> Self {
+        let ways = networks::everything().map(|net| (net, Way::Deny(Arc::clone(why)))).collect();
+        let rest = Arc::new(EgressRules { ways, names: Vec::new() });
+        let ports = EgressPorts { own: BTreeMap::new(), rest };
+        Self { tcp: ports.clone(), udp: ports }
+    }
+
     pub(crate) fn rules(&self) -> impl Iterator<Item = &Arc<EgressRules>> {
         [&self.tcp, &self.udp].into_iter().flat_map(|ports| ports.own.values().chain([&ports.rest]))
     }

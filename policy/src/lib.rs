@@ -82,6 +82,8 @@ pub mod request;
 #[cfg(feature = "std")]
 pub mod resources;
 #[cfg(feature = "std")]
+mod room;
+#[cfg(feature = "std")]
 mod rule_ids;
 #[cfg(feature = "std")]
 mod rules;

@@ -10,7 +10,7 @@ use crate::{
     base::Base,
     clients::Presented,
     egress::EgressPolicy,
-    grant_set::{Found, GrantSet, first_holders},
+    grant_set::{self, Found, GrantSet, first_holders},
     grants::{Clients, Grant, Who},
     policy::{AboutPod, PodPolicy},
     problems::{Problem, Severity},
@@ -75,6 +75,37 @@ impl NamespacePart {
         it.problems.sort();
         it.problems.dedup();
         it
+    }
+
+    /// Its rules take no more rows of any table than this.
+    pub(crate) fn at_most(&self) -> u64 {
+        let named = |set: &GrantSet| set.allows.len() + set.denies.len();
+        let (mut ports, mut networks, mut rules) = (0, 0, 0);
+        for port in self.policies.iter().flat_map(|policy| policy.rules()) {
+            let routes = port.requests.routes.iter().flat_map(|routes| routes.entries());
+            rules += 2 + named(&port.grants) + routes.map(|entry| named(&entry.grants)).sum::<usize>();
+            ports += 1;
+        }
+        for egress in self.egress.iter().flatten().flat_map(|egress| egress.rules()) {
+            rules += egress.ways.len() + egress.names.len();
+            networks += egress.ways.len();
+            ports += 1;
+        }
+        networks += self.kernel.iter().map(|it| it.open.len()).sum::<usize>();
+        let allows = self.kernel.iter().map(|it| it.clients.len()).sum::<usize>();
+        [ports, networks, rules, allows].into_iter().max().map_or(0, |most| most as u64)
+    }
+
+    /// The same pods with everything refused, both ways: no rule is in force, which `why` says.
+    pub(crate) fn closed(&self, why: &Arc<str>, base: &Base) -> Self {
+        let policies: Vec<Arc<PodPolicy>> = self.policies.iter().map(|it| Arc::new(it.closed(why))).collect();
+        let egress = Arc::new(EgressPolicy::closed(why));
+        Self {
+            egress: vec![Some(egress); policies.len()],
+            policies,
+            kernel: vec![KernelGrants::of(&grant_set::empty(), base)],
+            ..Self::default()
+        }
     }
 
     fn collect<'a>(&mut self, rules: &Rules<'a>, namespace: &'a str) -> InNamespace<'a> {

@@ -87,6 +87,23 @@ pub(crate) struct PodPolicy {
 }
 
 impl PodPolicy {
+    /// Everything refused: no rule of the pod's is in force, which `why` says.
+    pub(crate) fn closed(&self, why: &Arc<str>) -> Self {
+        let rest = PortRules {
+            grants: crate::grant_set::empty(),
+            requests: Arc::default(),
+            protocol: ProxyProtocol::Opaque,
+            governs: Arc::clone(why),
+            flags: PORT_L4_ONLY,
+        };
+        let admin = self.admin.map(|port| (port, rest.where_the_agent_answers()));
+        Self {
+            tcp: Ports { own: admin.into_iter().collect(), rest: rest.clone() },
+            udp: Ports { own: BTreeMap::new(), rest },
+            admin: self.admin,
+        }
+    }
+
     /// What holds for the ports of a protocol.
     pub(crate) fn of(&self, transport: Transport) -> &Ports {
         if transport == Transport::Udp { &self.udp } else { &self.tcp }

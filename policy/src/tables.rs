@@ -125,6 +125,26 @@ impl Default for Capacity {
     }
 }
 
+impl Capacity {
+    /// How many places a table has, by its name.
+    pub(crate) fn of(&self, table: &str) -> u32 {
+        self.by_table().into_iter().find(|(name, _)| *name == table).map_or(0, |(_, places)| places)
+    }
+
+    fn by_table(&self) -> [(&'static str, u32); 8] {
+        [
+            ("workloads", self.workloads),
+            ("ports", self.ports),
+            ("allows", self.allows),
+            ("networks", self.networks),
+            ("services", self.services),
+            ("backends", self.backends),
+            ("identities", self.identities),
+            ("rules", self.rules),
+        ]
+    }
+}
+
 /// A table has more entries than its map has room for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
@@ -142,21 +162,19 @@ pub struct TooLarge {
 impl TableSet {
     /// Whether every table fits into its map.
     pub fn fits(&self, capacity: &Capacity) -> Result<(), TooLarge> {
-        for (table, needed, capacity) in [
-            ("workloads", self.workloads.len(), capacity.workloads),
-            ("ports", self.ports.len(), capacity.ports),
-            ("allows", self.allows.len(), capacity.allows),
-            ("networks", self.networks.len(), capacity.networks),
-            ("services", self.services.len(), capacity.services),
-            ("backends", self.backends.len(), capacity.backends),
-            ("identities", self.identities.len(), capacity.identities),
-            ("rules", self.rules.len(), capacity.rules),
-        ] {
-            if u32::try_from(needed).map_or(true, |needed| needed > capacity) {
-                return Err(TooLarge { table, needed, capacity });
-            }
-        }
-        Ok(())
+        let all = capacity.by_table().into_iter();
+        all.filter_map(|(table, _)| self.too_large(table, capacity)).next().map_or(Ok(()), Err)
+    }
+
+    /// Whether a table does not fit into its map.
+    pub(crate) fn too_large(&self, table: &'static str, capacity: &Capacity) -> Option<TooLarge> {
+        let needed = usize::try_from(self.rows(table)).unwrap_or(usize::MAX);
+        let capacity = capacity.of(table);
+        (u32::try_from(needed).map_or(true, |needed| needed > capacity)).then_some(TooLarge {
+            table,
+            needed,
+            capacity,
+        })
     }
 
     /// How many entries a table has, by its name.

@@ -32,7 +32,7 @@ pub(super) struct Rules {
 impl Rules {
     pub(super) fn new(view: View) -> Self {
         Self {
-            compiler: Compiler::new(view.settings, Some(view.node)),
+            compiler: Compiler::new(view.settings, Some(view.node)).within(view.capacity),
             problems: BTreeMap::new(),
             passages: Passages::by_steps_of(view.join_step),
             expiry: None,

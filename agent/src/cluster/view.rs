@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use heddle_policy::ClusterSettings;
+use heddle_policy::{Capacity, ClusterSettings};
 
 /// What says, beside the resources, what they mean on a node.
 #[derive(Clone, Debug)]
@@ -11,6 +11,8 @@ pub struct View {
     pub settings: ClusterSettings,
     /// The node, as pods' `spec.nodeName` has it.
     pub node: String,
+    /// How many places the kernel's tables have.
+    pub capacity: Capacity,
     /// How long each step takes of a pod that comes into the mesh, or leaves it, while it runs.
     pub join_step: Duration,
 }
@@ -19,6 +21,7 @@ pub struct View {
 impl View {
     /// Node a's.
     pub(super) fn of_a(settings: ClusterSettings) -> Self {
-        Self { settings, node: "a".to_owned(), join_step: Duration::from_secs(3) }
+        let capacity = Capacity::default();
+        Self { settings, node: "a".to_owned(), capacity, join_step: Duration::from_secs(3) }
     }
 }

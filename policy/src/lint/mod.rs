@@ -7,6 +7,7 @@ mod datagrams;
 mod identities;
 mod overview;
 mod redundant;
+mod room;
 mod routes;
 mod selectors;
 mod shadowed;
@@ -32,6 +33,7 @@ pub fn lint(index: &Index, compiled: &Compiled) -> Vec<Problem> {
     routes::look(index, &mut problems);
     shadowed::look(index, &mut problems);
     datagrams::look(index, compiled, &mut problems);
+    room::look(compiled, &mut problems);
     problems.sort();
     problems.dedup();
     problems

@@ -310,7 +310,8 @@ impl Source {
         publisher: SharedPublisher,
     ) -> Result<FollowedResources, Failure> {
         let join_step = Duration::from_secs(config.join_step_seconds);
-        let view = View { settings: settings.clone(), node: config.node.clone(), join_step };
+        let (node, capacity) = (config.node.clone(), config.table_capacity());
+        let view = View { settings: settings.clone(), node, capacity, join_step };
         match self {
             Self::Folder(folder) => FollowedManifests::start(folder, Pace::default(), view, publisher)
                 .map(FollowedResources::Folder)
