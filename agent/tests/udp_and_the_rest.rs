@@ -150,6 +150,18 @@ fn names_are_asked_of_the_dns_service_alone() -> Result<()> {
         ensure!(!echoed(client.place(), to, "metrics")?, "{to} is no DNS");
         told(&events, "outbound_denied")?;
     }
+    // Who may not even ask for names has no way out by them.
+    lab.apply(
+        "no-names.yaml",
+        "apiVersion: heddle.io/v1alpha1\nkind: AccessRule\nmetadata: {name: no-names, namespace: shop}\n\
+         spec: {action: Deny, protocol: UDP, to: [{anywhere: true}]}\n",
+    )?;
+    eventually("the question to be refused", SOON, || Ok(!echoed(client.place(), service(53), "web.shop")?))?;
+    events.drain();
+    ensure!(!sent_unconnected(client.place(), service(53), "web.shop")?, "an unconnected socket");
+    told(&events, "denied")?;
+    lab.manifests().remove("no-names.yaml")?;
+    eventually("the question to pass again", SOON, || echoed(client.place(), service(53), "web.shop"))?;
     lab.close()
 }
 

@@ -1,6 +1,6 @@
 //! The decision about who reaches a pod with a datagram. Nobody encrypts one, and nobody asks its sender for a certificate.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use heddle_ebpf::{
     Address,
@@ -51,10 +51,20 @@ impl Compiled {
         let Some(policy) = self.policies.get(&datagram.server) else {
             return self.refuse(Reason::NotCaptured);
         };
-        match self.sender(datagram) {
+        let decision = match self.sender(datagram) {
             Err(decision) => decision,
             Ok(who) => self.judge_datagram(datagram, &policy.inbound, &who),
+        };
+        if self.asks_for_names(datagram) && decision.verdict.reason != Reason::Denied {
+            // Names are asked for before there is anybody to be authenticated to. A rule that denies it holds.
+            return Decision::of(Verdict::direct(Reason::PlainCluster, 0), Arc::default());
         }
+        decision
+    }
+
+    fn asks_for_names(&self, datagram: &Datagram<'_>) -> bool {
+        let server = self.tables.workloads.get(&datagram.server);
+        datagram.port == DNS && server.is_some_and(|row| row.flags & WORKLOAD_DNS != 0)
     }
 
     /// Explains the same.
@@ -72,11 +82,6 @@ impl Compiled {
 
     /// Who a datagram's sender is to the rules, or the decision that needs none.
     fn sender<'a>(&self, datagram: &Datagram<'a>) -> Result<Who<'a>, Decision> {
-        let to_dns = |row: &heddle_ebpf::policy::Workload| row.flags & WORKLOAD_DNS != 0;
-        if datagram.port == DNS && self.tables.workloads.get(&datagram.server).is_some_and(to_dns) {
-            let verdict = Verdict::direct(Reason::PlainCluster, 0);
-            return Err(Decision::of(verdict, std::sync::Arc::default()));
-        }
         if let Sender::Here(identity) = datagram.sender {
             return match self.settings.same_node {
                 SameNode::Direct => Ok(Who::Known(Presented::of(identity))),

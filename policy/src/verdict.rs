@@ -93,6 +93,10 @@ pub fn outbound<T: Tables>(tables: &T, connect: &Connect) -> Outbound {
         Some(service) => {
             if service.flags & SERVICE_DNS != 0 && connect.protocol == UDP && connect.port == 53 {
                 // Names are asked for before there is anybody to be authenticated to.
+                let (way, rule) = egress(tables, source.flags >> EGRESS_SHIFT, destination, 53, UDP);
+                if way == NETWORK_DENY {
+                    return asked(Verdict::refuse(Reason::Denied, rule));
+                }
                 return asked(Verdict::direct(Reason::PlainCluster, 0));
             }
             if service.backends == 0 {
@@ -192,10 +196,10 @@ fn endpoint<T: Tables>(
         }
         return Verdict::refuse(Reason::OutboundDenied, 0);
     }
+    if asks_for_names(workload, port, protocol) {
+        return question(tables, settings, source_address, workload);
+    }
     if protocol != TCP {
-        if workload.flags & WORKLOAD_DNS != 0 && port == 53 && protocol == UDP {
-            return Verdict::direct(Reason::PlainCluster, 0);
-        }
         // What would encrypt it between nodes is not there, and an address from another node proves nobody.
         if protocol != UDP || workload.flags & WORKLOAD_LOCAL == 0 || settings.same_node_encrypt != 0 {
             return Verdict::refuse(Reason::PlainToMeshed, 0);
@@ -225,6 +229,50 @@ fn endpoint<T: Tables>(
             Verdict::direct(Reason::Authorized, allow.rule)
         }
         Some(allow) => Verdict::proxy(Reason::Meshed, allow.rule),
+    }
+}
+
+/// Whether a datagram asks a pod behind the cluster's DNS Service for names.
+#[inline(always)]
+fn asks_for_names(server: &Workload, port: u16, protocol: u8) -> bool {
+    protocol == UDP && port == 53 && server.flags & WORKLOAD_DNS != 0
+}
+
+/// Judges a question for names: it passes unless a rule of the pod's that is asked denies it, as far as that pod's node can
+/// say who asks.
+#[inline(always)]
+fn question<T: Tables>(tables: &T, settings: &Settings, client: &Address, server: &Workload) -> Verdict {
+    const PASSES: Verdict = Verdict::direct(Reason::PlainCluster, 0);
+    if server.flags & WORKLOAD_LOCAL == 0 {
+        return PASSES;
+    }
+    let Some(policy) = port_policy(tables, server.policy, 53, UDP) else {
+        return PASSES;
+    };
+    match tables.workload(client) {
+        Some(workload) if workload.flags & WORKLOAD_MESHED != 0 => {
+            if workload.flags & WORKLOAD_LOCAL == 0
+                || settings.same_node_encrypt != 0
+                || tables.captured(client) != Some(workload.uid)
+            {
+                return PASSES;
+            }
+            return match tables.allow(policy.rules, workload.client) {
+                Some(allow) if allow.rule & ALLOW_DENIES != 0 => {
+                    Verdict::refuse(Reason::Denied, allow.rule & !ALLOW_DENIES)
+                }
+                _ => PASSES,
+            };
+        }
+        Some(_) => {}
+        None if in_networks(tables, NETWORKS_PODS, client) => return PASSES,
+        None => {}
+    }
+    match tables.network(policy.networks, client) {
+        Some(network) if policy.networks != 0 && network.allow == NETWORK_DENY => {
+            Verdict::refuse(Reason::Denied, network.rule)
+        }
+        _ => PASSES,
     }
 }
 
@@ -266,8 +314,8 @@ pub fn inbound<T: Tables>(
     let Some(pod) = local_pod(tables, server) else {
         return Verdict::refuse(Reason::NotCaptured, 0);
     };
-    if protocol == UDP && port == 53 && pod.flags & WORKLOAD_DNS != 0 {
-        return Verdict::direct(Reason::PlainCluster, 0);
+    if asks_for_names(pod, port, protocol) {
+        return question(tables, settings, client, pod);
     }
     let Some(policy) = port_policy(tables, pod.policy, port, protocol) else {
         return Verdict::refuse(Reason::Unauthorized, 0);

@@ -322,6 +322,13 @@ fn datagram_out(
     for (key, row) in scene.compiled.tables.services.iter().filter(|(key, _)| key.protocol == UDP) {
         let verdict = leaving(key.address.to_ip(), key.port);
         let names = row.flags & SERVICE_DNS != 0 && key.port == 53;
+        if names {
+            let denied =
+                scene.reference().leave(source, key.address.to_ip(), 53, Transport::Udp) == Some(false);
+            let expected = if denied { Reason::Denied } else { Reason::PlainCluster };
+            assert_eq!(verdict.reason, expected, "seed {}: {source} asks {key:?} for names", scene.seed);
+            tally.count("datagram out", if denied { "no names" } else { "names" });
+        }
         let meshed = (0..row.backends).any(|index| {
             let key = heddle_ebpf::policy::BackendKey { service: row.service, index };
             scene.meshed(scene.compiled.tables.backends[&key].address.to_ip())

@@ -298,3 +298,50 @@ fn names_are_asked_of_the_clusters_dns_service_and_of_no_other_on_its_port() {
         !dns.datagram(None, OUTSIDE, DB, 54).allowed() && !dns.datagram(None, OUTSIDE, WEB, 53).allowed()
     );
 }
+
+#[test]
+fn a_rule_that_denies_a_question_for_names_holds() {
+    let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: names, namespace: shop}, spec: {clusterIP: 10.96.0.7, \
+                   selector: {app: db}, ports: [{port: 53, targetPort: 53, protocol: UDP}]}}\n";
+    let settings = ClusterSettings {
+        dns_service: heddle_policy::resources::ObjectName::new("shop", "names"),
+        ..ClusterSettings::default()
+    };
+    let with = |spec: &str| world_with(&format!("{service}{}", rule("r", spec)), &settings, 0);
+    let passes = Verdict::direct(Reason::PlainCluster, 0);
+    for (spec, to_service, to_pod) in [
+        // The control: a rule that is about something else.
+        ("{action: Deny, protocol: UDP, to: [{networks: [{cidr: 10.96.0.8}]}]}", true, true),
+        ("{action: Deny, protocol: UDP, to: [{networks: [{cidr: 10.96.0.7}]}]}", false, true),
+        ("{action: Deny, protocol: UDP, ports: [53], to: [{anywhere: true}]}", false, false),
+        ("{action: Deny, to: [{anywhere: true}]}", false, false),
+        ("{action: Deny, protocol: TCP, to: [{anywhere: true}]}", true, true),
+        ("{action: Deny, protocol: UDP, ports: [54], to: [{anywhere: true}]}", true, true),
+        ("{action: Deny, mode: Audit, protocol: UDP, to: [{anywhere: true}]}", true, true),
+        ("{action: Allow, protocol: UDP, ports: [54], to: [{networks: [{cidr: 192.0.2.1}]}]}", true, true),
+    ] {
+        let it = with(spec);
+        for (to, expected) in [("10.96.0.7", to_service), (DB, to_pod)] {
+            let verdict = it.leaves(WEB, to, 53, UDP);
+            assert_eq!(verdict == passes, expected, "{spec}: {to}: {verdict:?}");
+            assert!(expected || verdict.reason == Reason::Denied, "{spec}: {to}: {verdict:?}");
+        }
+    }
+    // At the pods that answer: of whoever is proven there, or has no identity.
+    for (spec, web, outside) in [
+        ("{action: Deny, from: [{serviceAccounts: [{name: web}]}]}", false, true),
+        ("{action: Deny, from: [{serviceAccounts: [{name: tool}]}]}", true, true),
+        ("{action: Deny, protocol: UDP, from: [{anyone: true}]}", false, false),
+        ("{action: Deny, protocol: TCP, from: [{anyone: true}]}", true, true),
+        (
+            "{action: Allow, protocol: UDP, ports: [53], from: [{serviceAccounts: [{name: tool}]}]}",
+            true,
+            true,
+        ),
+    ] {
+        let it = with(spec);
+        assert_eq!(it.passes(WEB, DB, 53), web, "{spec}");
+        assert_eq!(it.arrives(OUTSIDE, DB, 53, UDP).outcome == Outcome::Direct, outside, "{spec}");
+        assert_eq!(it.datagram(None, OUTSIDE, DB, 53).allowed(), outside, "{spec}");
+    }
+}

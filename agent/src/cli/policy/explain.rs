@@ -93,10 +93,10 @@ pub(super) fn judge_all(
     ends.chain(outside).collect()
 }
 
-/// Whether this is a name asked for at the cluster's DNS Service, which its own node lets everybody do.
+/// Whether this is a name asked for at the cluster's DNS Service, of which the client's own node decides.
 fn asks_for_names(picture: &Picture, client: &Client, (address, port): (IpAddr, Port)) -> bool {
     let left = picture.judge_leaving(client, &Address::from(address), port.number);
-    client.identity.is_some() && port.number == 53 && left.allowed
+    client.identity.is_some() && port.number == 53 && (left.allowed || left.reason == Reason::Denied)
 }
 
 /// Whether a Service that was asked for has a meshed endpoint.

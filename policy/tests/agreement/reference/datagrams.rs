@@ -26,12 +26,19 @@ impl Reference<'_> {
 
     /// Judges a datagram from an address to a port of a pod's, which answers none of the pod's.
     pub fn datagram(&self, server: IpAddr, port: u16, address: IpAddr) -> (Answer, String) {
+        let judged = self.judged_by_rules(server, port, address);
+        let names = port == 53 && self.answers_names(server);
+        match judged {
+            (Answer::NotHere | Answer::Denied, _) => judged,
+            _ if names => (Answer::Allowed, String::new()),
+            _ => judged,
+        }
+    }
+
+    fn judged_by_rules(&self, server: IpAddr, port: u16, address: IpAddr) -> (Answer, String) {
         let Some(pod) = self.pod_at(server).filter(|pod| self.local_meshed(pod)) else {
             return (Answer::NotHere, String::new());
         };
-        if port == 53 && self.answers_names(server) {
-            return (Answer::Allowed, String::new());
-        }
         let sender = self.pod_at(address).filter(|other| self.wants_mesh(other));
         let here = sender.is_some_and(|other| other.node == self.node);
         if self.external_at(address).is_some()
