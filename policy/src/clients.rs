@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Who a client is, as its certificate says.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum ClientIdentity {
     /// It speaks no mesh TLS.
     None,

@@ -13,7 +13,7 @@ use heddle_ebpf::{
     Address,
     codes::{Outcome, Reason},
 };
-use heddle_policy::{ClientIdentity, Connection, Effect, Hop, Problem, Request, Route, Step, WorkloadInfo};
+use heddle_policy::{Connection, Effect, Hop, Problem, Request, Route, Step, WorkloadInfo};
 use serde::Serialize;
 use std::{net::IpAddr, process::ExitCode};
 
@@ -178,7 +178,7 @@ fn rules_of(
     one: &mut Explained,
 ) {
     let Some(server) = address_for(client, pod) else { return };
-    let identity = client.identity.as_ref().map_or(ClientIdentity::None, ClientIdentity::from);
+    let identity = client.shows();
     let connection = Connection { client: &identity, address: client.address, server, port: port.number };
     let any = Request { method: "GET", target: "/", ..Request::default() };
     let request = request.or(one.sampled.then_some(&any));
@@ -221,9 +221,12 @@ fn text(from: &From, explained: &[Explained], notes: &[&str]) -> String {
     for note in notes.iter().filter(|note| !note.is_empty()) {
         out += &format!("note: {note}\n");
     }
-    let who = match &from.client.identity {
-        Some(identity) => format!("{} ({identity}, at {})", from.client.name, from.client.address),
-        None => format!("{} (no identity, at {})", from.client.name, from.client.address),
+    let who = match (&from.client.identity, &from.client.foreign) {
+        (Some(identity), _) => format!("{} ({identity}, at {})", from.client.name, from.client.address),
+        (None, Some(_)) => {
+            format!("{} (of another trust domain, at {})", from.client.name, from.client.address)
+        }
+        (None, None) => format!("{} (no identity, at {})", from.client.name, from.client.address),
     };
     for one in explained {
         out += &format!("{}  {who} -> {}\n", one.verdict.to_uppercase(), one.to);
@@ -316,6 +319,33 @@ mod tests {
     #[test]
     fn what_is_refused_says_what_each_rule_demands() {
         insta::assert_snapshot!(explained("shop/stranger", "svc/shop/redis:6379"));
+    }
+
+    #[test]
+    fn a_client_of_a_federated_trust_domain_is_judged_by_its_name() {
+        let far = "web.shop.serviceaccount.identity.linkerd.far.example";
+        let picture = |federated: &[&str]| {
+            let rule = format!(
+                "{{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {{name: far, namespace: shop}}, spec: {{action: Allow, \
+                 podSelector: {{matchLabels: {{app: redis}}}}, from: [{{identities: [{far}]}}]}}}}"
+            );
+            let mut source =
+                testing::source("manifests/shop.yaml", &format!("{}\n---\n{rule}\n", testing::SHOP));
+            source.settings.federated = federated.iter().map(|it| (*it).to_owned()).collect();
+            Picture::of(source)
+        };
+        let known = picture(&["far.example"]);
+        for (from, allowed) in [
+            (far, true),
+            ("spiffe://far.example/ns/shop/sa/web", true),
+            ("spiffe://far.example/ns/shop/sa/other", false),
+        ] {
+            let from = parties::from(&known, from).unwrap();
+            let to = parties::to(&known, "shop/redis:6379").unwrap();
+            let judged = judge_all(&known, &from.client, &to, None);
+            assert!(judged.iter().all(|(_, it)| it.allowed == allowed), "{from:?}: {judged:?}");
+        }
+        assert!(parties::from(&picture(&[]), far).is_err(), "nobody believes its trust domain");
     }
 
     #[test]

@@ -2,14 +2,14 @@
 
 use super::{
     Failure, parties,
-    picture::{Client, Picture},
+    picture::{Client, Picture, account_elsewhere},
     port::Port,
 };
 use crate::{
     cluster::workload::workload_name,
     observe::flows::record::{FlowEnd, FlowLine, FlowOutcome, FlowRecord},
 };
-use heddle_policy::{WorkloadInfo, resources::ObjectName};
+use heddle_policy::{ClientIdentity, WorkloadInfo, resources::ObjectName};
 use miette::miette;
 use std::{
     collections::BTreeMap,
@@ -123,16 +123,26 @@ pub(super) fn client(picture: &Picture, flow: &FlowRecord) -> Client {
     match flow.source.identity.as_deref().map(|text| (text, naming.parse(text))) {
         Some((_, Ok(identity))) => {
             let name = format!("{}/{}", identity.namespace(), identity.service_account());
-            Client { identity: Some(identity), address, node: None, name }
+            Client { identity: Some(identity), ..Client::unidentified(address, name) }
         }
-        // Of another trust domain: rules about it are not judged here.
-        Some((text, Err(_))) => Client { identity: None, address, node: None, name: text.to_owned() },
+        Some((text, Err(_))) => {
+            let shown = match account_elsewhere(naming, text) {
+                // It is told of by this form where it has no other.
+                Some(account) if text == account.spiffe() => ClientIdentity::SpiffeAlone(account),
+                Some(account) => ClientIdentity::Account(account),
+                None if text.contains("://") => {
+                    ClientIdentity::Mesh { dns: None, spiffe: Some(text.to_owned()) }
+                }
+                None => ClientIdentity::Mesh { dns: Some(text.to_owned()), spiffe: None },
+            };
+            Client { foreign: Some(shown), ..Client::unidentified(address, text.to_owned()) }
+        }
         None => {
             let name = match &flow.source.workload {
                 Some(workload) => format!("{workload} (not meshed)"),
                 None => address.to_string(),
             };
-            Client { identity: None, address, node: None, name }
+            Client::unidentified(address, name)
         }
     }
 }
@@ -232,5 +242,38 @@ mod tests {
         flow.destination.address = "10.1.0.2".parse().unwrap();
         assert!(server(&picture, &flow).is_none(), "another pod has the address now");
         assert_eq!(client(&picture, &flow).name, "shop/stranger");
+    }
+
+    #[test]
+    fn a_recorded_client_of_another_trust_domain_is_judged_by_the_name_that_it_showed() {
+        let far = "web.shop.serviceaccount.identity.linkerd.far.example";
+        let spiffe = "spiffe://far.example/ns/shop/sa/web";
+        let with = |name: &str| {
+            testing::picture(&format!(
+                "{}\n---\n{{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {{name: far, namespace: shop}}, spec: \
+                 {{action: Allow, podSelector: {{matchLabels: {{app: redis}}}}, from: [{{identities: [\"{name}\"]}}]}}}}\n",
+                testing::SHOP
+            ))
+        };
+        let mut flow = flow("shop/stranger", "shop/redis", 6379);
+        for (shown, named, allowed) in [
+            (far, far, true),
+            // The other form of its name, which its certificate bears too.
+            (far, spiffe, true),
+            (spiffe, spiffe, true),
+            (spiffe, far, true),
+            (spiffe, "*", false),
+            (far, "*", false),
+            (far, "other.shop.serviceaccount.identity.linkerd.far.example", false),
+            ("vm.example", "vm.example", true),
+            ("vm.example", far, false),
+            ("spiffe://far.example/vm", "spiffe://far.example/vm", true),
+        ] {
+            flow.source.identity = Some(shown.to_owned());
+            let picture = with(named);
+            let (pod, port) = server(&picture, &flow).unwrap();
+            let judged = picture.judge(&client(&picture, &flow), pod, port, None);
+            assert_eq!(judged.allowed, allowed, "{shown} by a rule for {named}: {judged:?}");
+        }
     }
 }

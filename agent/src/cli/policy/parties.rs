@@ -2,14 +2,14 @@
 
 use super::{
     Failure,
-    picture::{Client, Picture, UNKNOWN_ADDRESS},
+    picture::{Client, Picture, UNKNOWN_ADDRESS, account_elsewhere},
     port::{self, Port},
 };
 use crate::cluster::workload::workload_name;
 use heddle_ebpf::Address;
 use heddle_policy::{
-    WorkloadInfo,
-    names::IdentityName,
+    ClientIdentity, WorkloadInfo,
+    names::{IdentityName, trust_domain_of},
     resources::{ObjectName, ServicePort, Transport},
 };
 use miette::miette;
@@ -58,15 +58,27 @@ pub(super) fn from(picture: &Picture, text: &str) -> Result<From, Failure> {
             }
             None => {
                 let name = address.to_string();
-                From { client: Client { identity: None, address, node: None, name }, note: String::new() }
+                From { client: Client::unidentified(address, name), note: String::new() }
             }
         });
     }
     let naming = &picture.settings().naming;
     if text.starts_with("spiffe://") || text.contains(".serviceaccount.identity.") {
-        let identity = naming
-            .parse(text)
-            .map_err(|error| miette!(help = "the trust domain is in --config", "--from {text}: {error}"))?;
+        let federated = |it: &IdentityName| {
+            trust_domain_of(it.spiffe())
+                .is_some_and(|it| picture.settings().federated.iter().any(|own| own == it))
+        };
+        if let Some(account) = account_elsewhere(naming, text).filter(federated) {
+            let client = Client::unidentified(UNKNOWN_ADDRESS, text.to_owned());
+            let client = Client { foreign: Some(ClientIdentity::Account(account)), ..client };
+            return Ok(From { client, note: "of a trust domain that is federated with".to_owned() });
+        }
+        let identity = naming.parse(text).map_err(|error| {
+            miette!(
+                help = "the trust domain is in --config, and so are those that are federated with",
+                "--from {text}: {error}"
+            )
+        })?;
         return Ok(of_identity(picture, identity));
     }
     let unknown = |what: &str| miette!(help = format!("write {FROM}"), "--from {text}: {what}");
@@ -123,7 +135,7 @@ fn of_identity(picture: &Picture, identity: IdentityName) -> From {
             format!("of several pods with this identity, as if from {}/{}", pod.namespace, pod.name),
         ),
     };
-    From { client: Client { identity: Some(identity), address, node: None, name }, note }
+    From { client: Client { identity: Some(identity), ..Client::unidentified(address, name) }, note }
 }
 
 /// Understands `--to`.

@@ -9,7 +9,7 @@ use heddle_ebpf::{
 use heddle_policy::{
     ClientIdentity, ClusterSettings, Compiled, Connection, Datagram, Decision, Hop, Index, Problem, Request,
     Route, Sender, Severity, Standing, WorkloadInfo,
-    names::IdentityName,
+    names::{IdentityName, IdentityNaming, trust_domain_of},
     resources::{Document, ObjectName, PodPort, Resource, Service, ServicePort, TargetPort, Transport},
     verdict::{self, Connect, UDP},
 };
@@ -53,14 +53,40 @@ pub(super) struct Picture {
 /// Who asks.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Client {
-    /// Its verified identity; `None`: it shows none.
+    /// Its verified identity, where it is a service account's of this trust domain.
     pub identity: Option<IdentityName>,
+    /// Any other that it shows: another trust domain's, or that of a workload outside.
+    pub foreign: Option<ClientIdentity>,
     /// Its address.
     pub address: IpAddr,
     /// The node that it runs on, where it is one particular pod.
     pub node: Option<String>,
     /// What people call it.
     pub name: String,
+}
+
+impl Client {
+    /// One that shows no identity.
+    pub fn unidentified(address: IpAddr, name: String) -> Self {
+        Self { identity: None, foreign: None, address, node: None, name }
+    }
+
+    /// What its certificate says.
+    pub fn shows(&self) -> ClientIdentity {
+        let own = self.identity.as_ref().map(ClientIdentity::from);
+        own.or_else(|| self.foreign.clone()).unwrap_or(ClientIdentity::None)
+    }
+}
+
+/// A service account of another trust domain, by a name of its certificate's. Both its forms are known from one.
+pub(super) fn account_elsewhere(naming: &IdentityNaming, text: &str) -> Option<IdentityName> {
+    let of_accounts = |dns| str::split_once(dns, ".serviceaccount.identity.");
+    let own_word = |rest| str::strip_prefix(rest, naming.identity_namespace());
+    let domain = match trust_domain_of(text) {
+        Some(domain) => domain,
+        None => own_word(of_accounts(text)?.1)?.strip_prefix('.')?,
+    };
+    IdentityNaming::new(naming.identity_namespace(), domain).ok()?.parse(text).ok()
 }
 
 /// What becomes of a connection.
@@ -277,11 +303,11 @@ impl Picture {
                 |ip: &IpAddr| networks.iter().any(|it| it != net && net.contains(it) && it.contains(ip));
             let mut tried = net.hosts().take(TRIED).chain([net.addr(), net.broadcast()]);
             let address = tried.find(|ip| !smaller(ip) && !taken(ip))?;
-            Some(Client { identity: None, address, node: None, name: format!("{net} (no identity)") })
+            Some(Client::unidentified(address, format!("{net} (no identity)")))
         });
         let elsewhere = !networks.iter().any(|net| net.prefix_len() > 0 && net.contains(&UNKNOWN_ADDRESS));
         let name = "any other address (no identity)".to_owned();
-        let any = Client { identity: None, address: UNKNOWN_ADDRESS, node: None, name };
+        let any = Client::unidentified(UNKNOWN_ADDRESS, name);
         inside.chain(elsewhere.then_some(any)).collect()
     }
 
@@ -292,7 +318,7 @@ impl Picture {
             Some(identity) => format!("{}/{}", identity.namespace(), identity.service_account()),
             None => format!("{}/{} (not meshed)", pod.namespace, workload_name(&pod.name, &pod.labels)),
         };
-        Some(Client { identity: pod.identity.clone(), address, node: None, name })
+        Some(Client { identity: pod.identity.clone(), ..Client::unidentified(address, name) })
     }
 
     /// What becomes of a connection to a port of a pod, of a request over it, or of a datagram: what the client's own rules
@@ -334,7 +360,7 @@ impl Picture {
             return Judged::by(self.compiled.decide_datagram(&asked), false);
         }
         let port = port.number;
-        let identity = client.identity.as_ref().map_or(ClientIdentity::None, ClientIdentity::from);
+        let identity = client.shows();
         let connection = Connection { client: &identity, address: client.address, server: to, port };
         let any = Request { method: "GET", target: "/", ..Request::default() };
         let (decision, sampled) = match request {

@@ -403,9 +403,7 @@ mod tests {
             let naming = &after.settings().naming;
             let other = Client {
                 identity: Some(naming.name("shop", "other").unwrap()),
-                address: UNKNOWN_ADDRESS,
-                node: None,
-                name: "other".into(),
+                ..Client::unidentified(UNKNOWN_ADDRESS, "other".into())
             };
             assert!(
                 !after.judge(&other, pod, Port::tcp(port), None).allowed,
