@@ -204,3 +204,55 @@ fn an_agent_that_was_succeeded_stays_until_it_is_told_and_does_not_take_the_node
     shop.start_again(A)?;
     shop.shut()
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn one_that_was_succeeded_and_is_killed_waits_until_the_node_is_free() -> Result<()> {
+    let mut shop = Shop::closed("waiting")?;
+    shop.lab.settings().set("handOver", json!({ "drainSeconds": 60 }));
+    shop.lab.start_agents()?;
+    let _echoes = echoes(&shop.far)?;
+    shop.lab.agent(A)?.terminate()?;
+
+    let mut first = Supervised::start(&shop)?;
+    let before = first.agent(&shop, 0)?;
+    let mut second = Supervised::start(&shop)?;
+    let after = second.agent(&shop, before)?;
+    kill(before, Signal::KILL)?;
+    let waits = "another agent has taken the node since this one was killed";
+    eventually("the first's new agent to wait", SOON, || Ok(first.log()?.contains(waits)))?;
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(second.agent(&shop, 0)? == after, "the node was taken back");
+    ensure!(carried(&shop)?, "by the second");
+
+    second.signal(Signal::TERM)?;
+    ensure!(second.end()? == Some(0) && gone(after), "told to end");
+    first.agent(&shop, after)?;
+    eventually("the first's to carry", SOON, || carried(&shop))?;
+    first.signal(Signal::TERM)?;
+    ensure!(first.end()? == Some(0), "{}", first.log()?);
+    shop.start_again(A)?;
+    shop.shut()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn one_that_was_succeeded_ends_where_its_successor_is_gone_so_that_it_is_started_again() -> Result<()> {
+    let mut shop = Shop::closed("forsaken")?;
+    shop.lab.settings().set("handOver", json!({ "drainSeconds": 60 }));
+    shop.lab.start_agents()?;
+    shop.lab.agent(A)?.terminate()?;
+
+    let mut first = Supervised::start(&shop)?;
+    let before = first.agent(&shop, 0)?;
+    let mut second = Supervised::start(&shop)?;
+    let after = second.agent(&shop, before)?;
+    eventually("the first to be idle", SOON, || Ok(first.log()?.contains("waits until it is told to end")))?;
+    second.signal(Signal::KILL)?;
+    ensure!(second.end()?.is_none(), "killed");
+    eventually("its agent to end, too", SOON, || Ok(gone(after)))?;
+    ensure!(first.end()?.is_some_and(|code| code != 0) && gone(before), "{}", first.log()?);
+    ensure!(first.log()?.contains("no other has the node"), "{}", first.log()?);
+    shop.start_again(A)?;
+    shop.shut()
+}

@@ -14,7 +14,7 @@ use super::super::pod::CapturedPod;
 use super::super::programs;
 use super::super::rows::{Maps, occupied};
 use super::super::sock_diag;
-use super::super::syscalls;
+use super::super::syscalls::GracePeriod;
 use super::{Capture, Inner, guarded};
 
 /// A pod whose capture or guard somebody took away.
@@ -184,6 +184,7 @@ impl Capture {
     /// # Errors
     /// When the grace period cannot be waited for.
     pub fn forget_closed_ports(&self) -> Result<usize, CaptureError> {
+        const WAITING: &str = "waiting for programs to leave the old rows";
         let _whole = self.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut guard = self.lock();
         if !self.writes() {
@@ -203,6 +204,8 @@ impl Capture {
         if still.is_empty() {
             return Ok(0);
         }
+        // Before a row is gone that would have to be put back.
+        let programs = GracePeriod::new().map_err(CaptureError::system(WAITING))?;
         for key in &still {
             inner.closed_ports.remove(key);
             let _ = inner.maps.listening.remove(key);
@@ -211,8 +214,7 @@ impl Capture {
         // before; when it has ended, what it noted is counted again. Not under the lock: the program that is waited for
         // may be a `bind()` that waits for the agent to give way.
         drop(guard);
-        syscalls::grace_period()
-            .map_err(CaptureError::system("waiting for programs to leave the old rows"))?;
+        programs.wait().map_err(CaptureError::system(WAITING))?;
         let inner = &mut *self.lock();
         let gone: HashSet<ListeningKey> = still.iter().copied().collect();
         let mut counts = std::collections::HashMap::<ListeningKey, u64>::new();

@@ -160,6 +160,8 @@ pub(crate) trait Node: Send + Sync + 'static {
     fn close_listeners(&self, pod: u64) -> impl Future<Output = ()> + Send;
     /// Waits until nothing is carried any more.
     fn drained(&self) -> impl Future<Output = ()> + Send;
+    /// Waits until no agent has given a sign of life for a while.
+    fn forsaken(&self) -> impl Future<Output = ()> + Send;
     /// This agent succeeds another, which is asked here to close listeners; none: its listeners are closed.
     fn succeeds(&self, before: Option<Before>);
 }
@@ -220,6 +222,8 @@ pub(super) struct Supervision {
     supervise: bool,
     #[arg(long, hide = true, conflicts_with = "supervise")]
     supervised_by: Option<u32>,
+    #[arg(long, hide = true, requires = "supervised_by")]
+    restarted: bool,
 }
 
 /// Runs the agent until it is told to end.
@@ -246,7 +250,7 @@ pub(super) fn run(flags: &Flags, supervision: &Supervision) -> Result<ExitCode, 
         .build()
         .map_err(|error| miette!("cannot start: {error}"))?;
     runtime.block_on(async {
-        let claim = succession::claim(&config).await?;
+        let claim = succession::claim(&config, supervision.restarted).await?;
         let source = Source::open(&config.resources).await?;
         serve(&config, claim, source, supervision.supervised_by.is_some(), wiring::open).await
     })?;
@@ -456,8 +460,7 @@ async fn serve<O: Opened>(
         task.abort();
     }
     if succeeded {
-        outlive::outlive(&*node, &mut signals, told, supervised).await;
-        return Ok(());
+        return outlive::outlive(&*node, &mut signals, told, supervised).await;
     }
     drop(offering);
     stop.send_replace(true);

@@ -2,7 +2,8 @@
 //!
 //! Until an agent that was killed is back, whatever it carries is refused. The kubelet starts it a second later at best, and
 //! after pauses that get ever longer; this does so within milliseconds, a few times. An agent that ends by itself is not
-//! started: with its exit code this ends too.
+//! started: with its exit code this ends too. Where another agent has the node by then, the one that is started waits until it
+//! has it no more: whoever was succeeded, or was killed because it hung, does not take the node back.
 
 use std::{
     collections::VecDeque,
@@ -24,6 +25,8 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// The flag by which an agent knows who supervises it.
 const BY: &str = "--supervised-by";
+/// The flag by which it knows that the one before was killed.
+const RESTARTED: &str = "--restarted";
 /// The flag that is left out of the agent's own.
 const SUPERVISE: &str = "--supervise";
 
@@ -58,7 +61,7 @@ async fn supervise() -> Result<ExitCode, Failure> {
     let mut signals = Signals::new().map_err(|error| miette!("cannot wait for signals: {error}"))?;
     let (mut deaths, mut told) = (VecDeque::new(), false);
     loop {
-        let mut agent = start()?;
+        let mut agent = start(!deaths.is_empty())?;
         let ended = loop {
             tokio::select! {
                 ended = agent.wait() => break ended.map_err(|error| miette!("the agent cannot be waited for: {error}"))?,
@@ -88,7 +91,7 @@ async fn supervise() -> Result<ExitCode, Failure> {
     }
 }
 
-fn start() -> Result<Child, Failure> {
+fn start(restarted: bool) -> Result<Child, Failure> {
     let failed = |error| miette!("the agent cannot be started: {error}");
     let own = std::env::current_exe().map_err(failed)?;
     let mut arguments = std::env::args_os();
@@ -97,6 +100,7 @@ fn start() -> Result<Child, Failure> {
         .arg0(name)
         .args(arguments.filter(|argument| argument != SUPERVISE))
         .args([BY, &std::process::id().to_string()])
+        .args(restarted.then_some(RESTARTED))
         // Ctrl-C reaches it once, by way of this process: twice would be told again, and not wait for connections.
         .process_group(0)
         .spawn()

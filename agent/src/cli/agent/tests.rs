@@ -21,6 +21,7 @@ use std::{
 pub(super) struct Bench {
     published: AtomicU64,
     full: AtomicBool,
+    pub(super) forsaken: AtomicBool,
     drained: AtomicBool,
     /// Whether it carries connections that do not end.
     pub(super) carries: AtomicBool,
@@ -37,6 +38,7 @@ impl Bench {
         Arc::new(Self {
             published: AtomicU64::new(0),
             full: AtomicBool::new(false),
+            forsaken: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             carries: AtomicBool::new(false),
             writes: AtomicBool::new(true),
@@ -158,6 +160,11 @@ impl Node for BenchNode {
     async fn close_listeners(&self, _pod: u64) {}
     async fn drained(&self) {
         if self.0.carries.load(Ordering::SeqCst) {
+            std::future::pending().await
+        }
+    }
+    async fn forsaken(&self) {
+        if !self.0.forsaken.load(Ordering::SeqCst) {
             std::future::pending().await
         }
     }

@@ -35,6 +35,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const HANGS: Duration = Duration::from_secs(5);
 /// How long one may take in any case.
 const ANSWER: Duration = Duration::from_secs(60);
+/// How long between two looks whether another agent still has the node.
+const RETURN: Duration = Duration::from_secs(2);
 
 /// By what right an agent is the node's.
 pub enum Claim {
@@ -75,14 +77,26 @@ fn told(error: &RunDirectoryError) -> Failure {
     miette!(help = error.remedy(), "{error}")
 }
 
-/// Takes the node where no other agent runs; asks the one that runs to hand it over if the configuration says so.
+/// Takes the node where no other agent runs; asks the one that runs to hand it over if the configuration says so. One that is
+/// `restarted`, after the one before was killed, asks nobody: it waits until the node is free.
 ///
 /// # Errors
 /// If another agent keeps the node.
-pub async fn claim(config: &Config) -> Result<Claim, Failure> {
-    let candidate = match RunDirectory::approach(&config.run_directory).map_err(|error| told(&error))? {
-        Approach::Alone(directory) => return Ok(Claim::Alone(directory)),
-        Approach::Next(candidate) => candidate,
+pub async fn claim(config: &Config, restarted: bool) -> Result<Claim, Failure> {
+    let mut waiting = false;
+    let candidate = loop {
+        match RunDirectory::approach(&config.run_directory) {
+            Ok(Approach::Alone(directory)) => return Ok(Claim::Alone(directory)),
+            Ok(Approach::Next(_)) | Err(RunDirectoryError::Turn { .. }) if restarted => {}
+            Ok(Approach::Next(candidate)) => break candidate,
+            Err(error) => return Err(told(&error)),
+        }
+        if !std::mem::replace(&mut waiting, true) {
+            tracing::warn!(
+                "another agent has taken the node since this one was killed: waiting until it is free"
+            );
+        }
+        tokio::time::sleep(RETURN).await;
     };
     let bound = Duration::from_millis(config.heartbeat_milliseconds);
     let watch = Watch { bpffs: config.bpffs.clone(), bound };

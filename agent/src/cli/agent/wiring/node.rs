@@ -47,6 +47,8 @@ pub(super) const FIRST_CERTIFICATE: Duration = Duration::from_secs(2);
 /// How long, after another agent took over, the listeners go on accepting: a connection that was being opened then is in
 /// their hands, and its last segment may have been lost and sent again, after one second and after three.
 const SETTLE: Duration = Duration::from_secs(5);
+/// So long without a sign of life nobody has the node.
+const FORSAKEN: Duration = Duration::from_secs(15);
 /// How often it is looked whether the last connection has ended.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -425,6 +427,13 @@ impl Node for Running {
             if self.workers.read().await.as_ref().is_none_or(Workers::ended) {
                 return;
             }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn forsaken(&self) {
+        // Between the end of one agent and the first sign of the next lie an agent's start and its first rules.
+        while self.capture.kernel().heartbeat_age().is_some_and(|age| age < FORSAKEN) {
             tokio::time::sleep(LOOK).await;
         }
     }
