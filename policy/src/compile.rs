@@ -19,7 +19,7 @@ use ipnet::IpNet;
 
 use crate::{
     base::Base,
-    egress::{EgressPolicy, EgressRules, Way},
+    egress::EgressPolicy,
     grant_set::GrantSet,
     namespace::{KernelGrants, NamespacePart, network_row},
     networks,
@@ -31,6 +31,7 @@ use crate::{
     settings::{ClusterSettings, SameNode},
     tables::{Capacity, TableSet, TooLarge, Workloads},
     verdict::{TCP, UDP},
+    ways::{EgressRules, Way},
 };
 
 /// Everything that a node needs: the tables, and the same by name.
@@ -218,7 +219,7 @@ impl<'a> Filling<'a> {
             // Ports and pods that are alike share their rules.
             let mut seen: HashSet<*const Requests, RandomState> = HashSet::default();
             let mut known: HashSet<*const GrantSet, RandomState> = HashSet::default();
-            for rules in part.policies.iter().flat_map(|policy| policy.rules()) {
+            for rules in part.distinct_policies().flat_map(|policy| policy.rules()) {
                 name(&rules.governs);
                 let mut add = |set: &Arc<GrantSet>| {
                     if known.insert(Arc::as_ptr(set)) {
@@ -236,8 +237,9 @@ impl<'a> Filling<'a> {
                     name(&limits.rule);
                 }
             }
-            for egress in part.egress.iter().flatten() {
-                for rules in egress.rules() {
+            let mut seen: HashSet<*const EgressRules, RandomState> = HashSet::default();
+            for egress in part.distinct_egress() {
+                for rules in egress.rules().filter(|rules| seen.insert(Arc::as_ptr(rules))) {
                     for (_, way) in &rules.ways {
                         match way {
                             Way::Default => {}
@@ -271,13 +273,13 @@ impl<'a> Filling<'a> {
         let mut contents: BTreeSet<NetworkSet> = BTreeSet::new();
         let open: Vec<NetworkSet> = self.sets.values().map(|(kernel, _)| self.open(kernel)).collect();
         contents.extend(open.iter().filter(|set| !set.is_empty()).cloned());
-        let egress: BTreeMap<&Address, &EgressPolicy> = policies
-            .iter()
-            .filter_map(|(address, rules)| Some((address, &**rules.egress.as_ref()?)))
-            .collect();
-        for policy in egress.values() {
-            contents.extend(policy.rules().map(|rules| self.ways(rules)).filter(|set| !set.is_empty()));
+        let egress: BTreeMap<&Address, &Arc<EgressPolicy>> =
+            policies.iter().filter_map(|(address, rules)| Some((address, rules.egress.as_ref()?))).collect();
+        let mut leaving: HashMap<*const EgressRules, NetworkSet, RandomState> = HashMap::default();
+        for rules in egress.values().flat_map(|policy| policy.rules()) {
+            leaving.entry(Arc::as_ptr(rules)).or_insert_with(|| self.ways(rules));
         }
+        contents.extend(leaving.values().filter(|set| !set.is_empty()).cloned());
         let sets = numbered(contents, NETWORKS_FIRST_FREE);
         for (set, id) in &sets {
             for (net, rule, allow) in set {
@@ -292,7 +294,8 @@ impl<'a> Filling<'a> {
             .collect();
 
         self.fill_ports(tables, &mut here, policies, &open);
-        self.fill_egress(tables, &mut here, &egress, &sets);
+        let leaving = leaving.into_iter().map(|(rules, set)| (rules, sets.get(&set).copied().unwrap_or(0)));
+        fill_egress(tables, &mut here, &egress, &leaving.collect());
         self.fill_clients(tables, &mut here, base);
         tables.workloads = Workloads::new(base.elsewhere.clone(), here);
         self.ids
@@ -354,11 +357,19 @@ impl<'a> Filling<'a> {
             }
             all
         };
-        let by_address: BTreeMap<&Address, Vec<(Place, PortRow)>> =
-            policies.iter().map(|(address, rules)| (address, rows(&rules.inbound))).collect();
-        let ids = numbered(by_address.values().cloned().collect(), 1);
+        let mut of_policies: HashMap<*const PodPolicy, Arc<Vec<(Place, PortRow)>>, RandomState> =
+            HashMap::default();
+        let by_address: BTreeMap<&Address, Arc<Vec<(Place, PortRow)>>> = policies
+            .iter()
+            .map(|(address, rules)| {
+                let inbound = &rules.inbound;
+                let rows = of_policies.entry(Arc::as_ptr(inbound)).or_insert_with(|| Arc::new(rows(inbound)));
+                (address, Arc::clone(rows))
+            })
+            .collect();
+        let ids = numbered(of_policies.into_values().collect(), 1);
         for (rows, policy) in &ids {
-            for ((protocol, port), (rules, networks, governs, flags)) in rows {
+            for ((protocol, port), (rules, networks, governs, flags)) in &**rows {
                 let key = PortKey { policy: *policy, port: *port, protocol: *protocol, pad: 0 };
                 let (rules, networks, governs, flags) = (*rules, *networks, *governs, *flags);
                 tables.ports.insert(key, PortPolicy { rules, networks, governs, flags, pad: [0; 3] });
@@ -367,43 +378,6 @@ impl<'a> Filling<'a> {
         for (address, rows) in &by_address {
             if let Some(workload) = here.get_mut(address) {
                 workload.policy = ids.get(rows).copied().unwrap_or(0);
-            }
-        }
-    }
-
-    /// What leaves: the rows of ports as above, each of which names a set of networks.
-    fn fill_egress(
-        &self,
-        tables: &mut TableSet,
-        here: &mut BTreeMap<Address, Workload>,
-        egress: &BTreeMap<&Address, &EgressPolicy>,
-        sets: &BTreeMap<NetworkSet, u32>,
-    ) {
-        let row = |rules: &EgressRules| sets.get(&self.ways(rules)).copied().unwrap_or(0);
-        let rows = |policy: &EgressPolicy| -> Vec<(Place, u32)> {
-            let mut all = Vec::new();
-            for (protocol, ports) in [(TCP, &policy.tcp), (UDP, &policy.udp)] {
-                let rest = row(&ports.rest);
-                let own = ports.own.iter().map(|(port, rules)| ((protocol, *port), row(rules)));
-                all.push(((protocol, 0), rest));
-                all.extend(own.filter(|(_, it)| *it != rest));
-            }
-            all
-        };
-        let by_address: BTreeMap<&Address, Vec<(Place, u32)>> =
-            egress.iter().map(|(address, policy)| (*address, rows(policy))).collect();
-        // Sixteen bits hold the number: a node has fewer pods than that.
-        let ids = numbered(by_address.values().cloned().collect(), 1);
-        for (rows, id) in &ids {
-            for ((protocol, port), networks) in rows {
-                let policy = EGRESS_POLICY | *id;
-                let key = PortKey { policy, port: *port, protocol: *protocol, pad: 0 };
-                tables.ports.insert(key, PortPolicy { networks: *networks, ..PortPolicy::default() });
-            }
-        }
-        for (address, rows) in &by_address {
-            if let (Some(workload), Some(id)) = (here.get_mut(address), ids.get(rows)) {
-                workload.flags |= *id << EGRESS_SHIFT;
             }
         }
     }
@@ -429,6 +403,49 @@ impl<'a> Filling<'a> {
             if let Some(workload) = here.get_mut(&Address::from(*address)) {
                 workload.client = classes.get(column).copied().unwrap_or(0);
             }
+        }
+    }
+}
+
+/// What leaves: rows of ports as for what comes in, each of which names a set of networks.
+fn fill_egress(
+    tables: &mut TableSet,
+    here: &mut BTreeMap<Address, Workload>,
+    egress: &BTreeMap<&Address, &Arc<EgressPolicy>>,
+    sets: &HashMap<*const EgressRules, u32, RandomState>,
+) {
+    let row = |rules: &Arc<EgressRules>| sets.get(&Arc::as_ptr(rules)).copied().unwrap_or(0);
+    let rows = |policy: &EgressPolicy| -> Vec<(Place, u32)> {
+        let mut all = Vec::new();
+        for (protocol, ports) in [(TCP, &policy.tcp), (UDP, &policy.udp)] {
+            let rest = row(&ports.rest);
+            let own = ports.own.iter().map(|(port, rules)| ((protocol, *port), row(rules)));
+            all.push(((protocol, 0), rest));
+            all.extend(own.filter(|(_, it)| *it != rest));
+        }
+        all
+    };
+    let mut of_policies: HashMap<*const EgressPolicy, Arc<Vec<(Place, u32)>>, RandomState> =
+        HashMap::default();
+    let by_address: BTreeMap<&Address, Arc<Vec<(Place, u32)>>> = egress
+        .iter()
+        .map(|(address, policy)| {
+            let rows = of_policies.entry(Arc::as_ptr(policy)).or_insert_with(|| Arc::new(rows(policy)));
+            (*address, Arc::clone(rows))
+        })
+        .collect();
+    // Sixteen bits hold the number: a node has fewer pods than that.
+    let ids = numbered(of_policies.into_values().collect(), 1);
+    for (rows, id) in &ids {
+        for ((protocol, port), networks) in &**rows {
+            let policy = EGRESS_POLICY | *id;
+            let key = PortKey { policy, port: *port, protocol: *protocol, pad: 0 };
+            tables.ports.insert(key, PortPolicy { networks: *networks, ..PortPolicy::default() });
+        }
+    }
+    for (address, rows) in &by_address {
+        if let (Some(workload), Some(id)) = (here.get_mut(address), ids.get(rows)) {
+            workload.flags |= *id << EGRESS_SHIFT;
         }
     }
 }

@@ -26,7 +26,7 @@ pub const DEFAULT_OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4444, 5432, 6379, 930
 const MAX_LISTED_PORTS: u32 = 1024;
 
 /// What holds for a pod before any Server.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct PodDefaults {
     pub(crate) policy: DefaultPolicy,
     /// Who says so: `cluster`, `namespace`, `pod`.

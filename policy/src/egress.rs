@@ -2,57 +2,26 @@
 //! and Heddle's own rules about what leaves.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use ipnet::IpNet;
 
 use crate::{
+    applying::ports_of,
     authorizations::rule_name,
     base::LocalPod,
     clients::{Match, Presented},
     networks,
-    policy::ports_of,
-    request::host_matches,
     resources::{
-        Action, Direction, EgressNetwork, EgressScope, HostMatch, Kind, NetworkMatch, ParentKind, Parents,
-        Resource, Transport,
+        AccessRule, Action, Direction, EgressNetwork, EgressScope, Kind, NetworkMatch, ParentKind, Parents,
+        Pod, Resource, Transport,
     },
+    room::Effort,
     rules::{InNamespace, Rules},
-    settings::DefaultOutbound,
+    ways::{Block, EgressRules, Part, Way, egress_rules},
 };
-
-/// What holds for a network that a pod's connections may lead to.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) enum Way {
-    /// `defaultOutbound` decides.
-    Default,
-    /// A rule lets it pass.
-    Allow(Arc<str>),
-    /// A rule refuses it.
-    Deny(Arc<str>),
-    /// The name that is asked for decides, which only the proxy can read; the second holds for a name that no rule is about.
-    ByName(Arc<str>, Box<Way>),
-}
-
-/// A rule about names.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct NameRule {
-    pub(crate) denies: bool,
-    pub(crate) rule: Arc<str>,
-    pub(crate) hosts: Vec<HostMatch>,
-    /// Empty: anywhere.
-    pub(crate) networks: Vec<NetworkMatch>,
-}
-
-/// What holds for a port of what a pod connects to.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub(crate) struct EgressRules {
-    pub(crate) ways: Vec<(IpNet, Way)>,
-    pub(crate) names: Vec<NameRule>,
-}
 
 /// What holds for what a pod sends to the ports of one protocol.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -65,38 +34,17 @@ pub(crate) struct EgressPorts {
 /// What holds for what a pod connects to, and sends datagrams to.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct EgressPolicy {
-    pub(crate) tcp: EgressPorts,
-    pub(crate) udp: EgressPorts,
-}
-
-/// A rule about what leaves, cut into its destinations.
-struct Part {
-    denies: bool,
-    tried: bool,
-    rule: Arc<str>,
-    order: (i64, usize),
-    ports: Option<Vec<u16>>,
-    networks: Vec<NetworkMatch>,
-    hosts: Vec<HostMatch>,
+    pub(crate) tcp: Arc<EgressPorts>,
+    pub(crate) udp: Arc<EgressPorts>,
 }
 
 impl EgressPolicy {
-    /// Works it out for a pod. `None`: `defaultOutbound` alone decides.
-    pub(crate) fn of(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod) -> Option<Self> {
-        let [tcp, udp] = [Transport::Tcp, Transport::Udp].map(|it| parts(rules, found, local, it));
-        if tcp.is_empty() && udp.is_empty() && found.egress.is_empty() {
-            return None;
-        }
-        // EgressNetworks, which Linkerd knows for connections only, hold for datagrams too.
-        Some(Self { tcp: EgressPorts::of(rules, found, &tcp), udp: EgressPorts::of(rules, found, &udp) })
-    }
-
     /// Nothing leaves, which `why` says.
     pub(crate) fn closed(why: &Arc<str>) -> Self {
         let ways = networks::everything().map(|net| (net, Way::Deny(Arc::clone(why)))).collect();
         let rest = Arc::new(EgressRules { ways, names: Vec::new() });
-        let ports = EgressPorts { own: BTreeMap::new(), rest };
-        Self { tcp: ports.clone(), udp: ports }
+        let ports = Arc::new(EgressPorts { own: BTreeMap::new(), rest });
+        Self { tcp: Arc::clone(&ports), udp: ports }
     }
 
     pub(crate) fn rules(&self) -> impl Iterator<Item = &Arc<EgressRules>> {
@@ -105,56 +53,150 @@ impl EgressPolicy {
 }
 
 impl EgressPorts {
-    fn of(rules: &Rules<'_>, found: &InNamespace<'_>, parts: &[Part]) -> Self {
-        let listed: BTreeSet<u16> =
-            parts.iter().filter_map(|it| it.ports.as_ref()).flatten().copied().collect();
-        let of = |port: Option<u16>| {
-            let applying: Vec<&Part> = parts
-                .iter()
-                .filter(|it| match (&it.ports, port) {
-                    (None, _) => true,
-                    (Some(ports), Some(port)) => ports.contains(&port),
-                    (Some(_), None) => false,
-                })
-                .collect();
-            Arc::new(egress_rules(rules, found, &applying))
-        };
-        let rest = of(None);
-        let mut made: BTreeMap<Vec<bool>, Arc<EgressRules>> = BTreeMap::new();
-        let own = listed
-            .into_iter()
-            .map(|port| {
-                let which = parts
-                    .iter()
-                    .map(|it| it.ports.as_ref().is_none_or(|ports| ports.contains(&port)))
-                    .collect();
-                (port, Arc::clone(made.entry(which).or_insert_with(|| of(Some(port)))))
-            })
-            .collect();
-        Self { own, rest }
-    }
-
     /// What holds for a port.
     pub(crate) fn port(&self, port: u16) -> &EgressRules {
         self.own.get(&port).unwrap_or(&self.rest)
     }
 }
 
-fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod, transport: Transport) -> Vec<Part> {
-    let mut parts = Vec::new();
-    for rule in &found.access {
-        let Some(spec) = &rule.spec else {
+/// The rules that are about a pod and a protocol, by their numbers, with the ports (`None`: every one).
+type Applying = Vec<(usize, Option<Vec<u16>>)>;
+
+/// Works out what leaves the pods of a namespace; pods, protocols and ports to which the same rules apply share what is
+/// worked out.
+pub(crate) struct AboutLeaving<'a> {
+    rules: &'a Rules<'a>,
+    access: &'a [&'a AccessRule],
+    /// Sorted by their order.
+    parts: Vec<Part>,
+    /// The numbers of the rules that have one.
+    with_parts: BTreeSet<usize>,
+    /// The oldest first.
+    blocks: Vec<Block<'a>>,
+    made: HashMap<Vec<usize>, Arc<EgressRules>>,
+    ports: HashMap<Applying, Arc<EgressPorts>>,
+    policies: HashMap<[Applying; 2], Arc<EgressPolicy>>,
+    effort: Effort,
+}
+
+impl<'a> AboutLeaving<'a> {
+    pub(crate) fn new(rules: &'a Rules<'a>, found: &'a InNamespace<'a>) -> Self {
+        let parts = parts(rules, &found.access);
+        Self {
+            rules,
+            access: &found.access,
+            with_parts: parts.iter().map(|part| part.number).collect(),
+            parts,
+            blocks: blocks(rules, &found.egress),
+            made: HashMap::new(),
+            ports: HashMap::new(),
+            policies: HashMap::new(),
+            effort: Effort::new(),
+        }
+    }
+
+    /// Whether the rules are too many: then they are not in force.
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.effort.is_exceeded()
+    }
+
+    /// What holds for a pod. `None`: `defaultOutbound` alone decides.
+    pub(crate) fn policy(&mut self, local: &LocalPod) -> Option<Arc<EgressPolicy>> {
+        let key = [Transport::Tcp, Transport::Udp].map(|it| self.applying(&local.pod, it));
+        if key.iter().all(Vec::is_empty) && self.blocks.is_empty() {
+            return None;
+        }
+        if let Some(made) = self.policies.get(&key) {
+            return Some(Arc::clone(made));
+        }
+        // EgressNetworks, which Linkerd knows for connections only, hold for datagrams too.
+        let [tcp, udp] = &key;
+        let made = Arc::new(EgressPolicy { tcp: self.of_ports(tcp), udp: self.of_ports(udp) });
+        self.policies.insert(key, Arc::clone(&made));
+        Some(made)
+    }
+
+    fn applying(&self, pod: &Pod, transport: Transport) -> Applying {
+        let about = |rule: &AccessRule| match (&rule.spec, &rule.closes) {
+            (Some(spec), _) => {
+                let selected = matches!(spec.direction, Direction::Outbound(_))
+                    && spec.pods.matches(&pod.meta.labels)
+                    && spec.is_about(transport);
+                selected.then(|| ports_of(rule, pod, transport))
+            }
             // Whatever it may have meant: nothing leaves.
-            let about = rule.closes.as_ref().is_some_and(|closes| {
-                closes.pods.as_ref().is_none_or(|pods| pods.matches(&local.pod.meta.labels))
+            (None, Some(closes)) => {
+                closes.pods.as_ref().is_none_or(|pods| pods.matches(&pod.meta.labels)).then_some(None)
+            }
+            (None, None) => None,
+        };
+        let with_parts =
+            self.with_parts.iter().filter_map(|number| Some((*number, self.access.get(*number)?)));
+        with_parts.filter_map(|(number, rule)| Some((number, about(rule)?))).collect()
+    }
+
+    fn of_ports(&mut self, applying: &Applying) -> Arc<EgressPorts> {
+        if let Some(made) = self.ports.get(applying) {
+            return Arc::clone(made);
+        }
+        let by_rule: HashMap<usize, &Option<Vec<u16>>> =
+            applying.iter().map(|(number, ports)| (*number, ports)).collect();
+        let mut everywhere = Vec::new();
+        let mut listed: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+        for (index, part) in self.parts.iter().enumerate() {
+            match by_rule.get(&part.number) {
+                None => {}
+                Some(None) => everywhere.push(index),
+                Some(Some(ports)) => {
+                    for port in ports {
+                        listed.entry(*port).or_default().push(index);
+                    }
+                }
+            }
+        }
+        let mut alike: HashMap<Vec<usize>, Arc<EgressRules>> = HashMap::new();
+        let own = listed.into_iter().map(|(port, which)| {
+            let rules = alike.entry(which).or_insert_with_key(|which| {
+                let mut all: Vec<usize> = everywhere.iter().chain(which).copied().collect();
+                all.sort_unstable();
+                self.of_parts(all)
             });
-            if about {
+            (port, Arc::clone(rules))
+        });
+        let own = own.collect();
+        let made = Arc::new(EgressPorts { own, rest: self.of_parts(everywhere) });
+        self.ports.insert(applying.clone(), Arc::clone(&made));
+        made
+    }
+
+    fn of_parts(&mut self, which: Vec<usize>) -> Arc<EgressRules> {
+        if let Some(made) = self.made.get(&which) {
+            return Arc::clone(made);
+        }
+        let parts: Vec<&Part> = which.iter().filter_map(|index| self.parts.get(*index)).collect();
+        let of_blocks = self.blocks.iter().map(Block::weight).sum::<usize>();
+        let of_parts = parts.iter().map(|part| part.weight()).sum::<usize>();
+        let made = if self.effort.take(of_blocks + of_parts) {
+            Arc::new(egress_rules(self.rules, &self.blocks, &parts))
+        } else {
+            Arc::default()
+        };
+        self.made.insert(which, Arc::clone(&made));
+        made
+    }
+}
+
+fn parts(rules: &Rules<'_>, access: &[&AccessRule]) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for (number, rule) in access.iter().enumerate() {
+        let Some(spec) = &rule.spec else {
+            if rule.closes.is_some() {
                 parts.push(Part {
+                    number,
                     denies: true,
                     tried: false,
                     rule: rule_name(rule),
                     order: (rule.meta.created.unwrap_or(i64::MAX), 0),
-                    ports: None,
                     networks: Vec::new(),
                     hosts: Vec::new(),
                 });
@@ -162,10 +204,7 @@ fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod, transport
             continue;
         };
         let Direction::Outbound(destinations) = &spec.direction else { continue };
-        if !spec.pods.matches(&local.pod.meta.labels) || !spec.is_about(transport) {
-            continue;
-        }
-        for (number, destination) in destinations.iter().enumerate() {
+        for (place, destination) in destinations.iter().enumerate() {
             let mut networks = destination.networks.clone();
             if !destination.identities.is_empty() {
                 if spec.action == Action::Allow {
@@ -178,11 +217,11 @@ fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod, transport
                 }
             }
             parts.push(Part {
+                number,
                 denies: spec.action == Action::Deny,
                 tried: spec.audit,
                 rule: rule_name(rule),
-                order: (rule.meta.created.unwrap_or(i64::MAX), number),
-                ports: ports_of(rule, &local.pod, transport),
+                order: (rule.meta.created.unwrap_or(i64::MAX), place),
                 networks,
                 hosts: destination.hosts.clone(),
             });
@@ -190,6 +229,39 @@ fn parts(rules: &Rules<'_>, found: &InNamespace<'_>, local: &LocalPod, transport
     }
     parts.sort_by(|a, b| (a.order, &a.rule).cmp(&(b.order, &b.rule)));
     parts
+}
+
+fn blocks<'a>(rules: &Rules<'_>, egress: &[&'a EgressNetwork]) -> Vec<Block<'a>> {
+    let outside: Vec<NetworkMatch> = networks::everything()
+        .map(|cidr| NetworkMatch {
+            cidr,
+            // Where the whole family is the cluster's, what an EgressNetwork denies must not pass for want of an outside.
+            except: rules
+                .base
+                .cluster_networks
+                .iter()
+                .map(|it| it.cidr)
+                .filter(|cut| cidr.contains(cut) && cidr != *cut)
+                .collect(),
+        })
+        .collect();
+    // What of one could not be read may have meant any place outside the cluster.
+    let scope = |it: &EgressNetwork| match &it.scope {
+        EgressScope::OutsideCluster => outside.clone(),
+        EgressScope::Networks(networks) if it.readable => networks.clone(),
+        EgressScope::Networks(networks) => outside.iter().chain(networks).cloned().collect(),
+    };
+    let mut blocks: Vec<Block<'a>> = egress
+        .iter()
+        .map(|network| Block {
+            network,
+            networks: scope(network),
+            rule: format!("EgressNetwork {}", network.meta.object_name()).into(),
+            has_routes: has_routes(rules, network),
+        })
+        .collect();
+    blocks.sort_by(|a, b| a.network.meta.age().cmp(&b.network.meta.age()));
+    blocks
 }
 
 /// The addresses of the pods that have an identity, each as a network.
@@ -221,118 +293,6 @@ fn addresses_of(rules: &Rules<'_>, identities: &[crate::resources::IdentityMatch
     found
 }
 
-/// Networks inside which the answer is the same.
-fn inside(networks: &[NetworkMatch], point: &IpNet) -> bool {
-    networks.is_empty()
-        || networks
-            .iter()
-            .any(|it| it.cidr.contains(point) && !it.except.iter().any(|cut| cut.contains(point)))
-}
-
-fn egress_rules(rules: &Rules<'_>, found: &InNamespace<'_>, parts: &[&Part]) -> EgressRules {
-    let outside: Vec<NetworkMatch> = networks::everything()
-        .map(|cidr| NetworkMatch {
-            cidr,
-            // Where the whole family is the cluster's, what an EgressNetwork denies must not pass for want of an outside.
-            except: rules
-                .base
-                .cluster_networks
-                .iter()
-                .map(|it| it.cidr)
-                .filter(|cut| cidr.contains(cut) && cidr != *cut)
-                .collect(),
-        })
-        .collect();
-    // What of one could not be read may have meant any place outside the cluster.
-    let scope = |it: &EgressNetwork| match &it.scope {
-        EgressScope::OutsideCluster => outside.clone(),
-        EgressScope::Networks(networks) if it.readable => networks.clone(),
-        EgressScope::Networks(networks) => outside.iter().chain(networks).cloned().collect(),
-    };
-    let egress: Vec<(&EgressNetwork, Vec<NetworkMatch>)> =
-        found.egress.iter().map(|it| (*it, scope(it))).collect();
-    let mut given: BTreeSet<IpNet> = BTreeSet::new();
-    let all = egress.iter().map(|(_, networks)| networks).chain(parts.iter().map(|part| &part.networks));
-    for it in all.flatten() {
-        given.insert(it.cidr);
-        given.extend(it.except.iter().copied());
-    }
-    if parts.iter().any(|part| part.networks.is_empty()) {
-        given.extend(networks::everything());
-    }
-    given.extend(rules.base.cluster_networks.iter().map(|it| it.cidr));
-    let way = |point: &IpNet| {
-        let about = |part: &&&Part| !part.tried && inside(&part.networks, point);
-        let by_name = |part: &&Part| !part.hosts.is_empty();
-        if let Some(part) = parts.iter().filter(about).find(|part| part.denies && !by_name(part)) {
-            return Way::Deny(Arc::clone(&part.rule));
-        }
-        let network = smallest(&egress, point);
-        let unnamed = match (parts.iter().filter(about).find(|part| !part.denies && !by_name(part)), network)
-        {
-            (Some(part), _) => Way::Allow(Arc::clone(&part.rule)),
-            (None, Some(it)) if it.allow => Way::Allow(text(it)),
-            (None, Some(it)) => Way::Deny(text(it)),
-            (None, None) => Way::Default,
-        };
-        if let Some(part) = parts.iter().filter(about).find(|part| part.denies) {
-            return Way::ByName(Arc::clone(&part.rule), Box::new(unnamed));
-        }
-        let passes = match (&unnamed, rules.settings.default_outbound) {
-            (Way::Allow(_), _) | (Way::Default, DefaultOutbound::Allow) => true,
-            (Way::Default, DefaultOutbound::Cluster) => {
-                rules.base.cluster_networks.iter().any(|it| it.cidr.contains(point))
-            }
-            _ => false,
-        };
-        let named = parts.iter().find(about).map(|part| Arc::clone(&part.rule));
-        match (named, network) {
-            (Some(rule), _) if !passes => Way::ByName(rule, Box::new(unnamed)),
-            (None, Some(it)) if !passes && it.readable && has_routes(rules, it) => {
-                Way::ByName(text(it), Box::new(unnamed))
-            }
-            _ => unnamed,
-        }
-    };
-    let ways = networks::points(given).into_iter().map(|point| (point, way(&point))).collect();
-    let names = parts
-        .iter()
-        .filter(|part| !part.tried && !part.hosts.is_empty())
-        .map(|part| NameRule {
-            denies: part.denies,
-            rule: Arc::clone(&part.rule),
-            hosts: part.hosts.clone(),
-            networks: part.networks.clone(),
-        })
-        .collect();
-    EgressRules { ways, names }
-}
-
-fn text(network: &EgressNetwork) -> Arc<str> {
-    format!("EgressNetwork {}", network.meta.object_name()).into()
-}
-
-/// The EgressNetwork of the smallest block around a network; of several the older, then the name. Before all one that
-/// cannot be read: its block may have been smaller.
-fn smallest<'a>(
-    egress: &[(&'a EgressNetwork, Vec<NetworkMatch>)],
-    point: &IpNet,
-) -> Option<&'a EgressNetwork> {
-    let block = |networks: &[NetworkMatch]| {
-        let around = networks
-            .iter()
-            .filter(|it| it.cidr.contains(point) && !it.except.iter().any(|cut| cut.contains(point)));
-        around.map(|it| it.cidr.prefix_len()).max()
-    };
-    egress
-        .iter()
-        .filter_map(|(it, networks)| {
-            Some(((it.readable, std::cmp::Reverse(block(networks)?), it.meta.age()), *it))
-        })
-        .min_by(|a, b| a.0.cmp(&b.0))
-        .map(|(_, it)| it)
-}
-
 /// Whether routes of names are attached to an EgressNetwork: they let pass what it denies.
 fn has_routes(rules: &Rules<'_>, network: &EgressNetwork) -> bool {
     let kinds = [Kind::LinkerdHttpRoute, Kind::HttpRoute, Kind::GrpcRoute, Kind::TlsRoute];
@@ -347,22 +307,4 @@ fn has_routes(rules: &Rules<'_>, network: &EgressNetwork) -> bool {
         },
         _ => false,
     })
-}
-
-impl EgressRules {
-    /// What holds for an address.
-    pub(crate) fn at(&self, address: &IpAddr) -> &Way {
-        const DEFAULT: &Way = &Way::Default;
-        let around = self.ways.iter().filter(|(net, _)| net.contains(address));
-        around.max_by_key(|(net, _)| net.prefix_len()).map_or(DEFAULT, |(_, way)| way)
-    }
-
-    /// The rule that decides about a name at an address: one that denies wins.
-    pub(crate) fn by_name(&self, host: &str, address: &IpAddr) -> Option<&NameRule> {
-        let about = |it: &&NameRule| {
-            it.hosts.iter().any(|wanted| host_matches(wanted, host))
-                && (it.networks.is_empty() || it.networks.iter().any(|net| net.contains(address)))
-        };
-        self.names.iter().filter(about).min_by_key(|it| !it.denies)
-    }
 }

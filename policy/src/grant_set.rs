@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     net::IpAddr,
     sync::{Arc, LazyLock},
 };
@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::{
     clients::{Match, Presented},
     grants::{Clients, Grant, Who},
-    networks,
+    networks::{self, Holding},
 };
 
 /// What a set says of a client.
@@ -252,38 +252,24 @@ impl Lookup {
 }
 
 /// The networks at which the answer can change, each with the first rule (given in order, with its number) that holds
-/// in it and outside every smaller one. Takes time for each network by the different lengths of prefixes, not by the rules.
+/// in it and outside every smaller one.
 pub(crate) fn first_holders(open: &[(u32, &Grant)]) -> Vec<(IpNet, Option<u32>)> {
     const EVERYWHERE: &[IpNet] = &[];
-    let mut at: HashMap<IpNet, Vec<(u32, &[IpNet])>, RandomState> = HashMap::default();
-    let mut points = BTreeSet::new();
+    let mut all = Vec::new();
     for (index, grant) in open {
+        let what = *index;
         match &grant.networks {
             None => {
-                for net in networks::everything() {
-                    points.insert(net);
-                    at.entry(net).or_default().push((*index, EVERYWHERE));
-                }
+                all.extend(networks::everything().map(|cidr| Holding { what, cidr, except: EVERYWHERE }));
             }
             Some(list) => {
-                for entry in list.iter() {
-                    points.insert(entry.cidr);
-                    points.extend(entry.except.iter().copied());
-                    at.entry(entry.cidr).or_default().push((*index, &entry.except));
-                }
+                all.extend(list.iter().map(|it| Holding { what, cidr: it.cidr, except: &it.except }));
             }
         }
     }
-    let lengths: BTreeSet<u8> = at.keys().map(IpNet::prefix_len).collect();
-    let holder = |point: &IpNet| {
-        let around = lengths.iter().filter(|length| **length <= point.prefix_len());
-        around
-            .filter_map(|length| at.get(&IpNet::new(point.network(), *length).ok()?.trunc()))
-            .filter_map(|list| {
-                let holds = |(_, except): &&(u32, &[IpNet])| !except.iter().any(|cut| cut.contains(point));
-                list.iter().find(holds).map(|(index, _)| *index)
-            })
-            .min()
-    };
-    networks::points(points).into_iter().map(|point| (point, holder(&point))).collect()
+    let mut found = Vec::new();
+    networks::sweep(&all, [], |point, held| {
+        found.push((point, held.first_key_value().map(|(index, _)| *index)));
+    });
+    found
 }

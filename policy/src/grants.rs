@@ -129,6 +129,16 @@ impl Clients {
 }
 
 impl Grant {
+    /// What it costs to be worked out.
+    pub(crate) fn weight(&self) -> usize {
+        let networks = self.networks.iter().flat_map(|networks| networks.iter());
+        let clients = match &self.clients {
+            Clients::Any(matches) | Clients::Except(Some(matches), _) => matches.len(),
+            _ => 0,
+        };
+        1 + clients + networks.map(|it| 1 + it.except.len()).sum::<usize>()
+    }
+
     /// Whether an address lies where the rule looks.
     pub(crate) fn reaches(&self, address: &IpAddr) -> bool {
         self.networks.as_ref().is_none_or(|nets| nets.iter().any(|net| net.contains(address)))

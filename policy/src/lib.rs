@@ -28,6 +28,8 @@
 #[cfg(feature = "std")]
 mod address_map;
 #[cfg(feature = "std")]
+mod applying;
+#[cfg(feature = "std")]
 mod authorizations;
 #[cfg(feature = "std")]
 mod base;
@@ -96,6 +98,8 @@ pub mod settings;
 #[cfg(feature = "std")]
 pub mod tables;
 pub mod verdict;
+#[cfg(feature = "std")]
+mod ways;
 #[cfg(feature = "std")]
 mod workloads;
 

@@ -1,7 +1,7 @@
 //! What the rules of one namespace say of its pods on this node: the unit that is worked out anew when a rule changes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -9,12 +9,13 @@ use crate::{
     authorizations::{self, Authorizations, References as _},
     base::Base,
     clients::Presented,
-    egress::EgressPolicy,
+    egress::{AboutLeaving, EgressPolicy},
     grant_set::{self, Found, GrantSet, first_holders},
     grants::{Clients, Grant, Who},
     policy::{AboutPod, PodPolicy},
     problems::{Problem, Severity},
     resources::{Direction, IdentityRef, Kind, ObjectName, Parents, RateLimitPolicy, Resource, Route},
+    room,
     rules::{InNamespace, Rules},
     servers,
 };
@@ -63,12 +64,20 @@ impl NamespacePart {
         let found = it.collect(rules, namespace);
         let pods = rules.base.local.get(namespace).map_or(&[][..], Vec::as_slice);
         let mut about = AboutPod::new(rules, namespace, &found);
+        let mut leaving = AboutLeaving::new(rules, &found);
         for pod in pods {
-            it.policies.push(Arc::new(about.policy(pod, &mut it.problems)));
-            it.egress.push(EgressPolicy::of(rules, &found, pod).map(Arc::new));
+            it.policies.push(about.policy(pod, &mut it.problems));
+            it.egress.push(leaving.policy(pod));
+        }
+        if about.is_exceeded() || leaving.is_exceeded() {
+            it.problems.push(room::too_many(rules.base, namespace));
+            let closed = it.closed(&room::TOO_MANY.into(), rules.base);
+            (it.policies, it.egress) = (closed.policies, closed.egress);
         }
         let mut sets: Vec<&Arc<GrantSet>> =
-            it.policies.iter().flat_map(|policy| policy.rules()).map(|rules| &rules.grants).collect();
+            it.distinct_policies().flat_map(|policy| policy.rules()).map(|rules| &rules.grants).collect();
+        let mut seen = HashSet::new();
+        sets.retain(|set| seen.insert(Arc::as_ptr(set)));
         sets.sort();
         sets.dedup();
         it.kernel = sets.into_iter().map(|set| KernelGrants::of(set, rules.base)).collect();
@@ -77,16 +86,28 @@ impl NamespacePart {
         it
     }
 
+    /// What holds for its pods, once for those that have it in common.
+    pub(crate) fn distinct_policies(&self) -> impl Iterator<Item = &Arc<PodPolicy>> {
+        let mut seen = HashSet::new();
+        self.policies.iter().filter(move |policy| seen.insert(Arc::as_ptr(policy)))
+    }
+
+    /// The same of what leaves them.
+    pub(crate) fn distinct_egress(&self) -> impl Iterator<Item = &Arc<EgressPolicy>> {
+        let mut seen = HashSet::new();
+        self.egress.iter().flatten().filter(move |policy| seen.insert(Arc::as_ptr(policy)))
+    }
+
     /// Its rules take no more rows of any table than this.
     pub(crate) fn at_most(&self) -> u64 {
         let named = |set: &GrantSet| set.allows.len() + set.denies.len();
         let (mut ports, mut networks, mut rules) = (0, 0, 0);
-        for port in self.policies.iter().flat_map(|policy| policy.rules()) {
+        for port in self.distinct_policies().flat_map(|policy| policy.rules()) {
             let routes = port.requests.routes.iter().flat_map(|routes| routes.entries());
             rules += 2 + named(&port.grants) + routes.map(|entry| named(&entry.grants)).sum::<usize>();
             ports += 1;
         }
-        for egress in self.egress.iter().flatten().flat_map(|egress| egress.rules()) {
+        for egress in self.distinct_egress().flat_map(|egress| egress.rules()) {
             rules += egress.ways.len() + egress.names.len();
             networks += egress.ways.len();
             ports += 1;

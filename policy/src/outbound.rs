@@ -12,12 +12,12 @@ use crate::{
     base::External,
     compile::Compiled,
     decide::Decision,
-    egress::{NameRule, Way},
     names::IdentityName,
     request::Host,
     resources::ObjectName,
     settings::ClusterSettings,
     verdict::{self, Connect, TCP},
+    ways::{NameRule, Way},
     workloads::WorkloadInfo,
 };
 

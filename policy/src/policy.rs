@@ -8,6 +8,7 @@ use std::{
 use heddle_ebpf::policy::{PORT_AGENT_ANSWERS, PORT_DETECT, PORT_L4_ONLY, PORT_NEEDS_REQUEST};
 
 use crate::{
+    applying::{About, Applying, MAX_PORTS, add_listed, ports_of},
     authorizations::{denies, inbound_grants},
     base::LocalPod,
     defaults::PodDefaults,
@@ -16,13 +17,11 @@ use crate::{
     limits::RateLimits,
     problems::{Problem, Severity},
     request::RouteTable,
-    resources::{AccessRule, Direction, Kind, Pod, PortMatch, PortSet, ProxyProtocol, Server, Transport},
+    resources::{Direction, Kind, Pod, PortSet, ProxyProtocol, Server, Transport},
+    room::Effort,
     rules::{InNamespace, Rules},
-    servers::{conflict, governors},
+    servers::{Governors, conflict, governors},
 };
-
-/// Of a pod for which more ports than this have rules of their own, the lowest keep theirs; every other is closed.
-const MAX_PORTS: usize = 8192;
 
 /// What holds for the requests of a port.
 #[derive(Clone, Debug, Default)]
@@ -131,8 +130,26 @@ pub(crate) struct AboutPod<'a> {
     namespace: &'a str,
     found: &'a InNamespace<'a>,
     made: HashMap<(Governor<'a>, Vec<usize>), PortRules>,
+    /// What was made, and whether more ports are listed than are kept.
+    alike: HashMap<Alike<'a>, (Arc<PodPolicy>, bool)>,
     grants: Vec<Vec<Grant>>,
+    effort: Effort,
 }
+
+/// What tells pods of a namespace apart: for those that have it in common the same holds.
+#[derive(PartialEq, Eq, Hash)]
+struct Alike<'a> {
+    defaults: PodDefaults,
+    governed: Vec<(u16, &'a str)>,
+    rest: Option<&'a str>,
+    tcp: Vec<About>,
+    udp: Vec<About>,
+    admin: Option<u16>,
+}
+
+/// What tells ports of a pod apart: the Server that governs them, or what the defaults say of them, and the rules that name
+/// them.
+type Sort<'a> = (Result<&'a str, (bool, bool)>, &'a [usize]);
 
 /// What governs a port.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -151,26 +168,68 @@ enum Governor<'a> {
 impl<'a> AboutPod<'a> {
     pub(crate) fn new(rules: &'a Rules<'a>, namespace: &'a str, found: &'a InNamespace<'a>) -> Self {
         let grants = found.access.iter().map(|rule| inbound_grants(rule, rules)).collect();
-        Self { rules, namespace, found, made: HashMap::new(), grants }
+        Self {
+            rules,
+            namespace,
+            found,
+            made: HashMap::new(),
+            alike: HashMap::new(),
+            grants,
+            effort: Effort::new(),
+        }
     }
 
-    pub(crate) fn policy(&mut self, local: &LocalPod, problems: &mut Vec<Problem>) -> PodPolicy {
+    /// Whether the rules are too many: then they are not in force.
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.effort.is_exceeded()
+    }
+
+    /// What holds for a pod.
+    pub(crate) fn policy(&mut self, local: &LocalPod, problems: &mut Vec<Problem>) -> Arc<PodPolicy> {
         let pod = &*local.pod;
         let meta = self.rules.base.namespaces.get(self.namespace);
         let defaults = PodDefaults::of(pod, meta, self.rules.settings, problems);
         let governors = governors(pod, &self.found.servers, |winner, loser, port| {
             problems.push(conflict(winner, loser, pod, port));
         });
-        let udp = self.datagrams(pod, &defaults, problems);
-        let access = self.about(pod, Transport::Tcp);
+        let key = Alike {
+            defaults,
+            governed: governors.ports.iter().map(|(port, server)| (*port, &*server.meta.name)).collect(),
+            rest: governors.rest.map(|server| &*server.meta.name),
+            tcp: self.about(pod, Transport::Tcp),
+            udp: self.about(pod, Transport::Udp),
+            admin: pod.admin_port(),
+        };
+        let (policy, overfull) = match self.alike.get(&key) {
+            Some((policy, overfull)) => (Arc::clone(policy), *overfull),
+            None => {
+                let (policy, overfull) = self.make_policy(&key, &governors);
+                let policy = Arc::new(policy);
+                self.alike.insert(key, (Arc::clone(&policy), overfull));
+                (policy, overfull)
+            }
+        };
+        if overfull {
+            let reason = format!(
+                "has rules for more than {MAX_PORTS} ports: those beyond are refused whatever rule allows them"
+            );
+            problems.push(pod.meta.problem(Kind::Pod, Severity::Error, "spec", reason));
+        }
+        policy
+    }
 
+    /// What holds for a pod, and whether more ports are listed than are kept.
+    fn make_policy(&mut self, key: &Alike<'a>, governors: &Governors<'a>) -> (PodPolicy, bool) {
+        let defaults = &key.defaults;
+        let (udp, udp_overfull) = self.datagrams(defaults, &key.udp);
         let mut listed: BTreeSet<u16> = governors.ports.keys().copied().collect();
         if governors.rest.is_none() {
             // A list of every port is in `rest` already.
             let sets = [&defaults.opaque, &defaults.require_identity].into_iter().filter(|set| !set.is_all());
             listed.extend(sets.flat_map(PortSet::iter));
         }
-        let overfull = add_listed(&mut listed, &access, pod, problems);
+        let access = Applying::of(&key.tcp);
+        let overfull = add_listed(&mut listed, &access);
         let governor = |port: Option<u16>| {
             let server = port.and_then(|port| governors.ports.get(&port).copied()).or(governors.rest);
             match (server, port) {
@@ -181,65 +240,78 @@ impl<'a> AboutPod<'a> {
                 (None, None) => Err((defaults.opaque.is_all(), defaults.require_identity.is_all())),
             }
         };
-        let mut rules_of =
-            |port: Option<u16>| self.rules_of(governor(port), applying(&access, port), &defaults);
-        let mut rest = rules_of(None);
-        let own = listed.into_iter().take(MAX_PORTS).map(|port| (port, rules_of(Some(port)))).collect();
-        if overfull {
+        let mut rest = self.rules_of(governor(None), access.everywhere.clone(), defaults);
+        // Most ports are alike: a list of all rules is made once for each sort.
+        let mut alike: HashMap<Sort<'_>, PortRules> = HashMap::new();
+        let mut own = BTreeMap::new();
+        for port in listed.into_iter().take(MAX_PORTS) {
+            let (governor, listed) = (governor(Some(port)), access.listed(port));
+            let rules = alike
+                .entry((governor.map(|server| &*server.meta.name), listed))
+                .or_insert_with(|| self.rules_of(governor, access.with(listed), defaults));
+            own.insert(port, rules.clone());
+        }
+        if overfull || !self.effort.take(own.len() + access.pairs()) {
             rest.grants = crate::grant_set::empty();
         }
         let mut tcp = Ports { own, rest };
-        let admin = pod.admin_port();
-        if let Some(port) = admin {
+        if let Some(port) = key.admin {
             let rules = tcp.port(port).where_the_agent_answers();
             tcp.own.insert(port, rules);
         }
-        PodPolicy { tcp, udp, admin }
+        (PodPolicy { tcp, udp, admin: key.admin }, overfull || udp_overfull)
     }
 
     /// What holds for datagrams: the default policy, as far as it lets clients without identity in, and Heddle's rules. A
     /// meshed client needs a rule that says UDP: by a default it would depend on which node each of the two runs on.
-    fn datagrams(&mut self, pod: &Pod, defaults: &PodDefaults, problems: &mut Vec<Problem>) -> Ports {
-        let access = self.about(pod, Transport::Udp);
+    fn datagrams(&mut self, defaults: &PodDefaults, about: &[About]) -> (Ports, bool) {
         let identity = &defaults.require_identity;
         let mut listed = BTreeSet::new();
         if !identity.is_all() {
             listed.extend(identity.iter());
         }
-        let overfull = add_listed(&mut listed, &access, pod, problems);
-        let mut rules_of = |port: Option<u16>| {
-            let demanded = port.map_or(identity.is_all(), |port| identity.contains(port));
-            let text = default_text(defaults, demanded);
-            let applying = applying(&access, port);
-            let key = (Governor::Datagrams { text: text.clone() }, applying);
-            if let Some(made) = self.made.get(&key) {
-                return made.clone();
-            }
-            let policy = if demanded { defaults.policy.authenticated() } else { defaults.policy };
-            let text: Arc<str> = text.into();
-            let mut allows: Vec<Grant> =
-                Grant::by_default(policy, &text, &self.rules.base.cluster_networks).into_iter().collect();
-            allows.retain_mut(|grant| {
-                let open = grant.clients == Clients::Everybody;
-                grant.clients = Clients::Unidentified;
-                open
-            });
-            let made = PortRules {
-                grants: self.grants(allows, &key.1, true),
-                requests: Arc::default(),
-                protocol: ProxyProtocol::Opaque,
-                governs: text,
-                flags: PORT_L4_ONLY,
-            };
-            self.made.insert(key, made.clone());
-            made
-        };
-        let mut rest = rules_of(None);
-        let own = listed.into_iter().take(MAX_PORTS).map(|port| (port, rules_of(Some(port)))).collect();
-        if overfull {
+        let access = Applying::of(about);
+        let overfull = add_listed(&mut listed, &access);
+        let mut rest = self.datagram_rules(identity.is_all(), access.everywhere.clone(), defaults);
+        let mut alike: HashMap<(bool, &[usize]), PortRules> = HashMap::new();
+        let mut own = BTreeMap::new();
+        for port in listed.into_iter().take(MAX_PORTS) {
+            let (demanded, listed) = (identity.contains(port), access.listed(port));
+            let rules = alike
+                .entry((demanded, listed))
+                .or_insert_with(|| self.datagram_rules(demanded, access.with(listed), defaults));
+            own.insert(port, rules.clone());
+        }
+        if overfull || !self.effort.take(own.len() + access.pairs()) {
             rest.grants = crate::grant_set::empty();
         }
-        Ports { own, rest }
+        (Ports { own, rest }, overfull)
+    }
+
+    fn datagram_rules(&mut self, demanded: bool, applying: Vec<usize>, defaults: &PodDefaults) -> PortRules {
+        let text = default_text(defaults, demanded);
+        let key = (Governor::Datagrams { text: text.clone() }, applying);
+        if let Some(made) = self.made.get(&key) {
+            return made.clone();
+        }
+        let policy = if demanded { defaults.policy.authenticated() } else { defaults.policy };
+        let text: Arc<str> = text.into();
+        let mut allows: Vec<Grant> =
+            Grant::by_default(policy, &text, &self.rules.base.cluster_networks).into_iter().collect();
+        allows.retain_mut(|grant| {
+            let open = grant.clients == Clients::Everybody;
+            grant.clients = Clients::Unidentified;
+            open
+        });
+        let made = PortRules {
+            grants: self.grants(allows, &key.1, true),
+            requests: Arc::default(),
+            protocol: ProxyProtocol::Opaque,
+            governs: text,
+            flags: PORT_L4_ONLY,
+        };
+        self.made.insert(key, made.clone());
+        made
     }
 
     /// Which of Heddle's rules are about a pod's ports of a protocol, and which ports (`None`: every one).
@@ -341,6 +413,10 @@ impl<'a> AboutPod<'a> {
                 (false, false) => {}
             }
         }
+        let all = [&allows, &denied, &tried_allows, &tried_denies].into_iter().flatten();
+        if !self.effort.take(all.map(Grant::weight).sum()) {
+            return crate::grant_set::empty();
+        }
         Arc::new(GrantSet::new(allows, denied).trying(tried_allows, tried_denies))
     }
 
@@ -370,55 +446,3 @@ fn default_text(defaults: &PodDefaults, identity: bool) -> String {
     let why = if policy == defaults.policy { "" } else { ", identity demanded" };
     format!("default policy {} ({}{why})", policy.as_str(), defaults.source)
 }
-
-/// A rule of Heddle's by its number in the namespace, and the ports that it is about (`None`: every one).
-type About = (usize, Option<Vec<u16>>);
-
-/// The rules that are about a port (`None`: about every port without rules of its own).
-fn applying(access: &[About], port: Option<u16>) -> Vec<usize> {
-    let about = |ports: &Option<Vec<u16>>| match (ports, port) {
-        (None, _) => true,
-        (Some(ports), Some(port)) => ports.contains(&port),
-        (Some(_), None) => false,
-    };
-    access.iter().filter(|(_, ports)| about(ports)).map(|(index, _)| *index).collect()
-}
-
-/// Adds the ports that rules list. `true`: they are too many.
-fn add_listed(listed: &mut BTreeSet<u16>, access: &[About], pod: &Pod, problems: &mut Vec<Problem>) -> bool {
-    for (_, ports) in access {
-        // Once they are too many, how many more there are is all the same.
-        if listed.len() <= MAX_PORTS {
-            listed.extend(ports.iter().flatten().copied());
-        }
-    }
-    let overfull = listed.len() > MAX_PORTS;
-    if overfull {
-        let reason = format!(
-            "has rules for more than {MAX_PORTS} ports: those beyond are refused whatever rule allows them"
-        );
-        problems.push(pod.meta.problem(Kind::Pod, Severity::Error, "spec", reason));
-    }
-    overfull
-}
-
-/// The ports of a pod that a rule of Heddle's is about; `None`: every one.
-pub(crate) fn ports_of(rule: &AccessRule, pod: &Pod, transport: Transport) -> Option<Vec<u16>> {
-    let spec = rule.spec.as_ref()?;
-    if spec.ports.is_empty() {
-        return None;
-    }
-    let mut ports = Vec::new();
-    for port in &spec.ports {
-        match port {
-            PortMatch::Range(first, last) => ports.extend(*first..=*last),
-            PortMatch::Name(name) => ports.extend(pod.named_ports(name, transport)),
-        }
-    }
-    ports.sort_unstable();
-    ports.dedup();
-    Some(ports)
-}
-
-#[cfg(test)]
-mod tests;

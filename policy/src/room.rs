@@ -2,6 +2,7 @@
 //! close another's pods, and whoever takes no more than a table's places, shared out evenly, is never closed.
 
 use std::{
+    cell::Cell,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -11,11 +12,47 @@ use heddle_ebpf::policy::{Backend, BackendKey, Service, ServiceKey};
 
 use crate::{
     base::Base,
-    namespace::NamespacePart,
     problems::{Origin, Problem, Severity},
     resources::Kind,
     tables::{Capacity, TooLarge},
 };
+
+/// So many rules and networks are worked out for the pods of a namespace at most, each counted for every set of ports that has
+/// rules of its own: no table has room for what comes of more, and working it out would keep everybody else's rules waiting.
+const MOST: usize = 1 << 19;
+
+/// How much of that is left.
+pub(crate) struct Effort(Cell<Option<usize>>);
+
+impl Effort {
+    pub(crate) fn new() -> Self {
+        Self(Cell::new(Some(MOST)))
+    }
+
+    /// Whether so much may be worked out; once it may not, nothing more may.
+    pub(crate) fn take(&self, count: usize) -> bool {
+        self.0.set(self.0.get().and_then(|left| left.checked_sub(count)));
+        self.0.get().is_some()
+    }
+
+    /// Whether it was too much.
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.0.get().is_none()
+    }
+}
+
+/// The rule that is named where a namespace's rules are too many to be worked out.
+pub(crate) const TOO_MANY: &str = "namespace closed: too many rules and networks";
+
+/// What is told of it.
+pub(crate) fn too_many(base: &Base, namespace: &str) -> Problem {
+    let reason = format!(
+        "its rules and their networks are more than {MOST}, counted for each set of ports with rules of its own: its pods are \
+         closed, both ways"
+    );
+    about(base, namespace, Severity::Error, reason)
+        .remedy("write fewer rules, or fewer networks in them, for fewer ports")
+}
 
 /// How many rows of each table a namespace takes.
 pub(crate) type Rows = BTreeMap<&'static str, u64>;
@@ -31,11 +68,11 @@ pub(crate) struct Crowd<'a> {
 impl<'a> Crowd<'a> {
     /// The namespaces that are to be closed for a table: those that take most of it, and no more of them than it takes.
     /// Empty: none is left that takes any.
-    pub(crate) fn give_way<'p>(
+    pub(crate) fn give_way<P>(
         &mut self,
         full: &TooLarge,
-        here: impl Iterator<Item = (&'a str, &'p Arc<NamespacePart>)>,
-        rows: impl Fn(&'a str, &Arc<NamespacePart>) -> Rows,
+        here: impl Iterator<Item = (&'a str, P)>,
+        rows: impl Fn(&'a str, P) -> Rows,
     ) -> Vec<&'a str> {
         if self.rows.is_empty() {
             self.rows = here.map(|(namespace, part)| (namespace, rows(namespace, part))).collect();

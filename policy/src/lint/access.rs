@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Compiled, Index, Problem, Severity,
-    policy::ports_of,
+    applying::ports_of,
     resources::{
         AccessRule, AccessSpec, Direction, IdentityMatch, Kind, Pod, PortMatch, Resource, Transport,
         namespace_matches,

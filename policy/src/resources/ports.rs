@@ -1,7 +1,7 @@
 use super::workload::Pod;
 
 /// A list of ports as annotations write it: numbers, ranges and (of a pod's own ports) names, divided by commas.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct PortSet {
     ranges: Vec<(u16, u16)>,
 }

@@ -256,3 +256,92 @@ fn a_check_names_who_may_be_closed() {
         assert!(found.iter().all(|it| it.resource == "Namespace greedy"), "{found:?}");
     }
 }
+
+/// Rules about what leaves: one for each of these networks, with exceptions within them.
+fn leaving(namespace: &str, rules: usize, networks_each: usize) -> String {
+    let rule = |number: usize| {
+        let nets: Vec<String> = (number * networks_each..(number + 1) * networks_each)
+            .map(|n| {
+                let (a, b) = (n >> 8 & 0xff, n & 0xff);
+                format!("{{cidr: 20.{a}.{b}.0/24, except: [20.{a}.{b}.8, 20.{a}.{b}.64/26]}}")
+            })
+            .collect();
+        format!(
+            "---\n{{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {{name: l{number}, namespace: {namespace}}}, spec: \
+             {{action: Deny, to: [{{networks: [{}]}}]}}}}\n",
+            nets.join(", ")
+        )
+    };
+    (0..rules).map(rule).collect()
+}
+
+#[test]
+fn thousands_of_networks_and_rules_for_many_pods_are_worked_out_once_and_at_once() {
+    // Going over all networks for each, or over all for each pod or port, this would not end while anybody waits.
+    for (rules, each) in [(16, 1024), (4096, 1)] {
+        let mut text: String = (0..200).map(|n| pod("shop", n)).collect();
+        text += &leaving("shop", rules, each);
+        text += &server("shop", 80, &networks(0, 1024));
+        let it = compiler(&text).compile(0);
+        for number in [0, 199] {
+            let from = ip_of("shop", number);
+            for (to, passes) in
+                [("20.0.1.1", false), ("20.0.1.9", false), ("20.0.1.8", true), ("20.0.1.70", true)]
+            {
+                assert_eq!(leaves(&it, &from, to).0, passes, "{number} to {to}");
+            }
+            assert!(reaches(&it, &networks(0, 1)[0], &from, 80).0);
+        }
+        // Each network and its exceptions once, whatever the number of pods.
+        let rows = it.tables.networks.len();
+        assert!((rules * each * 3..rules * each * 3 + 2048 + 64).contains(&rows), "{rows}");
+    }
+}
+
+#[test]
+fn what_would_take_too_long_to_work_out_closes_its_namespace() {
+    // Each port has rules of its own, and with them all networks of the rule about every port.
+    let access = |number: usize, spec: &str| {
+        format!(
+            "---\n{{apiVersion: heddle.io/v1alpha1, kind: AccessRule, metadata: {{name: r{number}, namespace: greedy}}, spec: \
+             {{{spec}}}}}\n"
+        )
+    };
+    let world = |ports: usize, way: &str| {
+        let nets: Vec<String> = networks(0, 1024).iter().map(|it| format!("{{cidr: {it}}}")).collect();
+        let nets = nets.join(", ");
+        let of = |ports: &str| match way {
+            "from" => format!("action: Allow{ports}, from: [{{networks: [{nets}]}}]"),
+            _ => format!("action: Deny{ports}, to: [{{networks: [{nets}]}}]"),
+        };
+        let one = |n: usize| {
+            let peer = if way == "from" { "from: [{anyone: true}]" } else { "to: [{anywhere: true}]" };
+            access(n, &format!("action: Allow, ports: [{n}], {peer}"))
+        };
+        pod("greedy", 0)
+            + &pod("shop", 0)
+            + &server("shop", 80, &networks(0, 8))
+            + &access(9999, &of(""))
+            + &(1..=ports).map(one).collect::<String>()
+    };
+    let from = &networks(0, 1)[0];
+    for way in ["from", "to"] {
+        for (ports, closed) in [(100, false), (600, true)] {
+            let it = compiler(&world(ports, way)).compile(0);
+            let (greedy, shop) = (ip_of("greedy", 0), ip_of("shop", 0));
+            let told = it.problems.iter().any(|it| it.reason.contains("counted for each set of ports"));
+            assert_eq!(told, closed, "{way} {ports}: {:?}", it.problems);
+            assert_eq!(leaves(&it, &greedy, "203.0.113.1").0, !closed, "{way} {ports}");
+            if way == "from" {
+                assert_eq!(reaches(&it, from, &greedy, 443).0, !closed, "{ports}");
+            }
+            assert!(reaches(&it, from, &shop, 80).0 && leaves(&it, &shop, "203.0.113.1").0, "{way} {ports}");
+        }
+    }
+    // What closed it is gone, and so is the closing.
+    let mut compiler = compiler(&world(600, "from"));
+    compiler.compile(0);
+    let rules: Vec<_> = compiler.index().ids().filter(|it| it.name.starts_with('r')).cloned().collect();
+    rules.iter().filter(|it| it.name != "r9999").for_each(|id| compiler.remove(id));
+    assert!(reaches(&compiler.compile(0), from, &ip_of("greedy", 0), 443).0);
+}
