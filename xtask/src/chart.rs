@@ -60,8 +60,16 @@ pub fn run(helm: &Path, words: &[&str]) -> Result<String> {
 /// # Errors
 /// The chart or the values are not sound; helm says why.
 pub fn render(helm: &Path, root: &Path, more: &[&str]) -> Result<String> {
+    render_in(helm, root, "heddle-system", more)
+}
+
+/// The same in another namespace.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_in(helm: &Path, root: &Path, namespace: &str, more: &[&str]) -> Result<String> {
     let chart = folder(root).display().to_string();
-    let mut words = vec!["template", "heddle", &chart, "--namespace", "heddle-system"];
+    let mut words = vec!["template", "heddle", &chart, "--namespace", namespace];
     // A helm that asks no cluster takes its own word for the version.
     words.extend(["--kube-version", "1.34.0", "--set", "createNamespace=true"]);
     words.extend(more);

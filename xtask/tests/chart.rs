@@ -51,6 +51,10 @@ fn values_that_are_not_known_or_not_sound_are_refused() {
         ("agent.config.workloadApi=here", "workloadApi"),
         ("agent.config.ca.spire=here", "spire"),
         ("agent.config.ca.url=https://here", "ca"),
+        ("agent.config.defaultOutbond=deny", "defaultOutbond"),
+        ("agent.config.handOver.drainSeconds=86401", "drainSeconds"),
+        ("agent.config.cluster.kubeconfig=/root/config", "kubeconfig"),
+        ("agent.config.capacity.ports=many", "ports"),
         ("agent.federationConfigMap=Upper", "federationConfigMap"),
         ("agent.resources.requests.memory=much", "memory"),
         ("image.pullPolicy=Perhaps", "pullPolicy"),
@@ -61,6 +65,10 @@ fn values_that_are_not_known_or_not_sound_are_refused() {
         let said = render(wrong).unwrap_err().to_string();
         assert!(said.contains(field), "{wrong}: {said}");
     }
+    // What admission and the authority know the agents by.
+    let elsewhere = |namespace: &str| chart::render_in(&helm, Path::new(ROOT), namespace, &[]);
+    assert!(elsewhere("mesh").unwrap_err().to_string().contains("heddle-system"));
+    assert!(elsewhere("heddle-system").is_ok());
     let changed = render("ca.replicas=3").unwrap();
     assert!(changed.contains("replicas: 3"), "control: a sound value is taken");
     let asked = render("agent.config.workloadApi=/run/workloads").unwrap();

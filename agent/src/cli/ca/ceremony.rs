@@ -83,8 +83,13 @@ pub fn issuer(flags: &IssuerFlags) -> Result<ExitCode, Failure> {
     })?;
     let issuer =
         intermediate(root, &naming, flags.lifetime, SystemTime::now()).map_err(|error| miette!("{error}"))?;
-    let anchors = std::fs::read_to_string(&files.anchors)
-        .map_err(|error| miette!("{}: {error}", files.anchors.display()))?;
+    let anchors = std::fs::read_to_string(&files.anchors).map_err(|error| {
+        miette!(
+            help = "it lies beside the root's key, as `heddle ca init` made it",
+            "{} cannot be read: {error}",
+            files.anchors.display()
+        )
+    })?;
     put(&flags.directory, &issuer, &anchors)?;
     let shown = flags.directory.display();
     print(&format!(
@@ -124,9 +129,13 @@ next:
 
 /// `heddle ca token`.
 pub fn token(flags: &TokenFlags) -> Result<ExitCode, Failure> {
-    let key = std::fs::read(&flags.key)
-        .map(Zeroizing::new)
-        .map_err(|error| miette!("{}: {error}", flags.key.display()))?;
+    let key = std::fs::read(&flags.key).map(Zeroizing::new).map_err(|error| {
+        miette!(
+            help = "name agents.key, as `heddle ca agents-key` made it",
+            "--key {} cannot be read: {error}",
+            flags.key.display()
+        )
+    })?;
     let token = attest::sign(&key, &flags.node, flags.lifetime, SystemTime::now())
         .map_err(|error| miette!("no token: {error}"))?;
     print(&token)?;
@@ -138,7 +147,13 @@ pub fn revoke(flags: &RevokeFlags) -> Result<ExitCode, Failure> {
     let keys = IssuerFiles::in_directory(&flags.keys).read().map_err(|error| {
         miette!(help = "name the directory of the issuer that signed the certificates", "no issuer: {error}")
     })?;
-    let failed = |error: std::io::Error| miette!("{}: {error}", flags.list.display());
+    let failed = |error: std::io::Error| {
+        miette!(
+            help = "name a file that this user may read and write, or one that is not there yet",
+            "the list {} cannot be used: {error}",
+            flags.list.display()
+        )
+    };
     let before = match std::fs::read(&flags.list) {
         Ok(before) => Some(before),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,

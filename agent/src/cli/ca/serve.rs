@@ -81,7 +81,13 @@ fn source(flags: &ServeFlags) -> Result<Source, Failure> {
 type Known = (Box<dyn Attest>, Box<dyn Scheduled>);
 
 fn from_folder(flags: &ServeFlags, folder: &Path, key: &Path) -> Result<Known, Failure> {
-    let bytes = std::fs::read(key).map_err(|error| miette!("--agents-key {}: {error}", key.display()))?;
+    let bytes = std::fs::read(key).map_err(|error| {
+        miette!(
+            help = "name agents.pub, as `heddle ca agents-key` made it",
+            "--agents-key {} cannot be read: {error}",
+            key.display()
+        )
+    })?;
     let tokens = SignedTokens::new(&bytes, flags.clock_skew).map_err(|error| {
         miette!(
             help = "name agents.pub, as `heddle ca agents-key` made it",

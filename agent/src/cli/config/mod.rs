@@ -236,6 +236,16 @@ pub struct ConfigError {
     pub text: Option<String>,
 }
 
+/// The trust domains whose bundles lie in a folder, as far as it can be read: an agent tells by itself what it cannot believe.
+pub fn federated_in(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).into_iter().flatten();
+    let mut domains: Vec<String> = names
+        .filter_map(|entry| bundle_of(&entry.ok()?.file_name().to_string_lossy()).map(str::to_owned))
+        .collect();
+    domains.sort();
+    domains
+}
+
 /// Where an agent is on its host: what it takes to find what it left there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -361,15 +371,8 @@ impl Config {
         })
     }
 
-    /// The trust domains whose bundles lie in the folder of `federation`, as far as it can be read: an agent tells by itself what it cannot
-    /// believe.
     fn federated(&self) -> Vec<String> {
-        let names = self.federation.iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
-        let mut domains: Vec<String> = names
-            .filter_map(|entry| bundle_of(&entry.ok()?.file_name().to_string_lossy()).map(str::to_owned))
-            .collect();
-        domains.sort();
-        domains
+        self.federation.as_deref().map(federated_in).unwrap_or_default()
     }
 
     /// The configuration as a file would have it.

@@ -10,7 +10,7 @@ mod metrics;
 
 use super::{
     Failure,
-    config::{Config, Log, LogFormat},
+    config::{Config, Log, LogFormat, federated_in},
     logging, policy,
 };
 use crate::cluster::kubernetes::{
@@ -30,7 +30,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     num::NonZeroU32,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -55,6 +55,9 @@ pub(super) struct Flags {
     /// The agents' configuration: networks, default policies and the names of identities are taken from it
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// The folder of other trust domains' bundles, as the agents' [default: there is none]
+    #[arg(long, value_name = "FOLDER")]
+    federation: Option<PathBuf>,
     /// How to reach Kubernetes [default: as a pod of the cluster does]
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
@@ -82,7 +85,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     let (namespace, name) = flags.lease.split_once('/').ok_or_else(|| {
         miette!(help = "write it like heddle-system/heddle-controller", "--lease {} names none", flags.lease)
     })?;
-    settings(&flags.config)?;
+    settings(flags)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -104,11 +107,13 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn settings(path: &Path) -> Result<ClusterSettings, Failure> {
-    Config::shared(path, None).map_err(|error| {
+fn settings(flags: &Flags) -> Result<ClusterSettings, Failure> {
+    let mut settings = Config::shared(&flags.config, None).map_err(|error| {
         let problems: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
         miette!(help = "`heddle agent --help` lists the fields", "{}", problems.join("\n"))
-    })
+    })?;
+    settings.federated.extend(flags.federation.as_deref().map(federated_in).unwrap_or_default());
+    Ok(settings)
 }
 
 async fn elect(
@@ -189,7 +194,7 @@ async fn tell(client: Client, flags: Flags, metrics: Arc<Metrics>) {
             return;
         }
         let Some(look) = following.looks.borrow_and_update().clone() else { continue };
-        let settings = match settings(&flags.config) {
+        let settings = match settings(&flags) {
             Ok(settings) => settings,
             Err(error) => {
                 tracing::error!(%error, "the configuration cannot be read: nothing is told meanwhile");

@@ -133,7 +133,13 @@ fn asked(error: &kube::Error) -> Failure {
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|error| miette!("{}: {error}", path.display()))
+    std::fs::read_to_string(path).map_err(|error| {
+        miette!(
+            help = "name a file of UTF-8 text that is there and may be read",
+            "{} cannot be read: {error}",
+            path.display()
+        )
+    })
 }
 
 fn bundle(text: &str, name: &str) -> Result<Bundle, Failure> {

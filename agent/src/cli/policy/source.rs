@@ -16,7 +16,7 @@ use heddle_policy::{
     resources::{DefaultPolicy, Document, Parsed, parse_file, read_documents},
 };
 use hyper::Method;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::ConfigMap};
 use kube::Api;
 use miette::miette;
 use std::{
@@ -32,7 +32,7 @@ const CLUSTER: &str = "cluster:";
 /// Where the agents are, and their configuration.
 const NAMESPACE: &str = "heddle-system";
 const AGENTS: &str = "heddle-agent";
-/// The bundles of other trust domains, as the agents mount them.
+/// The bundles of other trust domains, where the agents mount no others.
 const FEDERATION: &str = "heddle-federation";
 /// For everything to be listed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -181,9 +181,11 @@ fn from_cluster(flags: &SettingFlags) -> Result<Source, Failure> {
                 "{unseen}"
             )
         })?;
-        let maps = Api::<ConfigMap>::namespaced(client, NAMESPACE);
+        let maps = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
         let agents = maps.get_opt(AGENTS).await.ok().flatten();
-        Ok((look, agents, maps.get_opt(FEDERATION).await.ok().flatten()))
+        let set = Api::<DaemonSet>::namespaced(client, NAMESPACE).get_opt("heddle").await.ok().flatten();
+        let bundles = set.as_ref().and_then(bundles_of).unwrap_or(FEDERATION);
+        Ok((look, agents, maps.get_opt(bundles).await.ok().flatten()))
     })?;
     let text = config.and_then(|mut it| it.data.as_mut()?.remove("heddle.yaml"));
     let mut settings = match (&flags.config, text) {
@@ -197,6 +199,12 @@ fn from_cluster(flags: &SettingFlags) -> Result<Source, Failure> {
     settings.federated.extend(bundles.keys().filter_map(|file| bundle_of(file)).map(str::to_owned));
     flags.lay_over(&mut settings);
     Ok(of_look(CLUSTER, &look, settings))
+}
+
+/// The ConfigMap of other trust domains' bundles that the agents mount.
+fn bundles_of(agents: &DaemonSet) -> Option<&str> {
+    let volumes = agents.spec.as_ref()?.template.spec.as_ref()?.volumes.as_ref()?;
+    Some(&volumes.iter().find(|it| it.name == "federation")?.config_map.as_ref()?.name)
 }
 
 /// What was read of a cluster.

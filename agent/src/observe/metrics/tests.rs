@@ -199,6 +199,25 @@ fn what_is_read_at_a_scrape_is_there() {
 }
 
 #[test]
+fn every_family_is_documented() {
+    const DOCS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operating.md"));
+    let metrics = metrics(100);
+    metrics.flow(labels("shop/db-1", "web.shop")).open();
+    metrics.handshake(Hook::Inbound, "shop/db-1");
+    let text = metrics.encode().unwrap();
+    let families: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(families.len() > 20, "{families:?}");
+    for family in families {
+        let named = [family.to_owned(), format!("{family}_total")];
+        assert!(
+            named.iter().any(|name| DOCS.contains(&format!("`{name}`"))),
+            "docs/operating.md lacks {family}"
+        );
+    }
+}
+
+#[test]
 fn the_number_of_series_is_bounded_and_nothing_goes_uncounted() {
     let metrics = metrics(10);
     for client in 0..100 {

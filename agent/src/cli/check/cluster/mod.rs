@@ -91,8 +91,11 @@ async fn look(client: &Client) -> Result<(Vec<Finding>, Limits), kube::Error> {
     let mut findings = vec![version(client).await?];
     findings.extend(kinds(client).await?);
     findings.push(admission(client).await?);
-    findings.extend(parts(client).await?);
-    findings.push(networks(client).await?);
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
+    let configuration =
+        maps.get_opt("heddle-agent").await?.and_then(|mut it| it.data.as_mut()?.remove("heddle.yaml"));
+    findings.extend(parts(client, configuration.as_deref().and_then(spire)).await?);
+    findings.push(networks(client, configuration).await?);
     let agents = Agents::ask(client, &all).await?;
     findings.extend(agents.findings());
     findings.push(captured(&agents, &all, &wishes));
@@ -169,25 +172,20 @@ async fn admission(client: &Client) -> Result<Finding, kube::Error> {
     })
 }
 
+/// The socket of SPIRE's agent, where the agents' configuration has SPIRE issue.
+fn spire(configuration: &str) -> Option<String> {
+    let read: serde_json::Value = serde_saphyr::from_str(configuration).ok()?;
+    read.pointer("/ca/spire")?.as_str().map(str::to_owned)
+}
+
 /// Authority, controller and the agents' set.
-async fn parts(client: &Client) -> Result<Vec<Finding>, kube::Error> {
+async fn parts(client: &Client, spire: Option<String>) -> Result<Vec<Finding>, kube::Error> {
     let deployments = Api::<Deployment>::namespaced(client.clone(), NAMESPACE);
-    let mut found = Vec::new();
-    let authority = deployments.get_opt("heddle-ca").await?;
-    found.push(match authority.as_ref().map(install::rollout::of_deployment) {
-        None => Finding::missing("authority", "it is not installed", "`heddle install`"),
-        Some(it) if it.ready == 0 => Finding::missing(
-            "authority",
-            format!("no replica of {} is ready: certificates are not renewed", it.wanted),
-            "kubectl -n heddle-system describe pods -l app=heddle-ca; its keys are in Secret heddle-issuer",
-        ),
-        Some(it) if !it.done() || it.wanted < 2 => Finding::warning(
-            "authority",
-            format!("{} of {} replicas are ready", it.ready, it.wanted),
-            "two or more let one be away: ca.replicas",
-        ),
-        Some(it) => Finding::ok("authority", format!("{} of {} replicas are ready", it.ready, it.wanted)),
-    });
+    let agents = Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE).get_opt("heddle").await?;
+    let mut found = match spire {
+        Some(socket) => vec![by_spire(&socket, agents.as_ref())],
+        None => vec![authority(&deployments).await?, tokens_of(agents.as_ref())],
+    };
     let controller = deployments.get_opt("heddle-controller").await?;
     found.push(match controller.as_ref().map(install::rollout::of_deployment) {
         None => Finding::warning(
@@ -202,19 +200,64 @@ async fn parts(client: &Client) -> Result<Vec<Finding>, kube::Error> {
         ),
         Some(it) => Finding::ok("controller", format!("{} of {} replicas are ready", it.ready, it.wanted)),
     });
-    let agents = Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE).get_opt("heddle").await?;
-    found.push(match agents {
+    Ok(found)
+}
+
+/// What issues is another's: of it no more is known here than whether the agents can reach its socket.
+fn by_spire(socket: &str, agents: Option<&DaemonSet>) -> Finding {
+    let folder = Path::new(socket).parent();
+    let reached = agents.is_some_and(|set| {
+        host_folders(set).any(|path| folder.is_some_and(|folder| folder.starts_with(path)))
+    });
+    match (agents, reached) {
+        (None, _) => Finding::missing(
+            "authority",
+            "SPIRE issues, and the agents are not installed",
+            "`heddle install`",
+        ),
+        (Some(_), true) => Finding::ok("authority", format!("SPIRE issues, at {socket} on each node")),
+        (Some(_), false) => Finding::missing(
+            "authority",
+            format!("SPIRE is to issue, and the agents do not mount the folder of {socket}"),
+            "`heddle upgrade` puts the DaemonSet right",
+        ),
+    }
+}
+
+fn host_folders(set: &DaemonSet) -> impl Iterator<Item = &str> {
+    let spec = set.spec.as_ref().and_then(|it| it.template.spec.as_ref());
+    let volumes = spec.and_then(|it| it.volumes.as_ref()).into_iter().flatten();
+    volumes.filter_map(|it| Some(&*it.host_path.as_ref()?.path))
+}
+
+async fn authority(deployments: &Api<Deployment>) -> Result<Finding, kube::Error> {
+    let authority = deployments.get_opt("heddle-ca").await?;
+    Ok(match authority.as_ref().map(install::rollout::of_deployment) {
+        None => Finding::missing("authority", "it is not installed", "`heddle install`"),
+        Some(it) if it.ready == 0 => Finding::missing(
+            "authority",
+            format!("no replica of {} is ready: certificates are not renewed", it.wanted),
+            "kubectl -n heddle-system describe pods -l app=heddle-ca; its keys are in Secret heddle-issuer",
+        ),
+        Some(it) if !it.done() || it.wanted < 2 => Finding::warning(
+            "authority",
+            format!("{} of {} replicas are ready", it.ready, it.wanted),
+            "two or more let one be away: ca.replicas",
+        ),
+        Some(it) => Finding::ok("authority", format!("{} of {} replicas are ready", it.ready, it.wanted)),
+    })
+}
+
+fn tokens_of(agents: Option<&DaemonSet>) -> Finding {
+    match agents {
         None => Finding::missing("tokens", "the agents are not installed", "`heddle install`"),
-        Some(set) if tokens(&set) => {
-            Finding::ok("tokens", format!("agents' tokens are for {AUDIENCE} alone"))
-        }
+        Some(set) if tokens(set) => Finding::ok("tokens", format!("agents' tokens are for {AUDIENCE} alone")),
         Some(_) => Finding::missing(
             "tokens",
             format!("the agents mount no token for {AUDIENCE}: the authority refuses them"),
             "`heddle upgrade` puts the DaemonSet right",
         ),
-    });
-    Ok(found)
+    }
 }
 
 fn tokens(set: &DaemonSet) -> bool {
@@ -225,10 +268,8 @@ fn tokens(set: &DaemonSet) -> bool {
     tokens.any(|it| it == AUDIENCE)
 }
 
-async fn networks(client: &Client) -> Result<Finding, kube::Error> {
-    let maps = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
-    let map = maps.get_opt("heddle-agent").await?;
-    let Some(text) = map.and_then(|mut it| it.data.as_mut()?.remove("heddle.yaml")) else {
+async fn networks(client: &Client, configuration: Option<String>) -> Result<Finding, kube::Error> {
+    let Some(text) = configuration else {
         return Ok(Finding::missing("networks", "there is no ConfigMap heddle-agent", "`heddle install`"));
     };
     let settings = match Config::shared(Path::new("configmaps/heddle-system/heddle-agent"), Some(text)) {
@@ -351,6 +392,26 @@ mod tests {
         assert!(found.found.contains("1 pods") && found.found.contains("shop/out"), "{}", found.found);
         assert_eq!(captured(&agents, &all, &|_| false).outcome, Outcome::Ok);
         assert_eq!(captured(&agents, &all[..1], &|_| true).outcome, Outcome::Ok, "control");
+    }
+
+    #[test]
+    fn where_spire_issues_no_authority_of_heddles_is_missed() {
+        let issues = |text: &str| spire(text);
+        assert_eq!(
+            issues("podNetworks: [10.0.0.0/8]\nca: {spire: /run/spire/admin/admin.sock}").as_deref(),
+            Some("/run/spire/admin/admin.sock")
+        );
+        assert_eq!(issues("podNetworks: [10.0.0.0/8]"), None);
+        let agents = |folder: &str| -> DaemonSet {
+            serde_json::from_value(json!({"spec": {"selector": {}, "template": {"spec": {
+                "containers": [], "volumes": [{"name": "spire", "hostPath": {"path": folder}}],
+            }}}}))
+            .unwrap()
+        };
+        let socket = "/run/spire/admin/admin.sock";
+        assert_eq!(by_spire(socket, Some(&agents("/run/spire/admin"))).outcome, Outcome::Ok);
+        assert_eq!(by_spire(socket, Some(&agents("/run/other"))).outcome, Outcome::Missing);
+        assert_eq!(by_spire(socket, None).outcome, Outcome::Missing);
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub(super) fn not_held(pod: &Pod) -> NotHeld {
     if spec.host_pid == Some(true) {
         found.owns.push("shares the host's pid namespace".to_owned());
     }
+    if spec.host_ipc == Some(true) {
+        found.owns.push("shares the host's ipc namespace".to_owned());
+    }
     for (name, context) in contexts(spec) {
         if context.privileged == Some(true) {
             found.owns.push(format!("container {name} is privileged"));
@@ -109,6 +112,7 @@ mod tests {
         let with = |context| json!({"containers": [{"name": "c", "securityContext": context}]});
         for (spec, said) in [
             (json!({"hostPID": true}), "pid namespace"),
+            (json!({"hostIPC": true}), "ipc namespace"),
             (with(json!({"privileged": true})), "privileged"),
             (with(json!({"capabilities": {"add": ["SYS_ADMIN"]}})), "CAP_SYS_ADMIN"),
             (with(json!({"capabilities": {"add": ["CAP_BPF"]}})), "CAP_BPF"),
