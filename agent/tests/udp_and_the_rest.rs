@@ -332,6 +332,42 @@ fn other_protocols_and_extension_headers_are_dropped() -> Result<()> {
         let event = told(&events, "protocol")?;
         ensure!(field(&event, "hook") == "guard_from_pod", "protocol {protocol}: {event}");
     }
+    // ICMP errors that a pod makes up: about nothing, and about a datagram that nobody sent it.
+    let error = |from: &Pod, quoted: &[u8]| {
+        let length = 20 + 8 + quoted.len() as u8;
+        let mut packet = vec![0x45, 0, 0, length, 0, 1, 0, 0, 64, 1, 0, 0];
+        packet.extend(from.v4.octets());
+        packet.extend(far.v4.octets());
+        let mut message = [&[3, 3, 0, 0, 0, 0, 0, 0][..], quoted].concat();
+        let sum: u32 = message
+            .chunks(2)
+            .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
+            .sum();
+        let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        packet.extend(message);
+        packet
+    };
+    let datagram = |to: &Pod| {
+        let mut quoted = vec![0x45, 0, 0, 28 + MARKER.len() as u8, 0, 1, 0, 0, 64, 17, 0, 0];
+        quoted.extend(far.v4.octets());
+        quoted.extend(to.v4.octets());
+        quoted.extend([0x17, 0x70, 0x17, 0x71, 0, 8 + MARKER.len() as u8, 0, 0]);
+        quoted.extend(MARKER.as_bytes());
+        quoted
+    };
+    for made_up in [false, true] {
+        let seen = |from: &Pod| -> Result<usize> {
+            let quoted = if made_up { datagram(from) } else { MARKER.as_bytes().to_vec() };
+            let capture = lab.capture("node-b")?;
+            apps::send_raw(from.place(), far.v4.into(), 1, &error(from, &quoted))?;
+            Ok(capture.stop()?.hits(MARKER.as_bytes()))
+        };
+        ensure!(seen(&plain)? > 0, "control: it leaves a pod in no mesh");
+        events.drain();
+        ensure!(seen(&client)? == 0, "an ICMP error about nothing left a meshed pod");
+        told(&events, "protocol")?;
+    }
     // Routing, destination options, hop-by-hop options and a fragment, each in front of an UDP datagram.
     for (header, reason) in [(43u8, "protocol"), (60, "protocol"), (0, "protocol"), (44, "plain_to_meshed")] {
         let seen = |from: &Pod| -> Result<usize> {

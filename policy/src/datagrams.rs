@@ -82,11 +82,15 @@ impl Compiled {
 
     /// Who a datagram's sender is to the rules, or the decision that needs none.
     fn sender<'a>(&self, datagram: &Datagram<'a>) -> Result<Who<'a>, Decision> {
+        let names = self.asks_for_names(datagram);
         if let Sender::Here(identity) = datagram.sender {
             return match self.settings.same_node {
-                SameNode::Direct => Ok(Who::Known(Presented::of(identity))),
-                SameNode::Encrypt => Err(self.refuse(Reason::PlainToMeshed)),
+                SameNode::Encrypt if !names => Err(self.refuse(Reason::PlainToMeshed)),
+                _ => Ok(Who::Known(Presented::of(identity))),
             };
+        }
+        if names {
+            return Ok(Who::Nobody);
         }
         let address = Address::from(datagram.address.to_canonical());
         match self.base.by_address.get(&address) {

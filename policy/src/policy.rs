@@ -251,7 +251,7 @@ impl<'a> AboutPod<'a> {
                 .or_insert_with(|| self.rules_of(governor, access.with(listed), defaults));
             own.insert(port, rules.clone());
         }
-        if overfull || !self.effort.take(own.len() + access.pairs()) {
+        if overfull || !self.effort.take(own.len() + access.weight()) {
             rest.grants = crate::grant_set::empty();
         }
         let mut tcp = Ports { own, rest };
@@ -282,7 +282,7 @@ impl<'a> AboutPod<'a> {
                 .or_insert_with(|| self.datagram_rules(demanded, access.with(listed), defaults));
             own.insert(port, rules.clone());
         }
-        if overfull || !self.effort.take(own.len() + access.pairs()) {
+        if overfull || !self.effort.take(own.len() + access.weight()) {
             rest.grants = crate::grant_set::empty();
         }
         (Ports { own, rest }, overfull)

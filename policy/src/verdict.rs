@@ -197,7 +197,7 @@ fn endpoint<T: Tables>(
         return Verdict::refuse(Reason::OutboundDenied, 0);
     }
     if asks_for_names(workload, port, protocol) {
-        return question(tables, settings, source_address, workload);
+        return question(tables, source_address, workload);
     }
     if protocol != TCP {
         // What would encrypt it between nodes is not there, and an address from another node proves nobody.
@@ -238,35 +238,21 @@ fn asks_for_names(server: &Workload, port: u16, protocol: u8) -> bool {
     protocol == UDP && port == 53 && server.flags & WORKLOAD_DNS != 0
 }
 
-/// Judges a question for names: it passes unless a rule of the pod's that is asked denies it, as far as that pod's node can
-/// say who asks.
+/// Judges a question for names: it passes unless a rule of the pod's that is asked denies it. Whom no veth of this node
+/// proves counts as a client without identity. Of another node's pod no rule is known here.
 #[inline(always)]
-fn question<T: Tables>(tables: &T, settings: &Settings, client: &Address, server: &Workload) -> Verdict {
+fn question<T: Tables>(tables: &T, client: &Address, server: &Workload) -> Verdict {
     const PASSES: Verdict = Verdict::direct(Reason::PlainCluster, 0);
-    if server.flags & WORKLOAD_LOCAL == 0 {
-        return PASSES;
-    }
     let Some(policy) = port_policy(tables, server.policy, 53, UDP) else {
         return PASSES;
     };
-    match tables.workload(client) {
-        Some(workload) if workload.flags & WORKLOAD_MESHED != 0 => {
-            if workload.flags & WORKLOAD_LOCAL == 0
-                || settings.same_node_encrypt != 0
-                || tables.captured(client) != Some(workload.uid)
-            {
-                return PASSES;
+    if let Some(workload) = local_pod(tables, client) {
+        return match tables.allow(policy.rules, workload.client) {
+            Some(allow) if allow.rule & ALLOW_DENIES != 0 => {
+                Verdict::refuse(Reason::Denied, allow.rule & !ALLOW_DENIES)
             }
-            return match tables.allow(policy.rules, workload.client) {
-                Some(allow) if allow.rule & ALLOW_DENIES != 0 => {
-                    Verdict::refuse(Reason::Denied, allow.rule & !ALLOW_DENIES)
-                }
-                _ => PASSES,
-            };
-        }
-        Some(_) => {}
-        None if in_networks(tables, NETWORKS_PODS, client) => return PASSES,
-        None => {}
+            _ => PASSES,
+        };
     }
     match tables.network(policy.networks, client) {
         Some(network) if policy.networks != 0 && network.allow == NETWORK_DENY => {
@@ -315,7 +301,7 @@ pub fn inbound<T: Tables>(
         return Verdict::refuse(Reason::NotCaptured, 0);
     };
     if asks_for_names(pod, port, protocol) {
-        return question(tables, settings, client, pod);
+        return question(tables, client, pod);
     }
     let Some(policy) = port_policy(tables, pod.policy, port, protocol) else {
         return Verdict::refuse(Reason::Unauthorized, 0);

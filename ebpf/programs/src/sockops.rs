@@ -290,11 +290,16 @@ fn listening(ops: *mut bpf_sock_ops, netns: u64) {
         // SAFETY: a word of a live entry; entries are removed by the agent alone, long after they fell to zero.
         Some(count) => unsafe { add(count, 1) },
         None => {
-            if maps::LISTENING.insert(&key, &1, BPF_NOEXIST.into()).is_err()
-                && let Some(count) = maps::LISTENING.get_ptr_mut(&key)
-            {
-                // SAFETY: as above; another processor made the entry in between.
-                unsafe { add(count, 1) };
+            if maps::LISTENING.insert(&key, &1, BPF_NOEXIST.into()).is_err() {
+                match maps::LISTENING.get_ptr_mut(&key) {
+                    // SAFETY: as above; another processor made the entry in between.
+                    Some(count) => unsafe { add(count, 1) },
+                    None => {
+                        // No room. What is not counted must not seem to be: an agent that starts counts it then.
+                        let _ = maps::LISTENING_SOCKETS.remove(&cookie(ctx));
+                        return;
+                    }
+                }
             }
         }
     }

@@ -21,3 +21,16 @@ fn ports_of_rules_are_kept_up_to_a_number_and_one_more_is_told() {
     assert!(!add_listed(&mut listed, &Applying::of(&[(0, None)])));
     assert_eq!(listed, BTreeSet::from([7]));
 }
+
+#[test]
+fn rules_are_found_by_port_in_their_order_and_weigh_by_the_ports_that_they_name() {
+    let ports = |range: std::ops::RangeInclusive<u16>| Some(range.collect::<Vec<u16>>());
+    let it = Applying::of(&[(3, ports(1..=100)), (5, None), (7, ports(50..=109)), (9, None)]);
+    assert_eq!(
+        (it.listed(10), it.listed(50), it.listed(109), it.listed(110)),
+        (&[3][..], &[3, 7][..], &[7][..], &[][..])
+    );
+    assert_eq!(it.with(it.listed(50)), [3, 5, 7, 9]);
+    assert_eq!(it.with(&[]), [5, 9]);
+    assert_eq!(it.weight(), 10, "a sixteenth of the ports, each as often as it is named");
+}

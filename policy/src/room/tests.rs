@@ -199,6 +199,18 @@ fn whoever_takes_an_even_share_is_never_closed() {
 }
 
 #[test]
+fn who_takes_nothing_of_a_table_is_not_closed_for_it_even_if_it_helps_nobody() {
+    let mut text = pod("north", 0) + &pod("quiet", 0);
+    text += &server("north", 80, &networks(0, 20));
+    // Not even what closing takes has room.
+    let capacity = Capacity { networks: 1, ..Capacity::default() };
+    let it = compiler(&text).within(capacity).compile(0);
+    assert!(it.tables.fits(&capacity).is_err(), "the kernel side closes everything");
+    let told: Vec<&str> = it.problems.iter().map(|problem| &*problem.resource).collect();
+    assert_eq!(told, ["Namespace north"]);
+}
+
+#[test]
 fn services_without_room_are_refused_and_leave_others_theirs() {
     let service = |namespace: &str, number: usize, ports: usize| {
         let ports: Vec<String> = (0..ports).map(|n| format!("{{name: p{n}, port: {}}}", 1000 + n)).collect();

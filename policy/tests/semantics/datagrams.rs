@@ -327,8 +327,9 @@ fn a_rule_that_denies_a_question_for_names_holds() {
             assert!(expected || verdict.reason == Reason::Denied, "{spec}: {to}: {verdict:?}");
         }
     }
-    // At the pods that answer: of whoever is proven there, or has no identity.
-    for (spec, web, outside) in [
+    // At the pods that answer: of whoever is proven there, or has no identity, wherever that one is.
+    let encrypt = ClusterSettings { same_node: SameNode::Encrypt, ..settings.clone() };
+    for (spec, web, nobody) in [
         ("{action: Deny, from: [{serviceAccounts: [{name: web}]}]}", false, true),
         ("{action: Deny, from: [{serviceAccounts: [{name: tool}]}]}", true, true),
         ("{action: Deny, protocol: UDP, from: [{anyone: true}]}", false, false),
@@ -338,10 +339,29 @@ fn a_rule_that_denies_a_question_for_names_holds() {
             true,
             true,
         ),
+        ("{action: Allow, protocol: UDP, ports: [53], from: [{serviceAccounts: [{name: web}]}]}", true, true),
+        ("{action: Allow, protocol: UDP, from: [{anyone: true}]}", true, true),
     ] {
-        let it = with(spec);
-        assert_eq!(it.passes(WEB, DB, 53), web, "{spec}");
-        assert_eq!(it.arrives(OUTSIDE, DB, 53, UDP).outcome == Outcome::Direct, outside, "{spec}");
-        assert_eq!(it.datagram(None, OUTSIDE, DB, 53).allowed(), outside, "{spec}");
+        for settings in [&settings, &encrypt] {
+            let it = world_with(&format!("{service}{}", rule("r", spec)), settings, 0);
+            let named = |verdict: Verdict| it.compiled.tables.rule(verdict.rule).to_owned();
+            let own = it.leaves(WEB, DB, 53, UDP);
+            assert_eq!(own.outcome == Outcome::Direct, web, "{spec}: {own:?}");
+            assert_eq!(named(own), if web { "" } else { "AccessRule shop/r" }, "{spec}");
+            assert_eq!(it.passes(WEB, DB, 53), web, "{spec}");
+            for from in [OUTSIDE, PLAIN] {
+                let verdict = it.arrives(from, DB, 53, UDP);
+                assert_eq!(verdict.outcome == Outcome::Direct, nobody, "{spec}: {from}: {verdict:?}");
+                assert_eq!(it.datagram(None, from, DB, 53).allowed(), nobody, "{spec}: {from}");
+            }
+            // A pod that no veth of this node proves is nobody.
+            let only = |at: &heddle_ebpf::Address| {
+                it.compiled.workload(at).filter(|_| *at == ip(DB)).map(|it| it.digest)
+            };
+            let view = it.compiled.tables.with_captured(only);
+            let far = verdict::inbound(&view, &ip(WEB), &ip(DB), 53, UDP);
+            assert_eq!(far.outcome == Outcome::Direct, nobody, "{spec}: {far:?}");
+            assert_eq!(it.datagram(None, WEB, DB, 53).allowed(), nobody, "{spec}");
+        }
     }
 }

@@ -7,8 +7,8 @@ pub(super) const NOT_HELD: [&str; 10] = [
      with it the mesh on it.",
     "Pods with CAP_NET_ADMIN or CAP_NET_RAW can show themselves bytes that were not judged (TPROXY, packet sockets); \
      they gain no identity and send nothing past the guard.",
-    "Segments without payload from sockets that nobody marked pass in small numbers (the kernel's own resets look \
-     alike): a narrow covert channel for CAP_NET_RAW, limited in rate.",
+    "Segments without payload from sockets that nobody marked pass (the kernel's own look alike), limited in rate but for \
+     resets: a covert channel for CAP_NET_RAW.",
     "Pods on the host's network have no identity and are judged by the node's address.",
     "Kata and gVisor pods' sockets are invisible to the node's kernel: nothing is captured there.",
     "TLS proves the pod that was reached, not the name that was asked for: a forged DNS answer can lead a client to any \

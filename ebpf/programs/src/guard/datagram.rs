@@ -1,10 +1,10 @@
 //! UDP and echoes: what opens a conversation is judged by the tables, what answers one passes as long as they allow what
 //! opened it.
 
-use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns};
+use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns, programs::TcContext};
 use heddle_ebpf::{
     codes::{Outcome, Reason, Verdict},
-    flows::{Packet, ROLE_CLIENT, ROLE_SERVER, Tuple, UdpFlow, UdpSeen},
+    flows::{LAYER3_IPV4, Packet, ROLE_CLIENT, ROLE_SERVER, Tuple, UdpFlow, UdpSeen},
 };
 use heddle_policy::verdict::UDP;
 
@@ -19,15 +19,18 @@ const ECHO: u8 = 8;
 const ECHO_V6: u8 = 128;
 const ECHO_REPLY_V6: u8 = 129;
 
-/// What an ICMP error may carry of the packet that it is about.
-const ERROR_BYTES: u32 = 576;
+/// What an ICMP error may carry of the packet that it is about: what fits into 576 bytes (RFC 1812), and into 1,280 over IPv6
+/// (RFC 4443).
+const ERROR_BYTES: u32 = 576 - 20 - 8;
+const ERROR_BYTES_V6: u32 = 1_280 - 40 - 8;
 
 /// What leaves a pod and needs no judgement: what belongs to a conversation that was judged under these tables, errors,
 /// and what no policy could judge. `Ask…` for the rest.
 #[inline(never)]
-pub fn settled_from_pod(packet: &Packet, netns: u64) -> Judgement {
+pub fn settled_from_pod(ctx: &TcContext, packet: &Packet, netns: u64) -> Judgement {
     if packet.protocol != UDP && !is_echo(packet) && !is_reply(packet) {
-        return if is_error(packet) && packet.payload <= ERROR_BYTES {
+        let most = if packet.layer3 == LAYER3_IPV4 { ERROR_BYTES } else { ERROR_BYTES_V6 };
+        return if is_error(packet) && packet.payload <= most && is_about_a_conversation(ctx, packet, netns) {
             Judgement::Counted(Reason::Protocol)
         } else {
             Judgement::Drop(Reason::Protocol, 0)
@@ -127,6 +130,35 @@ fn is_reply(packet: &Packet) -> bool {
 #[inline(always)]
 fn is_error(packet: &Packet) -> bool {
     if packet.protocol == ICMP { matches!(packet.flags, 3 | 11 | 12) } else { matches!(packet.flags, 1..=4) }
+}
+
+/// Whether an error that leaves a pod is about a datagram of a conversation that the tables in force allow: else it would be
+/// a way out that nobody has judged. Of anything else than a datagram a pod's kernel has no error to tell.
+#[inline(never)]
+fn is_about_a_conversation(ctx: &TcContext, packet: &Packet, netns: u64) -> bool {
+    let at = packet.transport as usize + 8;
+    let ports = if packet.layer3 == LAYER3_IPV4 {
+        // Without options, and no fragment but the first.
+        let Ok(quoted) = ctx.load::<[u8; 24]>(at) else { return false };
+        if quoted[0] != 0x45 || quoted[9] != UDP || quoted[6] & 0x1f != 0 || quoted[7] != 0 {
+            return false;
+        }
+        [quoted[20], quoted[21], quoted[22], quoted[23]]
+    } else {
+        let Ok(quoted) = ctx.load::<[u8; 44]>(at) else { return false };
+        if quoted[0] >> 4 != 6 || quoted[6] != UDP {
+            return false;
+        }
+        [quoted[40], quoted[41], quoted[42], quoted[43]]
+    };
+    // It was sent to the pod: what it came from is where the error goes.
+    let own = Tuple {
+        source: packet.tuple.source,
+        destination: packet.tuple.destination,
+        source_port: u16::from_be_bytes([ports[2], ports[3]]),
+        destination_port: u16::from_be_bytes([ports[0], ports[1]]),
+    };
+    matches!(standing(&own, UDP, netns), Standing::Judged)
 }
 
 /// What is known of a conversation.

@@ -41,15 +41,19 @@ impl Reference<'_> {
         };
         let sender = self.pod_at(address).filter(|other| self.wants_mesh(other));
         let here = sender.is_some_and(|other| other.node == self.node);
-        if self.external_at(address).is_some()
-            || sender.is_some() && (!here || self.settings.same_node == SameNode::Encrypt)
-        {
-            return (Answer::InTheClear, String::new());
+        let names = port == 53 && self.answers_names(server);
+        if !names {
+            if self.external_at(address).is_some()
+                || sender.is_some() && (!here || self.settings.same_node == SameNode::Encrypt)
+            {
+                return (Answer::InTheClear, String::new());
+            }
+            if self.pod_at(address).is_none() && self.refused_address(address) {
+                return (Answer::UnknownAddress, String::new());
+            }
         }
-        if self.pod_at(address).is_none() && self.refused_address(address) {
-            return (Answer::UnknownAddress, String::new());
-        }
-        let names = sender.map_or_else(Vec::new, |it| {
+        // Whom nothing proves is nobody, to rules that deny a question for names.
+        let names = sender.filter(|_| here).map_or_else(Vec::new, |it| {
             spellings(&dns(&ObjectName::new(&*it.meta.namespace, &*it.service_account)))
         });
         let client = Client { names, address, tls: false };
