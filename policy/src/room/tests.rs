@@ -322,9 +322,13 @@ fn what_would_take_too_long_to_work_out_closes_its_namespace() {
     let world = |ports: usize, way: &str| {
         let nets: Vec<String> = networks(0, 1024).iter().map(|it| format!("{{cidr: {it}}}")).collect();
         let nets = nets.join(", ");
-        let of = |ports: &str| match way {
-            "from" => format!("action: Allow{ports}, from: [{{networks: [{nets}]}}]"),
-            _ => format!("action: Deny{ports}, to: [{{networks: [{nets}]}}]"),
+        let all = match way {
+            "from" => access(9999, &format!("action: Allow, from: [{{networks: [{nets}]}}]")),
+            "to" => access(9999, &format!("action: Deny, to: [{{networks: [{nets}]}}]")),
+            _ => format!(
+                "---\n{{apiVersion: policy.linkerd.io/v1alpha1, kind: EgressNetwork, metadata: {{name: r9999, namespace: greedy}}, \
+                 spec: {{trafficPolicy: Deny, networks: [{nets}]}}}}\n"
+            ),
         };
         let one = |n: usize| {
             let peer = if way == "from" { "from: [{anyone: true}]" } else { "to: [{anywhere: true}]" };
@@ -333,11 +337,11 @@ fn what_would_take_too_long_to_work_out_closes_its_namespace() {
         pod("greedy", 0)
             + &pod("shop", 0)
             + &server("shop", 80, &networks(0, 8))
-            + &access(9999, &of(""))
+            + &all
             + &(1..=ports).map(one).collect::<String>()
     };
     let from = &networks(0, 1)[0];
-    for way in ["from", "to"] {
+    for way in ["from", "to", "EgressNetwork"] {
         for (ports, closed) in [(100, false), (600, true)] {
             let it = compiler(&world(ports, way)).compile(0);
             let (greedy, shop) = (ip_of("greedy", 0), ip_of("shop", 0));
