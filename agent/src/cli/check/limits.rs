@@ -2,7 +2,7 @@
 
 /// Said on every host.
 pub(super) const NOT_HELD: [&str; 10] = [
-    "Pods that are privileged, share the host's pid namespace, have CAP_SYS_ADMIN, CAP_BPF, CAP_SYS_PTRACE or \
+    "Pods that are privileged, share the host's pid or ipc namespace, have CAP_SYS_ADMIN, CAP_BPF, CAP_SYS_PTRACE or \
      CAP_SYS_MODULE, or mount /, /sys/fs/bpf, the agent's run folder, /proc or the runtime's socket own the node, and \
      with it the mesh on it.",
     "Pods with CAP_NET_ADMIN or CAP_NET_RAW can show themselves bytes that were not judged (TPROXY, packet sockets); \

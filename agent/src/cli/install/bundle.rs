@@ -85,6 +85,10 @@ struct Resources {
     limits: BTreeMap<String, Value>,
 }
 
+const VOLUMES: &str = "/spec/template/spec/volumes";
+/// The volume of other trust domains' bundles.
+const FEDERATION: &str = "federation";
+
 /// The objects, in the order in which they are applied.
 #[derive(Clone, Debug)]
 pub(super) struct Bundle {
@@ -154,7 +158,10 @@ impl Bundle {
                 }
                 ("DaemonSet", _, "heddle") => values.agent(object)?,
                 ("Deployment", _, "heddle-ca") => values.replicated(object, &values.ca)?,
-                ("Deployment", _, "heddle-controller") => values.replicated(object, &values.controller)?,
+                ("Deployment", _, "heddle-controller") => {
+                    values.replicated(object, &values.controller)?;
+                    values.federation(object);
+                }
                 _ => {}
             }
         }
@@ -246,19 +253,13 @@ impl Values {
         if let Some(class) = &self.agent.priority_class_name {
             set(object, "/spec/template/spec/priorityClassName", class.clone().into());
         }
-        const VOLUMES: &str = "/spec/template/spec/volumes";
         const MOUNTS: &str = "/spec/template/spec/containers/0/volumeMounts";
-        const FEDERATION: &str = "federation";
         if let Some((volumes, at)) = named(object, VOLUMES, "cgroup")
             && let (Some(volume), Some(cgroup)) = (volumes.get_mut(at), &self.agent.host_cgroup)
         {
             set(volume, "/hostPath/path", cgroup.clone().into());
         }
-        if let Some((volumes, at)) = named(object, VOLUMES, FEDERATION)
-            && let (Some(volume), Some(map)) = (volumes.get_mut(at), &self.agent.federation_config_map)
-        {
-            set(volume, "/configMap/name", map.clone().into());
-        }
+        self.federation(object);
         if let Some(folder) = self.agent.config.get("workloadApi") {
             let folder = folder
                 .as_str()
@@ -277,6 +278,15 @@ impl Values {
             }
         }
         Ok(())
+    }
+
+    /// Whom the agents believe, the controller must know, too.
+    fn federation(&self, object: &mut Value) {
+        if let Some((volumes, at)) = named(object, VOLUMES, FEDERATION)
+            && let (Some(volume), Some(map)) = (volumes.get_mut(at), &self.agent.federation_config_map)
+        {
+            set(volume, "/configMap/name", map.clone().into());
+        }
     }
 
     fn replicated(&self, object: &mut Value, values: &Replicated) -> Result<(), String> {

@@ -98,11 +98,13 @@ fn from_pod(ctx: &TcContext, veth: &Veth, packet: &Packet) -> Judgement {
     }
     match packet.protocol {
         packet::TCP => segment::from_pod(ctx, veth, packet),
-        packet::UDP | packet::ICMP | packet::ICMPV6 => match datagram::settled_from_pod(ctx, packet, veth.netns) {
-            Judgement::AskAsClient => asked(veth, packet, FROM_POD, ROLE_CLIENT),
-            Judgement::AskAsServer => asked(veth, packet, FROM_POD, ROLE_SERVER),
-            settled => settled,
-        },
+        packet::UDP | packet::ICMP | packet::ICMPV6 => {
+            match datagram::settled_from_pod(ctx, packet, veth.netns) {
+                Judgement::AskAsClient => asked(veth, packet, FROM_POD, ROLE_CLIENT),
+                Judgement::AskAsServer => asked(veth, packet, FROM_POD, ROLE_SERVER),
+                settled => settled,
+            }
+        }
         _ => Judgement::Drop(Reason::Protocol, 0),
     }
 }

@@ -213,13 +213,13 @@ fn by_spire(socket: &str, agents: Option<&DaemonSet>) -> Finding {
         (None, _) => Finding::missing(
             "authority",
             "SPIRE issues, and the agents are not installed",
-            "`heddle install`",
+            "helm install, with agent.config.ca.spire: `heddle install` sets up Heddle's own authority",
         ),
         (Some(_), true) => Finding::ok("authority", format!("SPIRE issues, at {socket} on each node")),
         (Some(_), false) => Finding::missing(
             "authority",
             format!("SPIRE is to issue, and the agents do not mount the folder of {socket}"),
-            "`heddle upgrade` puts the DaemonSet right",
+            "helm upgrade puts the DaemonSet right",
         ),
     }
 }
