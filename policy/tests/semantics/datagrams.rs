@@ -349,6 +349,7 @@ fn a_rule_that_denies_a_question_for_names_holds() {
             assert_eq!(own.outcome == Outcome::Direct, web, "{spec}: {own:?}");
             assert_eq!(named(own), if web { "" } else { "AccessRule shop/r" }, "{spec}");
             assert_eq!(it.passes(WEB, DB, 53), web, "{spec}");
+            assert_eq!(it.datagram(Some("web.shop"), WEB, DB, 53).allowed(), web, "{spec}");
             for from in [OUTSIDE, PLAIN] {
                 let verdict = it.arrives(from, DB, 53, UDP);
                 assert_eq!(verdict.outcome == Outcome::Direct, nobody, "{spec}: {from}: {verdict:?}");
