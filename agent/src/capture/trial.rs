@@ -1,7 +1,12 @@
 //! What a kernel must offer, tried before anything is attached: each need by itself and by its name, then the programs
 //! themselves, all of it in namespaces and folders that are gone afterwards.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs,
+    io::{self, Read as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -251,16 +256,39 @@ fn in_bpffs(ebpf: &mut Ebpf, bpffs: &Path) -> Result<(), String> {
 }
 
 fn destroys() -> Result<(), String> {
-    // Documentation's addresses (RFC 5737): no socket has them, which is as good an answer as any but "not supported".
-    let nobody = |host: u8| std::net::SocketAddr::from(([192, 0, 2, host], 9));
     let own = super::Namespace::own().map_err(chain)?;
-    match sock_diag::destroy(&own, nobody(1), nobody(2)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-            Err("the kernel is built without CONFIG_INET_DIAG_DESTROY".to_owned())
+    ends_a_connection(|local, remote| sock_diag::destroy(&own, local, remote))
+}
+
+/// Whether `destroy` ends a connection: one to loopback, made for this. That there is no such socket is no answer: a
+/// kernel without `tcp_diag` gives the same.
+fn ends_a_connection(destroy: impl FnOnce(SocketAddr, SocketAddr) -> io::Result<()>) -> Result<(), String> {
+    let at_loopback = |error: io::Error| format!("no connection can be made at loopback: {error}");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(at_loopback)?;
+    let local = listener.local_addr().map_err(at_loopback)?;
+    let client = TcpStream::connect(local).map_err(at_loopback)?;
+    let remote = client.local_addr().map_err(at_loopback)?;
+    let mut served = loop {
+        // Somebody else may have been quicker to connect.
+        let (served, peer) = listener.accept().map_err(at_loopback)?;
+        if peer == remote {
+            break served;
         }
-        Err(error) => Err(error.to_string()),
-        Ok(()) => Ok(()),
+    };
+    served.set_nonblocking(true).map_err(at_loopback)?;
+    match destroy(local, remote) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            return Err("the kernel is built without CONFIG_INET_DIAG_DESTROY".to_owned());
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err("the kernel finds no TCP connection by its addresses: is CONFIG_INET_TCP_DIAG (tcp_diag) there?".to_owned());
+        }
+        Err(error) => return Err(error.to_string()),
+    }
+    match served.read(&mut [0]) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
+        read => Err(format!("a connection was asked to be ended and goes on: reading gives {read:?}")),
     }
 }
 
@@ -309,6 +337,22 @@ mod tests {
         let object = Object::parse(OBJECT).unwrap();
         let used: BTreeSet<u32> = object.maps.values().map(aya_obj::Map::map_type).collect();
         assert_eq!(MAPS.into_iter().map(|(kind, _)| kind as u32).collect::<BTreeSet<_>>(), used);
+    }
+
+    #[test]
+    fn a_destroyer_that_ends_nothing_is_found_out() {
+        let refused = |kind: io::ErrorKind| ends_a_connection(move |_, _| Err(kind.into())).unwrap_err();
+        assert!(refused(io::ErrorKind::NotFound).contains("CONFIG_INET_TCP_DIAG"));
+        assert!(refused(io::ErrorKind::Unsupported).contains("CONFIG_INET_DIAG_DESTROY"));
+        refused(io::ErrorKind::PermissionDenied);
+        let said = ends_a_connection(|_, _| Ok(())).unwrap_err();
+        assert!(said.contains("goes on"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "needs root: cargo xtask test"]
+    fn this_kernel_ends_connections() {
+        destroys().unwrap();
     }
 
     #[test]

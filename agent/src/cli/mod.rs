@@ -18,6 +18,7 @@ mod identity;
 mod install;
 mod logging;
 mod mountinfo;
+mod patience;
 mod peer;
 mod placed;
 mod places;

@@ -1,6 +1,9 @@
 //! The record of every certificate that was issued and every request that was refused.
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::SystemTime,
+};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -38,12 +41,13 @@ pub fn issued(asked: &Asked, identity: &str, serial: &str, not_after: SystemTime
     );
 }
 
-/// A request was refused.
-pub fn refused(asked: &Asked, reason: &str, why: &str) {
+/// A request was refused, or so many `times` several that were alike.
+pub fn refused(asked: &Asked, reason: &str, why: &str, times: u64) {
     tracing::warn!(
         target: TARGET,
         outcome = "refused",
         reason,
+        times,
         agent = asked.agent,
         node = asked.node,
         claimed_node = asked.claimed_node,
@@ -51,4 +55,10 @@ pub fn refused(asked: &Asked, reason: &str, why: &str) {
         peer = asked.peer.map(|peer| peer.to_string()),
         "{why}"
     );
+}
+
+/// More requests from an address, none for several, were refused for a reason that was recorded before.
+pub fn refused_again(address: Option<IpAddr>, reason: &str, times: u64) {
+    let peer = address.map_or_else(|| "several".to_owned(), |address| address.to_string());
+    tracing::warn!(target: TARGET, outcome = "refused", reason, times, peer, "more requests were refused for the same reason");
 }

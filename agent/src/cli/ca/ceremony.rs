@@ -12,6 +12,7 @@ use std::{
 use heddle_identity::{
     IdentityNaming, IssuerFiles,
     authority::{self, Made, intermediate, offline_root},
+    files::{self, Readers},
 };
 use miette::miette;
 use rcgen::KeyPair;
@@ -19,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::{
     super::{Failure, render::print},
-    attest,
+    AGENTS_KEY_BYTES, attest,
     flags::{AgentsKeyFlags, InitFlags, IssuerFlags, RevokeFlags, TokenFlags},
 };
 
@@ -129,12 +130,8 @@ next:
 
 /// `heddle ca token`.
 pub fn token(flags: &TokenFlags) -> Result<ExitCode, Failure> {
-    let key = std::fs::read(&flags.key).map(Zeroizing::new).map_err(|error| {
-        miette!(
-            help = "name agents.key, as `heddle ca agents-key` made it",
-            "--key {} cannot be read: {error}",
-            flags.key.display()
-        )
+    let key = files::read(&flags.key, Readers::Group, AGENTS_KEY_BYTES).map_err(|error| {
+        miette!(help = "name agents.key, as `heddle ca agents-key` made it", "--key {error}")
     })?;
     let token = attest::sign(&key, &flags.node, flags.lifetime, SystemTime::now())
         .map_err(|error| miette!("no token: {error}"))?;
@@ -172,7 +169,8 @@ pub fn revoke(flags: &RevokeFlags) -> Result<ExitCode, Failure> {
 
 next:
   1. put it behind the anchors in every agent's bundle, in the place of this issuer's earlier list:
-     cat ca.crt {shown} > bundle.pem
+     cat ca.crt {shown} > bundle.new && mv bundle.new bundle.pem
+     (written beside it and moved: an agent that reads a bundle that is half written finds no list in it)
   2. `heddle identity list` on a node tells a list that cannot be used, or whose successor is late
   3. a revoked certificate's owner gets a new one as soon as it asks: if it is not to, take away its pod, its agent's
      token or its node first

@@ -11,7 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use heddle_identity::{
-    Authority, AuthorityServer, AuthoritySettings, IdentityName, IssuerFiles, TlsSettings,
+    Authority, AuthorityServer, AuthoritySettings, IdentityName, IssuerFiles, TlsSettings, is_set_back,
     names::IdentityNaming,
 };
 
@@ -24,11 +24,25 @@ const WARN: Duration = Duration::from_secs(14 * 24 * 3600);
 #[derive(Debug)]
 pub struct Issuing {
     /// Signs.
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
     /// Answers.
     pub server: AuthorityServer,
-    /// Since when.
+    /// Since when the server's certificate is.
     since: SystemTime,
+}
+
+impl Issuing {
+    /// Whether whoever asks would believe the server, and get a certificate of an issuer that has not expired.
+    pub fn is_ready(&self, now: SystemTime) -> bool {
+        now < self.authority.not_after() && now < self.server.not_after && !is_set_back(self.since, now)
+    }
+
+    /// Whether the server's certificate is to be made anew: half of its time is over, or it is from a future that the clock
+    /// was set back from.
+    fn is_due(&self, now: SystemTime) -> bool {
+        let half = self.server.not_after.duration_since(self.since).unwrap_or_default() / 2;
+        now >= self.since + half || is_set_back(self.since, now)
+    }
 }
 
 /// Where the keys come from and what is made of them.
@@ -53,62 +67,121 @@ impl Source {
         let keys = IssuerFiles::in_directory(&self.directory).read().map_err(|error| error.to_string())?;
         let authority = Authority::with_keys(self.naming.clone(), self.settings, keys)
             .map_err(|error| error.to_string())?;
+        self.serve(Arc::new(authority), now)
+    }
+
+    /// An authority with a certificate of its own, from now on. Needs no file.
+    ///
+    /// # Errors
+    /// What it signs would not be believed.
+    fn serve(&self, authority: Arc<Authority>, now: SystemTime) -> Result<Issuing, String> {
         let server = AuthorityServer::new(&authority, &self.own, &TlsSettings::default(), now)
             .map_err(|error| format!("what they sign would not be believed: {error}"))?;
         Ok(Issuing { authority, server, since: now })
     }
 
     /// What the files look like: other files look otherwise.
-    fn look(&self) -> Vec<Option<(u64, SystemTime, u64)>> {
+    fn look(&self) -> Look {
         use std::os::linux::fs::MetadataExt;
         let IssuerFiles { certificate, key, anchors } = IssuerFiles::in_directory(&self.directory);
-        [certificate, key, anchors]
-            .iter()
-            .map(|path| {
-                let meta = std::fs::metadata(path).ok()?;
-                Some((meta.st_ino(), meta.modified().ok()?, meta.len()))
-            })
-            .collect()
+        [certificate, key, anchors].map(|path| {
+            let meta = std::fs::metadata(path).ok()?;
+            // The time of the change: another mode or owner is one, too.
+            Some((meta.st_ino(), meta.st_ctime(), meta.st_ctime_nsec(), meta.len()))
+        })
     }
 }
 
-/// Puts other keys in force when there are some, and renews the authority's own certificate, for ever. What cannot be used
-/// leaves the last in force; `stale` says so.
-pub async fn keep(source: Source, issuing: Arc<ArcSwap<Issuing>>, stale: Arc<AtomicBool>) {
-    let mut seen = source.look();
-    let mut warned = SystemTime::UNIX_EPOCH;
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let (now, found) = (SystemTime::now(), source.look());
-        let current = issuing.load_full();
-        let half = current.server.not_after.duration_since(current.since).unwrap_or_default() / 2;
-        let changed = found != seen;
-        if changed || stale.load(Ordering::Relaxed) || now >= current.since + half {
-            let reading = source.clone();
-            let read = tokio::task::spawn_blocking(move || reading.read(now)).await;
-            match read.map_err(|error| error.to_string()).and_then(|read| read) {
+/// Inode, time of change and length of each file.
+type Look = [Option<(u64, i64, i64, u64)>; 3];
+
+/// Puts other keys in force when there are some, and renews the authority's own certificate. What cannot be used leaves the
+/// last in force, is told, and is tried again.
+#[derive(Debug)]
+pub struct Keeping {
+    source: Source,
+    issuing: Arc<ArcSwap<Issuing>>,
+    /// What is in the files cannot be used.
+    stale: Arc<AtomicBool>,
+    seen: Look,
+    /// When the end of the issuer, and that there is no certificate for the server, was told.
+    warned: [SystemTime; 2],
+}
+
+impl Keeping {
+    /// Keeps `issuing`, which is what `source` held.
+    pub fn new(source: Source, issuing: Arc<ArcSwap<Issuing>>, stale: Arc<AtomicBool>) -> Self {
+        let seen = source.look();
+        Self { source, issuing, stale, seen, warned: [SystemTime::UNIX_EPOCH; 2] }
+    }
+
+    /// Goes on for ever.
+    pub async fn follow(mut self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let looked = tokio::task::spawn_blocking(move || {
+                self.look(SystemTime::now());
+                self
+            });
+            match looked.await {
+                Ok(keeping) => self = keeping,
+                Err(error) => {
+                    tracing::error!(%error, "the keys are no longer followed: start the authority again");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, now: SystemTime) {
+        let found = self.source.look();
+        let changed = found != self.seen;
+        self.seen = found;
+        let keys = self.source.directory.display();
+        if changed || self.stale.load(Ordering::Relaxed) {
+            match self.source.read(now) {
                 Ok(fresh) => {
-                    if changed {
-                        tracing::info!(keys = %source.directory.display(), "other keys are in force");
-                    }
-                    issuing.store(Arc::new(fresh));
-                    stale.store(false, Ordering::Relaxed);
+                    tracing::info!(%keys, "other keys are in force");
+                    self.issuing.store(Arc::new(fresh));
+                    self.stale.store(false, Ordering::Relaxed);
                 }
                 Err(error) => {
-                    if changed || !stale.swap(true, Ordering::Relaxed) {
-                        tracing::error!(keys = %source.directory.display(), %error, "the keys cannot be used; the last ones stay in force");
+                    let was = self.stale.swap(true, Ordering::Relaxed);
+                    if changed || !was {
+                        tracing::error!(%keys, %error, "the keys cannot be used; the last ones stay in force");
                     }
                 }
             }
-            seen = found;
         }
-        let left = issuing.load().authority.not_after().duration_since(now).unwrap_or_default();
-        if left < WARN && now.duration_since(warned).unwrap_or_default() > Duration::from_secs(3600) {
-            warned = now;
+        let current = self.issuing.load_full();
+        if current.is_due(now) {
+            match self.source.serve(Arc::clone(&current.authority), now) {
+                Ok(fresh) => self.issuing.store(Arc::new(fresh)),
+                Err(error) if self.is_to_be_told(1, now) => {
+                    tracing::error!(%error, "the authority has no new certificate for itself");
+                }
+                Err(_) => {}
+            }
+        }
+        let left = current.authority.not_after().duration_since(now).unwrap_or_default();
+        if left < WARN && self.is_to_be_told(0, now) {
             tracing::warn!(
                 hours = left.as_secs() / 3600,
                 "the issuer's certificate expires: make another (`heddle ca issuer`) and put it into its place"
             );
         }
     }
+
+    /// Once an hour.
+    fn is_to_be_told(&mut self, what: usize, now: SystemTime) -> bool {
+        let Some(told) = self.warned.get_mut(what) else { return false };
+        let due = now.duration_since(*told).map_or(true, |since| since > Duration::from_secs(3600));
+        if due {
+            *told = now;
+        }
+        due
+    }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -13,6 +13,8 @@ pub struct Bounds {
     pub connections_per_address: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
+    /// How long a connection may go on without a token that is believed: its place is not held by silence.
+    pub silence: Duration,
     /// How long a connection may live: agents come back, and are spread over the replicas anew.
     pub connection_age: Duration,
     /// How long a request may take.
@@ -21,10 +23,15 @@ pub struct Bounds {
     pub request_bytes: usize,
     /// Requests at once on one connection.
     pub at_once_per_connection: u32,
-    /// Requests at once in all.
+    /// Tokens that are looked at at once on connections on which one was believed.
     pub at_once: usize,
-    /// Tokens from one address that were not believed, a second, and how many at first.
-    pub refusals_per_address: Rate,
+    /// And on all other connections; of each of these one at a time.
+    pub strangers_at_once: usize,
+    /// Requests on those that wait for their turn, in all.
+    pub strangers_waiting: usize,
+    /// Tokens from one address that are looked at on connections on which none was believed yet, a second, and how many
+    /// at first. An agent needs one for each connection.
+    pub strangers_per_address: Rate,
     /// Certificates for one node, a second, and how many at first: a node's pods at its agent's start.
     pub issued_per_node: Rate,
 }
@@ -44,12 +51,15 @@ impl Default for Bounds {
             connections: 4096,
             connections_per_address: 16,
             handshake: Duration::from_secs(10),
+            silence: Duration::from_secs(30),
             connection_age: Duration::from_secs(600),
             request: Duration::from_secs(15),
             request_bytes: 16 * 1024,
             at_once_per_connection: 64,
             at_once: 256,
-            refusals_per_address: Rate { per_second: 1, burst: 20 },
+            strangers_at_once: 64,
+            strangers_waiting: 1024,
+            strangers_per_address: Rate { per_second: 1, burst: 60 },
             issued_per_node: Rate { per_second: 50, burst: 2000 },
         }
     }
@@ -67,7 +77,7 @@ type Keyed<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
 /// How fast each asks.
 #[derive(Debug)]
 pub struct Rates {
-    refusals: Keyed<IpAddr>,
+    strangers: Keyed<IpAddr>,
     issued: Keyed<String>,
 }
 
@@ -75,14 +85,15 @@ impl Rates {
     /// With nobody known.
     pub fn new(bounds: &Bounds) -> Self {
         Self {
-            refusals: RateLimiter::hashmap(bounds.refusals_per_address.quota()),
+            strangers: RateLimiter::hashmap(bounds.strangers_per_address.quota()),
             issued: RateLimiter::hashmap(bounds.issued_per_node.quota()),
         }
     }
 
-    /// A token from this address was not believed; false: that was one too many.
-    pub fn refusal(&self, address: IpAddr) -> bool {
-        self.refusals.check_key(&address).is_ok()
+    /// A token from this address is to be looked at, on a connection on which none was believed; false: that is one too
+    /// many. Asked before anything is done about it: looking is what costs.
+    pub fn stranger(&self, address: IpAddr) -> bool {
+        self.strangers.check_key(&address).is_ok()
     }
 
     /// A certificate is asked for by the agent of this node; false: that is one too many.
@@ -92,7 +103,7 @@ impl Rates {
 
     /// Forgets those who have been quiet.
     pub fn forget(&self) {
-        self.refusals.retain_recent();
+        self.strangers.retain_recent();
         self.issued.retain_recent();
     }
 }

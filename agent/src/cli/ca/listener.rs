@@ -3,27 +3,41 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{Mutex, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{issuing::Issuing, limits::Bounds};
-use crate::cli::{placed::Placed, places::Places};
+use crate::cli::{patience::Patient, placed::Placed, places::Places};
 
 /// A connection whose handshake is done.
-pub type Connection = Placed<TlsStream<TcpStream>, Peer, IpAddr>;
+pub type Connection = Placed<Patient<TlsStream<TcpStream>>, Peer, IpAddr>;
 
-/// Where a request came from.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
+/// Where requests come from: the same for all of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Whether the last token that was looked at on this connection was believed.
+    pub proved: Arc<AtomicBool>,
+    /// While it was not, one at a time is looked at.
+    pub turn: Arc<Mutex<()>>,
+}
+
+impl Peer {
+    /// Somebody unknown.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, proved: Arc::default(), turn: Arc::default() }
+    }
+}
 
 /// Accepts for ever; connections come out when their handshake is done.
 pub fn connections(
@@ -58,9 +72,10 @@ pub fn connections(
                 let handshake = TlsAcceptor::from(server).accept(stream);
                 match tokio::time::timeout(bounds.handshake, handshake).await {
                     Ok(Ok(stream)) => {
-                        let peer = SocketAddr::new(address, peer.port());
+                        let peer = Peer::new(SocketAddr::new(address, peer.port()));
+                        let stream = Patient::new(stream, Arc::clone(&peer.proved), bounds.silence);
                         // Gone: the authority ends.
-                        let _ = ready.send(Ok(Placed::new(stream, Peer(peer), place))).await;
+                        let _ = ready.send(Ok(Placed::new(stream, peer, place))).await;
                     }
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS with a client"),
                     Err(_) => tracing::debug!(%peer, "a client took too long for its handshake"),

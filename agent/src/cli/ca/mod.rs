@@ -13,6 +13,7 @@ mod flags;
 mod issuing;
 mod limits;
 mod listener;
+mod repeated;
 mod scheduled;
 mod serve;
 mod service;
@@ -24,6 +25,9 @@ use std::process::ExitCode;
 
 /// The audience of the tokens by which agents prove themselves.
 pub(crate) const AUDIENCE: &str = "ca.heddle.io";
+
+/// The key that signs agents' tokens has some 250 bytes in PEM.
+const AGENTS_KEY_BYTES: usize = 16 * 1024;
 
 /// Runs what the arguments name.
 pub(super) fn run(command: CaCommand) -> Result<ExitCode, Failure> {

@@ -3,10 +3,7 @@
 use std::{
     collections::HashSet,
     path::Path,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -30,6 +27,11 @@ use crate::{
 
 /// How long the last state is believed while the API server cannot be watched.
 const BELIEVED: Duration = Duration::from_secs(30);
+/// How soon pods are listed anew when their watch broke, and how late where that goes on: well within [`BELIEVED`].
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(10);
+/// A watch that went on for so long is no sign that the next will not.
+const LASTED: Duration = Duration::from_secs(60);
 
 /// A pod's place and account.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -112,10 +114,20 @@ impl Scheduled for FolderPods {
 /// The pods of a cluster, watched.
 pub struct ClusterPods {
     pods: reflector::Store<core::Pod>,
-    complete: Arc<AtomicBool>,
-    /// Since when the API server cannot be watched.
-    broken: Arc<Mutex<Option<Instant>>>,
+    known: Arc<Mutex<Known>>,
+    believed: Duration,
     task: tokio::task::JoinHandle<()>,
+}
+
+/// How far the pods are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// They were never listed.
+    NotYet,
+    /// They were listed, and are watched since.
+    Watched,
+    /// The watch broke then, and they were not listed to their end since.
+    Broken(Instant),
 }
 
 impl Drop for ClusterPods {
@@ -127,32 +139,51 @@ impl Drop for ClusterPods {
 impl ClusterPods {
     /// Begins to watch every pod.
     pub fn watch(client: Client) -> Self {
+        Self::believing(client, BELIEVED)
+    }
+
+    fn believing(client: Client, believed: Duration) -> Self {
         let (pods, writer) = reflector::store();
-        let (complete, broken) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
-        let (listed, since) = (Arc::clone(&complete), Arc::clone(&broken));
-        let events = watcher(Api::<core::Pod>::all(client), watcher::Config::default())
-            .default_backoff()
-            .modify(strip)
-            .reflect(writer);
-        let task = tokio::spawn(async move {
-            let mut events = std::pin::pin!(events);
-            while let Some(event) = events.next().await {
-                let mut since = since.lock().unwrap_or_else(PoisonError::into_inner);
-                match event {
-                    Ok(event) => {
-                        if matches!(event, watcher::Event::InitDone) {
-                            listed.store(true, Ordering::Release);
-                        }
-                        *since = None;
-                    }
-                    Err(error) => {
-                        since.get_or_insert_with(Instant::now);
-                        tracing::warn!(%error, "pods cannot be watched; trying again");
+        let known = Arc::new(Mutex::new(Known::NotYet));
+        let task = tokio::spawn(follow_pods(Api::all(client), writer, Arc::clone(&known)));
+        Self { pods, known, believed, task }
+    }
+}
+
+/// Lists and watches for ever. A watch that broke is never gone on with: whether it does is not told where no pod changes,
+/// and a list that begins says nothing yet.
+async fn follow_pods(
+    api: Api<core::Pod>,
+    mut store: reflector::store::Writer<core::Pod>,
+    known: Arc<Mutex<Known>>,
+) {
+    let know = |what| *known.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    let mut pause = AGAIN;
+    loop {
+        let begun = Instant::now();
+        let mut events = std::pin::pin!(watcher(api.clone(), watcher::Config::default()).modify(strip));
+        let error = loop {
+            match events.next().await {
+                Some(Ok(event)) => {
+                    store.apply_watcher_event(&event);
+                    if matches!(event, watcher::Event::InitDone) {
+                        know(Known::Watched);
                     }
                 }
+                Some(Err(error)) => break error.to_string(),
+                None => break "it ended".to_owned(),
             }
-        });
-        Self { pods, complete, broken, task }
+        };
+        tracing::warn!(error, "pods cannot be watched; listing them anew");
+        {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            if *known == Known::Watched {
+                *known = Known::Broken(Instant::now());
+            }
+        }
+        // A list of all pods is no small thing to ask again and again.
+        pause = if begun.elapsed() > LASTED { AGAIN } else { (pause * 2).min(AGAIN_AT_MOST) };
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -187,12 +218,13 @@ fn is_of(pod: &core::Pod, node: &str, account: &str) -> bool {
 
 impl Scheduled for ClusterPods {
     fn runs(&self, node: &str, namespace: &str, account: &str) -> Result<bool, Unknown> {
-        if !self.complete.load(Ordering::Acquire) {
-            return Err(Unknown("the cluster's pods were not listed yet".to_owned()));
-        }
-        let broken = *self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        if broken.is_some_and(|since| since.elapsed() > BELIEVED) {
-            return Err(Unknown("the cluster's pods cannot be watched: what runs is not known".to_owned()));
+        match *self.known.lock().unwrap_or_else(PoisonError::into_inner) {
+            Known::NotYet => return Err(Unknown("the cluster's pods were not listed yet".to_owned())),
+            Known::Broken(since) if since.elapsed() > self.believed => {
+                let why = "the cluster's pods cannot be watched: what runs is not known";
+                return Err(Unknown(why.to_owned()));
+            }
+            Known::Watched | Known::Broken(_) => {}
         }
         let pods = self.pods.state();
         Ok(pods.iter().any(|pod| pod.namespace().as_deref() == Some(namespace) && is_of(pod, node, account)))
@@ -200,51 +232,4 @@ impl Scheduled for ClusterPods {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    fn pod(name: &str, node: &str, more: &str, status: &str) -> String {
-        format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: u-{name}}}\n\
-             spec: {{nodeName: {node}, serviceAccountName: {name}, containers: [{{name: c, image: i}}]{more}}}\n\
-             status: {{phase: {status}}}\n"
-        )
-    }
-
-    #[test]
-    fn what_runs_is_what_the_manifests_say_now() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pods.yaml");
-        let write = |text: &str| {
-            std::fs::write(&path, text).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        };
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-        write(
-            &(pod("web", "a", "", "Running")
-                + &pod("over", "a", "", "Succeeded")
-                + &pod("host", "a", ", hostNetwork: true", "Running")
-                + &pod("later", "''", "", "Pending")),
-        );
-        let pods = FolderPods::open(dir.path()).unwrap();
-        assert_eq!(pods.runs("a", "shop", "web"), Ok(true));
-        for (node, namespace, account) in [
-            ("b", "shop", "web"),
-            ("a", "bank", "web"),
-            ("a", "shop", "db"),
-            ("a", "shop", "over"),
-            ("a", "shop", "host"),
-            ("", "shop", "later"),
-        ] {
-            assert_eq!(pods.runs(node, namespace, account), Ok(false), "{node} {namespace} {account}");
-        }
-        write(&pod("db", "a", "", "Pending"));
-        let began = Instant::now();
-        while pods.runs("a", "shop", "db") != Ok(true) {
-            assert!(began.elapsed() < Duration::from_secs(20));
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        assert_eq!(pods.runs("a", "shop", "web"), Ok(false), "gone");
-    }
-}
+mod tests;

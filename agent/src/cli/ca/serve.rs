@@ -7,12 +7,15 @@ use std::{
         Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 use axum::{Router, http::StatusCode, routing::get};
-use heddle_identity::{AuthoritySettings, IdentityNaming};
+use heddle_identity::{
+    AuthoritySettings, IdentityNaming,
+    files::{self, Readers},
+};
 use miette::miette;
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tonic::transport::Server;
@@ -23,12 +26,15 @@ use super::{
         config::{Log, LogFormat},
         logging,
     },
+    AGENTS_KEY_BYTES,
     attest::{Attest, SignedTokens, TokenReviews},
+    audit,
     counts::Counts,
     flags::ServeFlags,
-    issuing::{self, Issuing, Source},
+    issuing::{Issuing, Keeping, Source},
     limits::{Bounds, Rates},
     listener,
+    repeated::Repeated,
     rpc::certificate_authority_server::CertificateAuthorityServer,
     scheduled::{ClusterPods, FolderPods, Scheduled},
     service::{Parts, Service},
@@ -81,12 +87,8 @@ fn source(flags: &ServeFlags) -> Result<Source, Failure> {
 type Known = (Box<dyn Attest>, Box<dyn Scheduled>);
 
 fn from_folder(flags: &ServeFlags, folder: &Path, key: &Path) -> Result<Known, Failure> {
-    let bytes = std::fs::read(key).map_err(|error| {
-        miette!(
-            help = "name agents.pub, as `heddle ca agents-key` made it",
-            "--agents-key {} cannot be read: {error}",
-            key.display()
-        )
+    let bytes = files::read(key, Readers::Anybody, AGENTS_KEY_BYTES).map_err(|error| {
+        miette!(help = "name agents.pub, as `heddle ca agents-key` made it", "--agents-key {error}")
     })?;
     let tokens = SignedTokens::new(&bytes, flags.clock_skew).map_err(|error| {
         miette!(
@@ -129,14 +131,19 @@ async fn serve(flags: &ServeFlags) -> Result<(), Failure> {
     };
     let issuing = Arc::new(ArcSwap::from_pointee(first));
     let (stale, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(Counts::default()));
-    let keeping = tokio::spawn(issuing::keep(source.clone(), Arc::clone(&issuing), Arc::clone(&stale)));
+    let keeping =
+        tokio::spawn(Keeping::new(source.clone(), Arc::clone(&issuing), Arc::clone(&stale)).follow());
     let bounds = Bounds::default();
     let rates = Arc::new(Rates::new(&bounds));
-    let forgetting = Arc::clone(&rates);
+    let repeated = Arc::new(Repeated::default());
+    let (forgetting, recording) = (Arc::clone(&rates), Arc::clone(&repeated));
     tokio::spawn(async move {
         loop {
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
             forgetting.forget();
+            for ((address, reason), times) in recording.due(Instant::now()) {
+                audit::refused_again(address, reason, times);
+            }
         }
     });
     let listener = TcpListener::bind(flags.listen).await.map_err(|error| {
@@ -155,6 +162,7 @@ async fn serve(flags: &ServeFlags) -> Result<(), Failure> {
         bounds,
         rates,
         counts,
+        repeated,
     });
     let service = CertificateAuthorityServer::new(service).max_decoding_message_size(bounds.request_bytes);
     tracing::info!(%address, identity = %source.own, "the certificate authority is ready");
@@ -206,8 +214,11 @@ async fn admin_server(
         .route(
             "/ready",
             get(async move || {
-                let valid = ready.load().authority.not_after() > SystemTime::now();
-                if valid { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+                if ready.load().is_ready(SystemTime::now()) {
+                    StatusCode::OK
+                } else {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
             }),
         )
         .route(

@@ -1,9 +1,8 @@
 //! One request for a certificate, from its bytes to its answer and its record.
 
 use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::{Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -14,12 +13,13 @@ use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
 
 use super::{
-    attest::{Attest, AttestError},
+    attest::{Agent, Attest, AttestError},
     audit::{self, Asked},
     counts::Counts,
     issuing::Issuing,
     limits::{Bounds, Rates},
     listener::Peer,
+    repeated::Repeated,
     rpc::{IssueRequest, IssueResponse, certificate_authority_server::CertificateAuthority},
     scheduled::Scheduled,
 };
@@ -40,6 +40,10 @@ pub struct Service {
     rates: Arc<Rates>,
     keys: Mutex<KeyLedger>,
     at_once: Semaphore,
+    /// Of strangers: those that wait for their turn, and those whose token is looked at.
+    strangers: Semaphore,
+    strangers_at_once: Semaphore,
+    repeated: Arc<Repeated>,
     counts: Arc<Counts>,
     clock: fn() -> SystemTime,
 }
@@ -62,6 +66,8 @@ pub struct Parts {
     pub rates: Arc<Rates>,
     /// What was answered.
     pub counts: Arc<Counts>,
+    /// What is not recorded one by one.
+    pub repeated: Arc<Repeated>,
 }
 
 /// Why a request is refused: the reason for programs, the sentence for people, and what gRPC calls it.
@@ -77,10 +83,14 @@ impl Refusal {
     }
 }
 
+fn busy() -> Refusal {
+    Refusal::new("busy", Code::ResourceExhausted, "too many requests at once: try again")
+}
+
 impl Service {
     /// A service that has certified no key yet.
     pub fn new(parts: Parts) -> Self {
-        let Parts { issuing, attest, scheduled, naming, own, bounds, rates, counts } = parts;
+        let Parts { issuing, attest, scheduled, naming, own, bounds, rates, counts, repeated } = parts;
         Self {
             issuing,
             attest,
@@ -91,40 +101,67 @@ impl Service {
             rates,
             keys: Mutex::new(KeyLedger::new(KEYS)),
             at_once: Semaphore::new(bounds.at_once),
+            strangers: Semaphore::new(bounds.strangers_waiting),
+            strangers_at_once: Semaphore::new(bounds.strangers_at_once),
+            repeated,
             counts,
             clock: SystemTime::now,
         }
     }
 
-    async fn judge(
-        &self,
-        asked: &mut Asked,
-        peer: SocketAddr,
-        token: Option<String>,
-        request: IssueRequest,
-    ) -> Result<Vec<Vec<u8>>, Refusal> {
+    /// Who asks. What a stranger can make the authority do is bounded before it is done: whoever was believed on a
+    /// connection has places of its own, and asks as fast as its node may.
+    async fn prove(&self, peer: &Peer, token: Option<String>, now: SystemTime) -> Result<Agent, Refusal> {
+        if !peer.proved.load(Ordering::Acquire) {
+            let _waiting = self.strangers.try_acquire().map_err(|_| busy())?;
+            let _turn = peer.turn.lock().await;
+            // Whoever was before it may have proved for all of the connection's.
+            if !peer.proved.load(Ordering::Acquire) {
+                if !self.rates.stranger(peer.address.ip()) {
+                    let why = "too many requests from this address without a token that is believed";
+                    return Err(Refusal::new("strangers", Code::ResourceExhausted, why));
+                }
+                let _place = self.strangers_at_once.try_acquire().map_err(|_| busy())?;
+                let agent = self.attest(token, now).await?;
+                peer.proved.store(true, Ordering::Release);
+                return Ok(agent);
+            }
+        }
+        let _place = self.at_once.try_acquire().map_err(|_| busy())?;
+        let attested = self.attest(token, now).await;
+        if matches!(&attested, Err(refusal) if refusal.code == Code::Unauthenticated) {
+            peer.proved.store(false, Ordering::Release);
+        }
+        attested
+    }
+
+    async fn attest(&self, token: Option<String>, now: SystemTime) -> Result<Agent, Refusal> {
         let token = token
             .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN)
             .ok_or_else(|| Refusal::new("no_token", Code::Unauthenticated, "there is no token"))?;
-        let now = (self.clock)();
-        let agent = self.attest.attest(&token, now).await.map_err(|error| match error {
-            AttestError::Refused(why) => {
-                if self.rates.refusal(peer.ip()) {
-                    Refusal::new("token", Code::Unauthenticated, why)
-                } else {
-                    Refusal::new("token", Code::ResourceExhausted, "too many tokens that are not believed")
-                }
-            }
+        self.attest.attest(&token, now).await.map_err(|error| match error {
+            AttestError::Refused(why) => Refusal::new("token", Code::Unauthenticated, why),
             AttestError::Away(why) => Refusal::new("attestation_away", Code::Unavailable, why),
-        })?;
+        })
+    }
+
+    async fn judge(
+        &self,
+        asked: &mut Asked,
+        peer: &Peer,
+        token: Option<String>,
+        request: IssueRequest,
+    ) -> Result<Vec<Vec<u8>>, Refusal> {
+        let now = (self.clock)();
+        let agent = self.prove(peer, token, now).await?;
         asked.agent.clone_from(&agent.name);
         asked.node.clone_from(&agent.node);
+        if !self.rates.issue(&agent.node) {
+            return Err(Refusal::new("rate", Code::ResourceExhausted, "too many requests from this node"));
+        }
         if agent.node != request.node {
             let why = format!("the token is of node {:?}, not of {:?}", agent.node, request.node);
             return Err(Refusal::new("other_node", Code::PermissionDenied, why));
-        }
-        if !self.rates.issue(&agent.node) {
-            return Err(Refusal::new("rate", Code::ResourceExhausted, "too many requests from this node"));
         }
         let identity = self.naming.name(&request.namespace, &request.service_account).map_err(|error| {
             Refusal::new("name", Code::InvalidArgument, format!("no such account: {error}"))
@@ -181,29 +218,22 @@ impl Service {
 #[tonic::async_trait]
 impl CertificateAuthority for Service {
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
-        let Some(Peer(peer)) = request.extensions().get::<Peer>().copied() else {
+        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
             return Err(Status::internal("the connection has no peer"));
         };
         let bearer = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let token = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
         let request = request.into_inner();
         let mut asked = Asked {
-            peer: Some(peer),
+            peer: Some(peer.address),
             claimed_node: plain(&request.node),
             account: format!("{}/{}", plain(&request.namespace), plain(&request.service_account)),
             ..Asked::default()
         };
-        let judged = match self.at_once.try_acquire() {
-            Ok(_room) => {
-                let judging = self.judge(&mut asked, peer, token, request);
-                tokio::time::timeout(self.bounds.request, judging).await.unwrap_or_else(|_| {
-                    Err(Refusal::new("timed_out", Code::DeadlineExceeded, "it took too long"))
-                })
-            }
-            Err(_) => {
-                Err(Refusal::new("busy", Code::ResourceExhausted, "too many requests at once: try again"))
-            }
-        };
+        let judging = self.judge(&mut asked, &peer, token, request);
+        let judged = tokio::time::timeout(self.bounds.request, judging)
+            .await
+            .unwrap_or_else(|_| Err(Refusal::new("timed_out", Code::DeadlineExceeded, "it took too long")));
         match judged {
             Ok(chain) => {
                 self.counts.issued();
@@ -211,7 +241,15 @@ impl CertificateAuthority for Service {
             }
             Err(Refusal { reason, why, code }) => {
                 self.counts.refused(reason);
-                audit::refused(&asked, reason, &why);
+                let often = matches!(reason, "strangers" | "busy" | "rate" | "timed_out");
+                let times = if often {
+                    self.repeated.tell(peer.address.ip(), reason, Instant::now())
+                } else {
+                    Some(1)
+                };
+                if let Some(times) = times {
+                    audit::refused(&asked, reason, &why, times);
+                }
                 Err(Status::new(code, why))
             }
         }
@@ -222,3 +260,6 @@ impl CertificateAuthority for Service {
 fn plain(text: &str) -> String {
     text.chars().take(253).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
+
+#[cfg(test)]
+mod tests;

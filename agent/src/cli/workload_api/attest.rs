@@ -80,7 +80,7 @@ impl Refusal {
 pub(super) struct Caller {
     peer: Peer,
     cookie: u64,
-    known: AtomicBool,
+    known: Arc<AtomicBool>,
 }
 
 impl Caller {
@@ -88,7 +88,7 @@ impl Caller {
     pub(super) fn of(stream: &UnixStream) -> Result<Self, Refusal> {
         let cookie = netns_cookie(stream).map_err(|_| Refusal::NoPod)?;
         let peer = Peer::of(stream).ok_or(Refusal::Gone)?;
-        Ok(Self { peer, cookie, known: AtomicBool::new(false) })
+        Ok(Self { peer, cookie, known: Arc::default() })
     }
 
     /// It has been attested for a call: its connection may stay.
@@ -97,8 +97,8 @@ impl Caller {
     }
 
     /// Whether it has ever been.
-    pub(super) fn is_kept(&self) -> bool {
-        self.known.load(Ordering::Relaxed)
+    pub(super) fn is_kept(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.known)
     }
 
     /// Tells callers apart, whoever they are.

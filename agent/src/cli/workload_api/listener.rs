@@ -15,9 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::{
     attest::{Caller, Pods},
     counts::Counts,
-    patience::Patient,
 };
-use crate::cli::{placed::Placed, places::Places};
+use crate::cli::{patience::Patient, placed::Placed, places::Places};
 
 /// Connections in all.
 const CONNECTIONS: usize = 2048;
@@ -95,7 +94,7 @@ pub(super) fn connections(
                 Ok(caller) => match places.enter(Whose::of(caller.cookie(), &*pods)) {
                     Some(place) => {
                         let caller = Arc::new(caller);
-                        let stream = Patient::new(stream, Arc::clone(&caller), silence);
+                        let stream = Patient::new(stream, caller.is_kept(), silence);
                         let connection = Placed::new(stream, caller, place);
                         // Gone: the agent ends.
                         let _ = ready.send(Ok(connection)).await;

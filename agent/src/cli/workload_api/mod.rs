@@ -11,7 +11,6 @@
 mod attest;
 mod counts;
 mod listener;
-mod patience;
 mod service;
 mod socket;
 

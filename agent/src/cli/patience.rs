@@ -1,9 +1,12 @@
-//! A connection that ends unless a call on it has been attested in time: a place is not held by silence.
+//! A connection that ends unless whoever is at its other end has proved itself in time: a place is not held by silence.
 
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,26 +16,24 @@ use tokio::{
     time::Sleep,
 };
 
-use super::attest::Caller;
-
 /// A caller's stream, and the time that it has left.
 #[derive(Debug)]
 pub(super) struct Patient<S> {
     stream: S,
-    caller: Arc<Caller>,
-    /// None: it has been attested.
+    proved: Arc<AtomicBool>,
+    /// None: it has been proved.
     left: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    /// With so much time until a call of the caller's is attested.
-    pub(super) fn new(stream: S, caller: Arc<Caller>, time: Duration) -> Self {
-        Self { stream, caller, left: Some(Box::pin(tokio::time::sleep(time))) }
+    /// With so much time until `proved` is set.
+    pub(super) fn new(stream: S, proved: Arc<AtomicBool>, time: Duration) -> Self {
+        Self { stream, proved, left: Some(Box::pin(tokio::time::sleep(time))) }
     }
 
     /// Whether it has had its time.
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.caller.is_kept() {
+        if self.proved.load(Ordering::Relaxed) {
             self.left = None;
         }
         self.left.as_mut().is_some_and(|left| left.as_mut().poll(cx).is_ready())
@@ -40,7 +41,7 @@ impl<S> Patient<S> {
 }
 
 fn over<T>() -> Poll<io::Result<T>> {
-    Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no call was attested in time")))
+    Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nobody was proved in time")))
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
