@@ -87,13 +87,20 @@ fn a_key_that_others_may_suddenly_read_is_told() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     kept.keeping.look(now);
     assert!(kept.is_stale());
-    // Nothing that is seen of the files from outside changes when this is over: each look tries.
-    fs::remove_file(&key).unwrap();
+}
+
+#[test]
+fn keys_whose_time_comes_are_taken_though_no_file_changes() {
+    let now = SystemTime::now();
+    let mut kept = Kept::since(now);
+    let before = kept.anchors();
+    issuer(kept.directory.path(), now + DAY);
     kept.keeping.look(now);
     assert!(kept.is_stale());
-    issuer(kept.directory.path(), now);
-    kept.keeping.look(now);
+    assert_eq!(kept.anchors(), before);
+    kept.keeping.look(now + DAY);
     assert!(!kept.is_stale());
+    assert_ne!(kept.anchors(), before);
 }
 
 #[test]
