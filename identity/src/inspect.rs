@@ -1,7 +1,7 @@
 //! Certificates for people: which anchor one rests on, what it is called, how it is written. Never to decide by.
 
 use aws_lc_rs::digest::{SHA256, digest};
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use crate::profile;
 
@@ -26,6 +26,11 @@ pub fn anchor_of<'a>(
 /// Certificates in PEM, one after the other.
 pub fn pem(chain: &[CertificateDer<'_>]) -> String {
     chain.iter().map(|certificate| pem::encode(&pem::Pem::new("CERTIFICATE", certificate.to_vec()))).collect()
+}
+
+/// A revocation list in PEM.
+pub fn list_pem(list: &CertificateRevocationListDer<'_>) -> String {
+    pem::encode(&pem::Pem::new("X509 CRL", list.to_vec()))
 }
 
 #[cfg(test)]

@@ -37,10 +37,10 @@ pub use authority::{
     IssuerFiles, IssuerKeys, KeyLedger, RequestError,
 };
 pub use crypto::{Module, check_module, module, provider};
-pub use inspect::{anchor_of, fingerprint, pem};
+pub use inspect::{anchor_of, fingerprint, list_pem, pem};
 pub use names::{IdentityName, IdentityNaming, NameError};
 pub use profile::{CertificateFacts, PeerIdentity, PeerNameError, Profile, peer_identity};
-pub use revocation::{ListError, lists_from_pem};
+pub use revocation::{ListError, Withdrawn, lists_from_pem};
 pub use store::{
     CertificateStatus, Issue, NoCertificate, RenewalError, RenewalSettings, Store, Workload, is_set_back,
     keep_renewed,

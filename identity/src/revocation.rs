@@ -137,6 +137,25 @@ fn number(serial: &[u8]) -> Vec<u8> {
     serial.iter().copied().skip_while(|byte| *byte == 0).collect()
 }
 
+/// A list that was in force and is given no longer: what it revoked is believed again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// Its issuer's name.
+    pub issuer: String,
+    /// How many certificates it revoked.
+    pub revoked: usize,
+    /// When its successor was to come.
+    pub due: SystemTime,
+    name: Vec<u8>,
+    key_id: Vec<u8>,
+}
+
+impl Withdrawn {
+    fn is_of(&self, list: &List) -> bool {
+        self.name == list.issuer && self.key_id == list.key_id
+    }
+}
+
 /// Who signed a certificate.
 struct Signer {
     /// SubjectPublicKeyInfo in DER.
@@ -167,6 +186,7 @@ impl Signer {
 #[derive(Debug)]
 pub(crate) struct Lists {
     lists: Vec<List>,
+    withdrawn: Vec<Withdrawn>,
     anchors: Vec<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -203,7 +223,40 @@ impl Lists {
             }
             read.push(list);
         }
-        Ok(Self { lists: read, anchors: anchors.to_vec(), algorithms })
+        let withdrawn = before.map(|before| before.without(&read, anchors)).unwrap_or_default();
+        Ok(Self { lists: read, withdrawn, anchors: anchors.to_vec(), algorithms })
+    }
+
+    /// The lists that were given before and are not among these, but for those whose issuer is trusted no longer: whether
+    /// an issuer below an anchor still is, is not known once an anchor is gone.
+    fn without(&self, lists: &[List], anchors: &[CertificateDer<'static>]) -> Vec<Withdrawn> {
+        let all_stay = self.anchors.iter().all(|anchor| anchors.contains(anchor));
+        let is_an_anchors = |it: &Withdrawn| {
+            anchors.iter().any(|anchor| {
+                profile::parse(anchor).is_ok_and(|anchor| {
+                    let same_key = Signer::of(&anchor).key_id.is_none_or(|id| id == it.key_id);
+                    anchor.subject().as_raw() == it.name && same_key
+                })
+            })
+        };
+        let given = self.lists.iter().filter(|list| !list.revoked.is_empty()).filter_map(|list| {
+            let (_, parsed) = CertificateRevocationList::from_der(&list.der).ok()?;
+            Some(Withdrawn {
+                issuer: parsed.issuer().to_string(),
+                revoked: list.revoked.len(),
+                due: list.next_update,
+                name: list.issuer.clone(),
+                key_id: list.key_id.clone(),
+            })
+        });
+        let missing = given.chain(self.withdrawn.iter().cloned());
+        let missing = missing.filter(|it| !lists.iter().any(|list| it.is_of(list)));
+        missing.filter(|it| all_stay || is_an_anchors(it)).collect()
+    }
+
+    /// What was in force and is given no longer.
+    pub(crate) fn withdrawn(&self) -> &[Withdrawn] {
+        &self.withdrawn
     }
 
     /// As they were given.

@@ -23,7 +23,7 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 use crate::{
     names::IdentityNaming,
     profile::{self, Profile},
-    revocation::{ListError, Lists},
+    revocation::{ListError, Lists, Withdrawn},
 };
 
 mod federation;
@@ -215,6 +215,14 @@ impl Trust {
     /// Since when a revocation list should have been replaced by its successor; it stays in force.
     pub fn overdue(&self, now: SystemTime) -> Option<SystemTime> {
         self.current.load().lists.overdue(now)
+    }
+
+    /// Revocation lists that were in force, the own or another trust domain's, and are in the bundle no longer although their
+    /// issuer may still be trusted, until their successors were due.
+    pub fn withdrawn(&self, now: SystemTime) -> Vec<Withdrawn> {
+        let (own, domains) = (self.current.load(), self.domains.load());
+        let others = domains.values().flat_map(|domain| domain.bundle.lists.withdrawn());
+        own.lists.withdrawn().iter().chain(others).filter(|it| now < it.due).cloned().collect()
     }
 
     /// Whose identities are believed.

@@ -214,3 +214,41 @@ fn a_list_whose_successor_is_late_stays_in_force_and_is_told() {
     assert_eq!(lists_from_pem(pem.as_bytes()).unwrap(), [list]);
     lists_from_pem(pem.replace("MI", "M!").as_bytes()).unwrap_err();
 }
+
+#[test]
+fn a_list_that_leaves_the_bundle_is_told_until_it_is_back_or_its_issuer_is_gone() {
+    let pair = Pair::new();
+    let trust = &pair.mesh.trust;
+    let told =
+        |at: f64| trust.withdrawn(start() + hours(at)).into_iter().map(|it| it.revoked).collect::<Vec<_>>();
+    let list = || pair.revoking(&[serial(&pair.client_leaf)], start());
+    pair.put(&[list()]).unwrap();
+    assert!(told(1.0).is_empty());
+    pair.connect().unwrap_err();
+
+    pair.put(&[]).unwrap();
+    pair.connect().unwrap();
+    assert_eq!(told(1.0), [1]);
+    assert_eq!(trust.withdrawn(start())[0].issuer, "CN=Heddle root of cluster.local");
+    pair.put(&[]).unwrap();
+    assert_eq!(told(1.0), [1], "another change does not settle it");
+    assert!(told(25.0).is_empty(), "its time is over");
+
+    pair.put(&[list()]).unwrap();
+    assert!(told(1.0).is_empty(), "it is back");
+    pair.connect().unwrap_err();
+
+    // With another anchor beside it, and then without its own.
+    let anchors = || pair.mesh.authority.anchors().to_vec();
+    let others = Mesh::new().authority.anchors().to_vec();
+    trust.reload([anchors(), others.clone()].concat(), &[]).unwrap();
+    assert_eq!(told(1.0), [1]);
+    trust.reload(anchors(), &[]).unwrap();
+    assert_eq!(told(1.0), [1], "its own is still there");
+    let elsewhere = Mesh::new().authority.anchors().to_vec();
+    trust.reload(elsewhere, &[]).unwrap();
+    assert!(told(1.0).is_empty(), "its issuer is gone");
+    pair.put(&[pair.revoking(&[], start())]).unwrap();
+    pair.put(&[]).unwrap();
+    assert!(told(1.0).is_empty(), "a list that revokes nobody is none that is missed");
+}

@@ -134,6 +134,7 @@ impl Node for BenchNode {
             identities: vec![],
             anchors: vec![],
             federated: Default::default(),
+            revocation_lists: Vec::new(),
             by_spire: false,
             stale: None,
             warnings: vec![],

@@ -509,6 +509,9 @@ pub struct Identities {
     /// What is trusted of other trust domains, by their names.
     #[serde(default)]
     pub federated: std::collections::BTreeMap<String, Vec<AnchorStatus>>,
+    /// The revocation lists in force, in PEM.
+    #[serde(default)]
+    pub revocation_lists: Vec<String>,
     /// SPIRE makes the certificates: what is believed of them differs.
     #[serde(default)]
     pub by_spire: bool,

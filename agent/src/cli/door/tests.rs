@@ -102,6 +102,7 @@ impl Door for Fake {
             identities: vec![],
             anchors: vec![],
             federated: Default::default(),
+            revocation_lists: Vec::new(),
             by_spire: false,
             stale: None,
             warnings: vec![],

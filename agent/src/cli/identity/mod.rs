@@ -7,7 +7,9 @@ use super::{
     render::{plain, print},
 };
 use clap::Subcommand;
-use heddle_identity::{IdentityNaming, Profile, Trust, anchors_from_pem, provider, verify_chain};
+use heddle_identity::{
+    IdentityNaming, Profile, Trust, anchors_from_pem, lists_from_pem, provider, verify_chain,
+};
 use hyper::Method;
 use miette::miette;
 use std::{fmt::Write, path::Path, process::ExitCode, sync::Arc, time::SystemTime};
@@ -83,9 +85,11 @@ fn date(at: OffsetDateTime) -> String {
 }
 
 fn list(socket: &Path, json: bool) -> Result<ExitCode, Failure> {
-    let identities = identities(socket)?;
+    let mut identities = identities(socket)?;
+    warn_of_who_is_not_believed(&mut identities, SystemTime::now());
     if json {
-        print(String::from_utf8_lossy(&answer(socket)?).trim_end())?;
+        let told = serde_json::to_string_pretty(&identities).map_err(|error| miette!("{error}"))?;
+        print(&told)?;
     } else {
         print(listed(&identities).trim_end())?;
     }
@@ -172,6 +176,18 @@ fn verify(socket: &Path, pod: &str) -> Result<ExitCode, Failure> {
     }
 }
 
+/// What the agent does not tell of each identity all the time: it takes a verification of each.
+fn warn_of_who_is_not_believed(identities: &mut Identities, now: SystemTime) {
+    let unbelieved: Vec<String> = (identities.identities.iter())
+        .filter(|identity| identity.certificate.is_some())
+        .filter_map(|identity| {
+            let why = judge(identities, identity, now).err()?;
+            Some(format!("{} is not believed by its peers: {why}", identity.identity))
+        })
+        .collect();
+    identities.warnings.extend(unbelieved);
+}
+
 /// Holds what the agent told against what it trusts, as a peer with the same bundle would.
 fn judge(identities: &Identities, identity: &IdentityStatus, now: SystemTime) -> Result<(), String> {
     let certificate = identity.certificate.as_ref().ok_or("it has no certificate yet")?;
@@ -185,7 +201,11 @@ fn judge(identities: &Identities, identity: &IdentityStatus, now: SystemTime) ->
     let name = naming.parse_dns(&identity.identity).map_err(|error| error.to_string())?;
     let trust = Trust::new(naming, anchors, Arc::new(provider())).map_err(|error| error.to_string())?;
     let profile = if identities.by_spire { Profile::Spire } else { Profile::Heddle };
-    verify_chain(&Arc::new(trust.with_profile(profile)), &chain, &name, now)
+    let trust = trust.with_profile(profile);
+    let lists =
+        lists_from_pem(identities.revocation_lists.concat().as_bytes()).map_err(|error| error.to_string())?;
+    trust.reload(trust.anchors(), &lists).map_err(|error| error.to_string())?;
+    verify_chain(&Arc::new(trust), &chain, &name, now)
 }
 
 #[cfg(test)]

@@ -6,7 +6,11 @@ use std::time::Duration;
 
 fn told(now: SystemTime) -> Identities {
     let naming = IdentityNaming::default();
-    let authority = Authority::in_memory(naming.clone(), AuthoritySettings::default(), now).unwrap();
+    told_by(&Authority::in_memory(naming, AuthoritySettings::default(), now).unwrap(), now)
+}
+
+fn told_by(authority: &Authority, now: SystemTime) -> Identities {
+    let naming = IdentityNaming::default();
     let identity = naming.name("shop", "web").unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -41,6 +45,7 @@ fn told(now: SystemTime) -> Identities {
             expires: at,
         }],
         federated: Default::default(),
+        revocation_lists: Vec::new(),
         by_spire: false,
         stale: None,
         warnings: vec!["look at this".into()],
@@ -80,4 +85,48 @@ fn what_is_told_can_be_read() {
     for said in ["serial    7f", "failed    2 times: away", "BEGIN CERTIFICATE"] {
         assert!(shown.contains(said), "{said} is not in {shown}");
     }
+}
+
+#[test]
+fn a_certificate_that_is_revoked_is_not_believed_and_is_warned_of() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str, mode| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let root = heddle_identity::authority::offline_root("root", Duration::from_secs(1 << 22), now).unwrap();
+    write("tls.key", &root.key, 0o400);
+    write("tls.crt", &root.certificate, 0o444);
+    write("ca.crt", &root.certificate, 0o444);
+    let keys = || heddle_identity::IssuerFiles::in_directory(folder.path()).read().unwrap();
+    let authority =
+        Authority::with_keys(IdentityNaming::default(), AuthoritySettings::default(), keys()).unwrap();
+    let mut identities = told_by(&authority, now);
+    let revoking = |serial: &str, identities: &Identities| {
+        let revoked = heddle_identity::authority::revoke(
+            keys(),
+            None,
+            &[serial.to_owned()],
+            Duration::from_secs(3600),
+            now,
+        );
+        Identities { revocation_lists: vec![revoked.unwrap().list], ..identities.clone() }
+    };
+    let chain =
+        anchors_from_pem(identities.identities[0].certificate.as_ref().unwrap().chain.as_bytes()).unwrap();
+    let serial = heddle_identity::CertificateFacts::of(&chain).unwrap().serial;
+    let of = |identities: &Identities| judge(identities, &identities.identities[0], now);
+    of(&identities).unwrap();
+    of(&revoking("7f", &identities)).unwrap();
+    let error = of(&revoking(&serial, &identities)).unwrap_err();
+    assert!(error.to_lowercase().contains("revoked"), "{error}");
+
+    let before = identities.warnings.len();
+    warn_of_who_is_not_believed(&mut identities, now);
+    assert_eq!(identities.warnings.len(), before, "the control");
+    let mut revoked = revoking(&serial, &identities);
+    warn_of_who_is_not_believed(&mut revoked, now);
+    assert_eq!(revoked.warnings.len(), before + 1, "{:?}", revoked.warnings);
 }

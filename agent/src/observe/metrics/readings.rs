@@ -177,7 +177,7 @@ impl Collector for AtScrape {
             let labels = [("fingerprint", Text(fingerprint))];
             ConstGauge::new(since.as_secs_f64()).encode(family.encode_family(&labels)?)?;
         }
-        let help = "1 while the trust bundle on disk cannot be used and an older one is in force, or a revocation list is overdue";
+        let help = "1 while the trust bundle on disk cannot be used and an older one is in force, or a revocation list is overdue or has left it";
         let family = encoder.encode_descriptor("heddle_trust_bundle_stale", help, None, MetricType::Gauge)?;
         ConstGauge::new(i64::from(self.readings.trust_stale())).encode(family)?;
 

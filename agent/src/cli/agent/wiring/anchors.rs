@@ -9,7 +9,7 @@ use heddle_identity::{
 };
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
-use super::{spire::SpireBundles, stale::Staleness};
+use super::{spire::SpireBundles, stale::Staleness, twice::Twice};
 
 /// How often it is looked whether there are other anchors.
 const LOOK: Duration = Duration::from_secs(1);
@@ -74,20 +74,22 @@ impl AnchorsFile {
 
     /// Puts other anchors in force when there are some, for ever. What cannot be used leaves the last in force.
     pub async fn follow(self, store: Arc<Store>, mut known: Vec<u8>) {
+        let mut looks = Twice::default();
         loop {
             tokio::time::sleep(LOOK).await;
             let reading = self.clone();
             let Ok(read) = tokio::task::spawn_blocking(move || reading.read()).await else { continue };
-            let outcome = match read {
-                Ok(read) if read.bytes == known => Ok(()),
-                Ok(Bundle { bytes, anchors, lists }) => {
+            let outcome = match looks.found(read) {
+                None => continue,
+                Some(Ok(read)) if read.bytes == known => Ok(()),
+                Some(Ok(Bundle { bytes, anchors, lists })) => {
                     let (count, revoking) = (anchors.len(), lists.len());
-                    store.reload_trust(anchors, &lists).map_err(|error| error.to_string()).map(|()| {
+                    store.reload_trust(anchors.clone(), lists).map_err(|error| error.to_string()).map(|()| {
                         tracing::info!(bundle = %self.path.display(), count, revoking, "another trust bundle is in force");
-                        known = bytes;
+                        known.clone_from(bytes);
                     })
                 }
-                Err(error) => Err(error),
+                Some(Err(error)) => Err(error.clone()),
             };
             self.stale.tell(&self.path.display().to_string(), outcome);
         }

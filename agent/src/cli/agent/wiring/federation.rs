@@ -12,6 +12,7 @@ use heddle_identity::Trust;
 use super::{
     anchors::{AnchorsFile, Bundle},
     stale::Stale,
+    twice::Twice,
 };
 
 /// How often it is looked whether something changed.
@@ -48,11 +49,13 @@ impl Federation {
     /// Goes along with what the folder holds, for ever. A file that is gone takes its trust domain along; what cannot be
     /// used leaves what was in force for its trust domain.
     pub async fn follow(self, trust: Arc<Trust>) {
+        let mut looks = Twice::default();
         loop {
             tokio::time::sleep(LOOK).await;
             let reading = self.clone();
-            if let Ok(read) = tokio::task::spawn_blocking(move || reading.read()).await {
-                self.apply(read, &trust);
+            let Ok(read) = tokio::task::spawn_blocking(move || reading.read()).await else { continue };
+            if let Some(read) = looks.found(read) {
+                self.apply(read.clone(), &trust);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use heddle_identity::{CertificateFacts, Profile, Store, anchor_of, fingerprint, pem};
+use heddle_identity::{CertificateFacts, Profile, Store, anchor_of, fingerprint, list_pem, pem};
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
@@ -80,6 +80,15 @@ impl KnownIdentities {
                 "a revocation list should have been replaced on {since}; it stays in force: add its successor to the bundle"
             ));
         }
+        for list in self.store.trust().withdrawn(now) {
+            warnings.push(format!(
+                "a revocation list of {} has left the bundle: the certificates that it revoked ({}) are believed again; put it \
+                 back behind the anchors, or take no notice if that is meant (told until {})",
+                list.issuer,
+                list.revoked,
+                OffsetDateTime::from(list.due)
+            ));
+        }
         let pods = self.pods.all();
         let identities =
             self.store
@@ -129,6 +138,7 @@ impl KnownIdentities {
             identities,
             anchors,
             federated,
+            revocation_lists: self.store.trust().lists().iter().map(list_pem).collect(),
             by_spire: self.store.trust().profile() == Profile::Spire,
             stale: stale.map(|stale| stale.error),
             warnings,

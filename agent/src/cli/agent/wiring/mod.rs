@@ -25,6 +25,7 @@ mod spire;
 mod stale;
 mod starting;
 mod status;
+mod twice;
 mod upkeep;
 
 pub(super) use self::open::{open, release};

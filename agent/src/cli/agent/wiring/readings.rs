@@ -71,6 +71,7 @@ impl Readings for NodeReadings {
         self.anchors.as_ref().is_some_and(|followed| followed.get().is_some())
             || self.federation.as_ref().is_some_and(|folder| !folder.stale().is_empty())
             || self.store.trust().overdue(SystemTime::now()).is_some()
+            || !self.store.trust().withdrawn(SystemTime::now()).is_empty()
     }
 
     fn workloads(&self) -> (u64, Vec<(&'static str, u64)>) {
