@@ -198,6 +198,7 @@ fn what_is_installed_without_helm_is_what_helm_installs() {
         "{agent: {federationConfigMap: others, config: {workloadApi: /run/heddle-workloads}}}",
         "{agent: {resources: {requests: {memory: 1Gi}, limits: {cpu: '2'}}}}",
         "{ca: {replicas: 3, priorityClassName: mine, networkPolicy: false, resources: {requests: {cpu: 20m}}}}",
+        "{agent: {config: {trustDomain: east.example, identityNamespace: mesh}}}",
         "{controller: {replicas: 0}}",
         "{controller: {replicas: 1, networkPolicy: false, resources: {limits: {memory: 1Gi}}}}",
     ] {

@@ -41,6 +41,8 @@ use crate::{
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// The shortest lifetime of a certificate: below it renewing never ends.
 const SHORTEST: Duration = Duration::from_secs(60);
+/// And the longest: nothing but its end takes a stolen key's certificate from whoever has no revocation list.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The service account whose identity an authority that is asked has by default, as `namespace/name`.
 pub const OWN_ACCOUNT: &str = "heddle-system/heddle-ca";
@@ -66,6 +68,12 @@ impl AuthoritySettings {
             return Err(AuthorityError::Setting {
                 setting: "certificate lifetime",
                 reason: "it is shorter than a minute",
+            });
+        }
+        if self.lifetime > LONGEST {
+            return Err(AuthorityError::Setting {
+                setting: "certificate lifetime",
+                reason: "it is longer than 30 days",
             });
         }
         if self.clock_skew >= self.lifetime {

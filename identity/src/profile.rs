@@ -186,7 +186,7 @@ pub(crate) fn claimed_domain(der: &CertificateDer<'_>) -> Option<String> {
 pub(crate) fn leaf(der: &CertificateDer<'_>, side: Side, profile: Profile) -> Result<Names, PeerNameError> {
     let certificate = parse(der)?;
     let names = names(&certificate, profile)?;
-    usages(&certificate, side)?;
+    usages(&certificate, side, profile)?;
     Ok(names)
 }
 
@@ -199,11 +199,14 @@ pub(crate) fn svid(der: &CertificateDer<'_>, identity: &IdentityName) -> Result<
         [GeneralName::URI(uri)] if *uri == identity.spiffe() => {}
         other => return Err(counted(other)),
     }
-    usages(&certificate, Side::Server)?;
-    usages(&certificate, Side::Client)
+    usages(&certificate, Side::Server, Profile::Heddle)?;
+    usages(&certificate, Side::Client, Profile::Heddle)
 }
 
-fn usages(certificate: &X509Certificate<'_>, side: Side) -> Result<(), PeerNameError> {
+/// The key usage of a signature alone: bit 0.
+const DIGITAL_SIGNATURE: u16 = 1;
+
+fn usages(certificate: &X509Certificate<'_>, side: Side, profile: Profile) -> Result<(), PeerNameError> {
     let twice = |_| PeerNameError::Malformed("an extension stands in it twice or cannot be parsed");
     if certificate.basic_constraints().map_err(twice)?.is_some_and(|it| it.value.ca) {
         return Err(PeerNameError::Authority);
@@ -219,6 +222,19 @@ fn usages(certificate: &X509Certificate<'_>, side: Side) -> Result<(), PeerNameE
         .extended_key_usage()
         .map_err(twice)?
         .ok_or(PeerNameError::Usage("no extended key usage"))?;
+    // SPIRE's have more: key encipherment and key agreement.
+    if profile == Profile::Heddle {
+        let extended = extended.value;
+        let more = extended.any
+            || extended.code_signing
+            || extended.email_protection
+            || extended.time_stamping
+            || extended.ocsp_signing
+            || !extended.other.is_empty();
+        if usage.flags != DIGITAL_SIGNATURE || more {
+            return Err(PeerNameError::Usage("for more than a digital signature in TLS"));
+        }
+    }
     match side {
         Side::Server if !extended.value.server_auth => Err(PeerNameError::Usage("not for TLS servers")),
         Side::Client if !extended.value.client_auth => Err(PeerNameError::Usage("not for TLS clients")),

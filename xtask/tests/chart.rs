@@ -79,6 +79,10 @@ fn values_that_are_not_known_or_not_sound_are_refused() {
     for of_ours in ["--ca-url", "name: heddle-ca,", "ca.heddle.io", "heddle-trust-roots"] {
         assert!(changed.contains(of_ours) && !by_spire.contains(of_ours), "{of_ours}");
     }
+    let named = render("agent.config.trustDomain=east.example,agent.config.identityNamespace=mesh").unwrap();
+    for flag in ["--trust-domain=east.example", "--identity-namespace=mesh"] {
+        assert!(named.contains(flag) && !changed.contains("--trust-domain"), "the authority's, too: {flag}");
+    }
     assert!(!render("roles=false").unwrap().contains("heddle-tenant-editor"));
     let closed = |set: &str| render(set).unwrap().matches("kind: NetworkPolicy").count();
     assert_eq!((closed("roles=true"), closed("ca.networkPolicy=false")), (2, 1));

@@ -161,6 +161,12 @@ const FORGERIES: &[(&str, Change)] = &[
     ("no extended key usage", |p| p.extended_key_usages.clear()),
     ("any extended key usage", |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any]),
     ("for signing code", |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]),
+    ("for signing code, too", |p| p.extended_key_usages.push(ExtendedKeyUsagePurpose::CodeSigning)),
+    ("for anything, too", |p| p.extended_key_usages.push(ExtendedKeyUsagePurpose::Any)),
+    ("for something unknown, too", |p| {
+        p.extended_key_usages.push(ExtendedKeyUsagePurpose::Other(vec![1, 3, 6, 1, 4, 1, 99999, 1]));
+    }),
+    ("for key agreement, too", |p| p.key_usages.push(KeyUsagePurpose::KeyAgreement)),
     ("expired", |p| p.not_after = (start() - hours(0.1)).into()),
     ("not yet valid", |p| p.not_before = (start() + hours(0.1)).into()),
 ];

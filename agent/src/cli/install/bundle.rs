@@ -157,7 +157,10 @@ impl Bundle {
                     set(object, "/data", json!({ "heddle.yaml": text }));
                 }
                 ("DaemonSet", _, "heddle") => values.agent(object)?,
-                ("Deployment", _, "heddle-ca") => values.replicated(object, &values.ca)?,
+                ("Deployment", _, "heddle-ca") => {
+                    values.replicated(object, &values.ca)?;
+                    values.naming(object);
+                }
                 ("Deployment", _, "heddle-controller") => {
                     values.replicated(object, &values.controller)?;
                     values.federation(object);
@@ -278,6 +281,20 @@ impl Values {
             }
         }
         Ok(())
+    }
+
+    /// The authority certifies the identities that the agents ask for.
+    fn naming(&self, object: &mut Value) {
+        let arguments =
+            object.pointer_mut("/spec/template/spec/containers/0/args").and_then(Value::as_array_mut);
+        let Some(arguments) = arguments else { return };
+        for (field, flag) in
+            [("trustDomain", "--trust-domain"), ("identityNamespace", "--identity-namespace")]
+        {
+            if let Some(name) = self.agent.config.get(field).and_then(Value::as_str) {
+                arguments.push(format!("{flag}={name}").into());
+            }
+        }
     }
 
     /// Whom the agents believe, the controller must know, too.

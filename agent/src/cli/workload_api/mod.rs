@@ -10,6 +10,7 @@
 
 mod attest;
 mod counts;
+mod limits;
 mod listener;
 mod service;
 mod socket;

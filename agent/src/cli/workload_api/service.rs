@@ -1,17 +1,15 @@
 //! The calls: each answered for the pod that its caller is a process of, and again whenever something changes.
 
 use std::{
-    num::NonZeroU32,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use heddle_identity::{Issue, IssueError, RenewalSettings, Svid, SvidRequest, Trust, is_set_back};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use tokio::{
     net::UnixListener,
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::Server};
@@ -19,12 +17,14 @@ use tonic::{Request, Response, Status, transport::Server};
 use super::{
     attest::{Caller, Pod, Pods},
     counts::Counts,
+    limits::{Limits, TooMuch, give},
     listener::{SILENCE, Teller, connections},
     rpc::{
         X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
         spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer},
     },
 };
+use crate::cli::places::Place;
 
 /// What every call must bear: a browser or a proxy that was led here does not send it.
 const MARK: &str = "workload.spiffe.io";
@@ -32,10 +32,6 @@ const MARK: &str = "workload.spiffe.io";
 const CALLS: u32 = 8;
 /// Bytes of a request: they are all empty.
 const REQUEST_BYTES: usize = 4096;
-/// Certificates that are asked for at once: the mesh's own renewals are not to wait for workloads'.
-const AT_ONCE: usize = 8;
-/// Streams of certificates that one pod may begin in a second, after so many at first.
-const BEGUN: (u32, u32) = (1, 20);
 /// How long an authority is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A stream is attested again after this time at the latest; the clock may have been set, too.
@@ -58,8 +54,7 @@ pub struct Parts<P, I> {
 struct Service<P, I> {
     parts: Arc<Parts<P, I>>,
     teller: Arc<Teller>,
-    begun: DefaultKeyedRateLimiter<u64>,
-    issuing: Arc<Semaphore>,
+    limits: Arc<Limits>,
 }
 
 /// Serves workloads for ever.
@@ -71,15 +66,9 @@ pub async fn serve<P: Pods, I: Issue>(
     parts: Parts<P, I>,
 ) -> Result<(), tonic::transport::Error> {
     let teller = Arc::new(Teller::new(Arc::clone(&parts.counts)));
-    let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
     let pods = Arc::clone(&parts.pods);
-    let quota = Quota::per_second(at_least_one(BEGUN.0)).allow_burst(at_least_one(BEGUN.1));
-    let service = Service {
-        parts: Arc::new(parts),
-        teller: Arc::clone(&teller),
-        begun: RateLimiter::keyed(quota),
-        issuing: Arc::new(Semaphore::new(AT_ONCE)),
-    };
+    let service =
+        Service { parts: Arc::new(parts), teller: Arc::clone(&teller), limits: Arc::new(Limits::default()) };
     Server::builder()
         .max_concurrent_streams(CALLS)
         .http2_max_header_list_size(16 * 1024)
@@ -112,15 +101,22 @@ impl<P: Pods, I: Issue> Service<P, I> {
         Ok((caller, pod))
     }
 
-    fn stream(&self, caller: Arc<Caller>, pod: Pod) -> Streaming<P, I> {
-        Streaming {
+    /// A stream of the caller's, if it may have one more.
+    fn stream<T>(&self, request: &Request<T>) -> Result<Streaming<P, I>, Status> {
+        let (caller, pod) = self.caller(request)?;
+        let place = self.limits.begin(caller.cookie()).map_err(|TooMuch { reason, why }| {
+            self.teller.refused(reason, caller.pid(), why);
+            Status::resource_exhausted(why)
+        })?;
+        Ok(Streaming {
             parts: Arc::clone(&self.parts),
-            issuing: Arc::clone(&self.issuing),
+            limits: Arc::clone(&self.limits),
             pods: self.parts.pods.changes(),
             trust: self.parts.trust.watch(),
             caller,
             pod,
-        }
+            _place: place,
+        })
     }
 }
 
@@ -135,14 +131,9 @@ impl<P: Pods, I: Issue> SpiffeWorkloadApi for Service<P, I> {
         &self,
         request: Request<X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        let (caller, pod) = self.caller(&request)?;
-        if self.begun.check_key(&caller.cookie()).is_err() {
-            self.teller.refused("rate", caller.pid(), "its pod begins too many streams");
-            return Err(Status::resource_exhausted("too many streams are begun: keep one open"));
-        }
-        self.begun.retain_recent();
+        let stream = self.stream(&request)?;
         let (send, answers) = mpsc::channel(1);
-        tokio::spawn(self.stream(caller, pod).svids(send));
+        tokio::spawn(stream.svids(send));
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 
@@ -150,9 +141,9 @@ impl<P: Pods, I: Issue> SpiffeWorkloadApi for Service<P, I> {
         &self,
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        let (caller, pod) = self.caller(&request)?;
+        let stream = self.stream(&request)?;
         let (send, answers) = mpsc::channel(1);
-        tokio::spawn(self.stream(caller, pod).bundles(send));
+        tokio::spawn(stream.bundles(send));
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 }
@@ -160,11 +151,12 @@ impl<P: Pods, I: Issue> SpiffeWorkloadApi for Service<P, I> {
 /// One call that is under way.
 struct Streaming<P, I> {
     parts: Arc<Parts<P, I>>,
-    issuing: Arc<Semaphore>,
+    limits: Arc<Limits>,
     pods: watch::Receiver<u64>,
     trust: watch::Receiver<u64>,
     caller: Arc<Caller>,
     pod: Pod,
+    _place: Place<u64>,
 }
 
 impl<P: Pods, I: Issue> Streaming<P, I> {
@@ -182,7 +174,7 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
                     failures = 0;
                     usable_until = Some(svid.not_after);
                     let renewed = self.parts.renewal.after_success(now, svid.not_after);
-                    if !self.still_the_same(&send).await || send.send(Ok(self.answer(&svid))).await.is_err() {
+                    if !self.still_the_same(&send).await || !give(&send, Ok(self.answer(&svid))).await {
                         return;
                     }
                     self.parts.counts.issued();
@@ -199,7 +191,7 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
                 Err(error) => {
                     tracing::warn!(target: "heddle::workload_api", pod = %self.pod.name, %error, "a workload's certificate could not be obtained");
                     if usable_until.is_none() {
-                        let _ = send.send(Err(Status::unavailable("no certificate can be had now"))).await;
+                        give(&send, Err(Status::unavailable("no certificate can be had now"))).await;
                         return;
                     }
                     failures += 1;
@@ -222,7 +214,7 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
                 bundles: [(own, in_a_row(&trust.anchors()))].into_iter().chain(federated(trust)).collect(),
             };
             if !self.still_the_same(&send).await
-                || send.send(Ok(answer)).await.is_err()
+                || !give(&send, Ok(answer)).await
                 || !self.wait(None, &send).await
             {
                 return;
@@ -234,8 +226,7 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
     async fn issue(&self) -> Result<Svid, IssueError> {
         let request = SvidRequest::new(&self.pod.identity).map_err(IssueError::Unable)?;
         let asking = async {
-            // The semaphore is never closed.
-            let _one_of_few = self.issuing.acquire().await;
+            let _one_of_few = self.limits.turn().await;
             self.parts.issuer.issue(request.request().clone(), SystemTime::now()).await
         };
         let issued = tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| {
@@ -267,7 +258,7 @@ impl<P: Pods, I: Issue> Streaming<P, I> {
             .is_ok_and(|pod| pod.uid == self.pod.uid && pod.identity == self.pod.identity);
         if !same {
             tracing::info!(target: "heddle::workload_api", pod = %self.pod.name, pid = self.caller.pid(), "a workload's stream ends with its pod");
-            let _ = send.send(Err(Status::permission_denied("no identity issued"))).await;
+            give(send, Err(Status::permission_denied("no identity issued"))).await;
         }
         same
     }

@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -60,7 +60,12 @@ impl Issue for Issuer {
 pub(in super::super) struct Remote {
     node: String,
     token: PathBuf,
-    client: CertificateAuthorityClient<Channel>,
+    endpoint: Endpoint,
+    tls: Client,
+    trust: Arc<Trust>,
+    /// With the generation of trust that it was made under: a connection to an authority that is trusted no longer must
+    /// not be given another token.
+    client: Mutex<(u64, CertificateAuthorityClient<Channel>)>,
 }
 
 impl Remote {
@@ -79,24 +84,24 @@ impl Remote {
         let account = trust.naming().name(&config.account.namespace, &config.account.name);
         let account = account.map_err(|error| failed(&error))?;
         let tls = authority_client(trust, &account, settings).map_err(|error| failed(&error))?;
-        let connect = tower::service_fn(move |uri: Uri| {
-            let tls = tls.clone();
-            async move {
-                let reaching = reach(uri, tls);
-                tokio::time::timeout(CONNECT, reaching)
-                    .await
-                    .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-                    .map(TokioIo::new)
-            }
-        });
-        let channel = Endpoint::from_shared(config.url.clone())
+        let endpoint = Endpoint::from_shared(config.url.clone())
             .map_err(|error| failed(&error))?
             .timeout(ANSWER)
             .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .connect_with_connector_lazy(connect);
-        let client = CertificateAuthorityClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
-        Ok(Self { node: node.to_owned(), token: config.token_file.clone(), client })
+            .keep_alive_timeout(Duration::from_secs(10));
+        let client = Mutex::new((trust.generation(), over(&endpoint, &tls)));
+        let (node, token) = (node.to_owned(), config.token_file.clone());
+        Ok(Self { node, token, endpoint, tls, trust: Arc::clone(trust), client })
+    }
+
+    /// Asks over a connection whose other end was verified by what is trusted now.
+    fn client(&self) -> CertificateAuthorityClient<Channel> {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.trust.generation();
+        if client.0 != generation {
+            *client = (generation, over(&self.endpoint, &self.tls));
+        }
+        client.1.clone()
     }
 
     /// The kubelet renews the token where it lies: it is read anew each time.
@@ -123,9 +128,26 @@ impl Remote {
             request: csr.to_vec(),
         });
         asked.metadata_mut().insert("authorization", self.authorization()?);
-        let answer = self.client.clone().issue(asked).await.map_err(|status| refusal(&status))?;
+        let answer = self.client().issue(asked).await.map_err(|status| refusal(&status))?;
         Ok(Issued { chain: answer.into_inner().chain.into_iter().map(Into::into).collect(), key: None })
     }
+}
+
+/// Nothing is connected until something is asked.
+fn over(endpoint: &Endpoint, tls: &Client) -> CertificateAuthorityClient<Channel> {
+    let tls = tls.clone();
+    let connect = tower::service_fn(move |uri: Uri| {
+        let tls = tls.clone();
+        async move {
+            let reaching = reach(uri, tls);
+            tokio::time::timeout(CONNECT, reaching)
+                .await
+                .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+                .map(TokioIo::new)
+        }
+    });
+    CertificateAuthorityClient::new(endpoint.connect_with_connector_lazy(connect))
+        .max_decoding_message_size(ANSWER_BYTES)
 }
 
 async fn reach(uri: Uri, tls: Client) -> std::io::Result<TlsStream<TcpStream>> {
