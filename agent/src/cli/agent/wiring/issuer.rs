@@ -165,3 +165,6 @@ fn refusal(status: &Status) -> IssueError {
         _ => IssueError::Away(said),
     }
 }
+
+#[cfg(test)]
+mod tests;
