@@ -13,6 +13,7 @@ use xtask::lab::{
     apps::{Attempt, Outcome},
     eventually,
     pcap::Traffic,
+    stretched,
 };
 
 use shop::{Shop, meshed, server};
@@ -209,4 +210,56 @@ fn a_pod_that_dies_without_a_word_leaves_nothing_and_disturbs_nobody() -> Result
     shop.allow(false)?;
     assert!(lines[0].ended_within(SOON).is_some(), "a flow older than the agent outlives its rule");
     shop.close()
+}
+
+/// What `heddle status` warns of a pod.
+fn warned_of(shop: &Shop, pod: &str) -> Result<bool> {
+    let status = shop.lab.agent("node-a")?.status()?;
+    let problems = status.pointer("/problems").and_then(Value::as_array).context("no problems")?;
+    Ok(problems.iter().any(|problem| problem["resource"] == format!("Pod {pod}")))
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_whose_namespace_has_lost_its_path_passes_nothing_and_goes_with_its_last_process() -> Result<()> {
+    let mut shop = Shop::open("pathless")?;
+    let _server = shop.plain.app(&["echo", "[::]:7000"])?;
+    let plain = shop.plain.v4;
+    let (pins, rows, _) = held(&shop)?;
+    let guest = shop.lab.pod(&meshed("guest", "node-a"))?;
+    shop.lab.agent("node-a")?.attach(&guest)?;
+    // A process of the pod's that connects anew at each word.
+    let connects = format!(
+        "while read word; do if echo said | timeout 2 ncat {plain} 7000 | grep -q said; then echo $word passes; \
+         else echo $word is refused; fi; done"
+    );
+    let mut process = guest.spawn(&["sh", "-c", &connects])?;
+    let mut ask = |word: &str, outcome: &str| -> Result<()> {
+        process.write(&format!("{word}\n"))?;
+        process.wait_for(&format!("{word} {outcome}"), SOON).with_context(|| format!("{word}, to {plain}"))
+    };
+    // The control: whoever is in the mesh may go to a pod in none, and whoever is let out could.
+    ask("captured", "passes")?;
+
+    let netns = guest.place().netns().display().to_string();
+    shop.lab.at("node-a")?.host().shell(&format!("umount {netns} && rm {netns}"))?;
+    eventually("the agent to let go of it", SOON, || {
+        let status = shop.lab.agent("node-a")?.status()?;
+        let pods = status.pointer("/pods").and_then(Value::as_array).context("no pods")?;
+        Ok(pods.iter().all(|pod| pod["name"] != "guest"))
+    })?;
+    for word in ["soon", "later", "still"] {
+        ask(word, "is refused")?;
+    }
+    eventually("it to be told", stretched(Duration::from_secs(30)), || warned_of(&shop, "shop/guest"))?;
+    ask("ever", "is refused")?;
+
+    drop(process);
+    eventually("everything of it to go with its last process", SOON, || {
+        let now = held(&shop)?;
+        Ok(now.0 == pins && now.1 == rows)
+    })
+    .with_context(|| format!("{:?} instead of {:?}", held(&shop), (&pins, &rows)))?;
+    assert!(!warned_of(&shop, "shop/guest")?);
+    Ok(())
 }

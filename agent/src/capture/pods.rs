@@ -8,7 +8,7 @@ mod sweep;
 pub(super) mod upkeep;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
@@ -37,7 +37,7 @@ use super::{
     pod::{CapturedPod, string},
     programs,
     request::{AttachRefusal, AttachRequest, Attachment},
-    rows::{Maps, address, free_slot, occupied},
+    rows::{Maps, address, free_slot, interfaces_of, occupied},
     seen::DirectCounts,
     sockets::{Marks, PodSockets},
     tables::{Publication, TableRows},
@@ -59,8 +59,24 @@ struct Inner {
     ports: BTreeMap<u64, HashSet<u16>>,
     /// Of the pods that were captured while they ran and have not settled: the sockets that were open, by the pod's cookie.
     settling: BTreeMap<u64, Settling>,
-    /// What an earlier agent captured and this one could not adopt, by its cookie: refused until it is gone.
-    left_over: BTreeSet<u64>,
+    /// What an earlier agent captured and this one could not adopt, and pods whose namespace lives on though its path does
+    /// not lead to it, by the cookie: refused until the namespace is gone.
+    left_over: BTreeMap<u64, LeftOver>,
+}
+
+/// What is known of a pod that is refused until its namespace is gone.
+#[derive(Clone)]
+struct LeftOver {
+    /// The indexes of its guarded interfaces.
+    interfaces: Vec<u32>,
+    /// For how many sweeps it has been one.
+    sweeps: u32,
+}
+
+impl LeftOver {
+    fn new(interfaces: Vec<u32>) -> Self {
+        Self { interfaces, sweeps: 0 }
+    }
 }
 
 /// The capture of this node's pods.
@@ -96,7 +112,7 @@ impl Capture {
             opened: BTreeMap::new(),
             ports: BTreeMap::new(),
             settling: BTreeMap::new(),
-            left_over: BTreeSet::new(),
+            left_over: BTreeMap::new(),
         };
         let marks = Marks::open(pins)?;
         Ok(Arc::new(Self {
@@ -207,7 +223,7 @@ impl Capture {
                 return Err(AttachRefusal::OtherNamespace { pod: name, path });
             }
             let cookie = known.namespace.cookie();
-            self.forget(inner, cookie);
+            self.leave(inner, cookie);
         }
         let first_slot = free_slot(&inner.maps, inner.pods.values().map(|pod| pod.row.first_slot))?
             .ok_or(AttachRefusal::Full)?;
@@ -241,7 +257,8 @@ impl Capture {
             let path = PathBuf::from(string(&row.netns));
             match Namespace::open(&path) {
                 Ok(namespace) if namespace.cookie() == cookie => {
-                    inner.left_over.insert(cookie);
+                    let interfaces = interfaces_of(&inner.maps, cookie)?;
+                    inner.left_over.insert(cookie, LeftOver::new(interfaces));
                     let addresses = fence::addresses(&row);
                     // What an earlier agent let settle was to end in any case.
                     match self.capture(inner, namespace, row, &addresses, &HashSet::new(), How::Again) {
@@ -252,8 +269,9 @@ impl Capture {
                     }
                 }
                 opened => {
-                    if !self.forget_if_gone(inner, cookie, &row, &opened) {
-                        inner.left_over.insert(cookie);
+                    let interfaces = interfaces_of(&inner.maps, cookie)?;
+                    if !self.forget_if_gone(inner, cookie, &row, &interfaces) {
+                        inner.left_over.insert(cookie, LeftOver::new(interfaces));
                         let error = opened.err().map(|error| error.to_string());
                         tracing::error!(
                             pod = string(&row.name),

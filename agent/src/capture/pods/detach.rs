@@ -1,21 +1,23 @@
 //! The end of a pod's capture.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use heddle_ebpf::attach::{Pod, SLOTS_PER_POD};
 
 use super::super::counters::Counters;
-use super::super::error::CaptureError;
-use super::super::namespace::Namespace;
-use super::super::pod::{CapturedPod, string};
+use super::super::pod::string;
 use super::super::programs;
 use super::super::request::AttachRefusal;
-use super::super::rows::{interfaces_of, remove_rows};
-use super::{Capture, Inner};
+use super::super::rows::remove_rows;
+use super::upkeep::cut_off;
+use super::{Capture, Inner, LeftOver};
+
+/// Sweeps, of a quarter of a second, after which a namespace that lives on is told of: its end takes a moment.
+pub(super) const LASTING: u32 = 40;
 
 impl Capture {
-    /// Ends a pod's capture, in the network namespace at `netns` alone if one is given; returns what was captured.
+    /// Ends a pod's capture, in the network namespace at `netns` alone if one is given; returns the namespace's cookie,
+    /// `None` if the pod was not captured.
     ///
     /// # Errors
     /// Behind the fence, and where the pod is captured in another namespace.
@@ -24,23 +26,24 @@ impl Capture {
         namespace: &str,
         name: &str,
         netns: Option<&Path>,
-    ) -> Result<Option<CapturedPod>, AttachRefusal> {
+    ) -> Result<Option<u64>, AttachRefusal> {
         let name = format!("{namespace}/{name}");
         let inner = &mut *self.lock();
         if !self.writes() {
             return Err(AttachRefusal::Succeeded);
         }
         let Some(pod) = inner.pods.values().find(|pod| pod.name() == name).cloned() else {
-            return Ok(None);
+            return Ok(self.detach_left_over(inner, &name, netns));
         };
         let path = pod.namespace.path();
         // An older sandbox's end is not the new one's.
         if netns.is_some_and(|netns| netns != path) {
             return Err(AttachRefusal::OtherNamespace { pod: name, path: path.to_owned() });
         }
-        self.forget(inner, pod.namespace.cookie());
+        let cookie = pod.namespace.cookie();
+        self.forget(inner, cookie);
         self.end_flows_to_the_gone(inner);
-        Ok(Some(pod))
+        Ok(Some(cookie))
     }
 
     /// A connect to a pod that is gone would reach whoever has its address next: the permission is on its socket, and
@@ -63,51 +66,90 @@ impl Capture {
         for slot in pod.row.first_slot..pod.row.first_slot + SLOTS_PER_POD {
             let _ = inner.maps.listeners.clear_index(&slot);
         }
-        let addresses = [pod.row.v4, pod.row.v6];
         let indexes: Vec<u32> = pod.interfaces.iter().map(|(index, _)| *index).collect();
-        self.unpin(cookie, &indexes);
-        for (index, name) in &pod.interfaces {
+        self.take_away(inner, cookie, &pod.row, &indexes);
+        for (_, name) in &pod.interfaces {
             programs::detach_guard(name);
-            let _ = inner.maps.veths.remove(index);
-            let _ = inner.maps.bare_segments.remove(index);
-        }
-        remove_rows(&mut inner.maps, cookie, &addresses);
-        // Its counters go with it, or pods that come and go would leave no room for the next one's.
-        if let Ok(mut counters) = Counters::open(&self.kernel.pins) {
-            counters.forget(cookie);
         }
     }
 
-    /// Takes away what an earlier agent put in force for a pod whose namespace is gone; says whether it is. `opened`: what
-    /// came of opening its path.
+    /// Lets go of a pod whose namespace's path leads there no longer. Whether something lives in it is not known: what it
+    /// sends and is sent is dropped until the namespace is gone ([`Self::forget_if_gone`]), which this agent must not
+    /// hold open.
+    pub(super) fn leave(&self, inner: &mut Inner, cookie: u64) {
+        inner.watches.remove(&cookie);
+        inner.early.forget(cookie);
+        inner.ports.remove(&cookie);
+        inner.settling.remove(&cookie);
+        let Some(pod) = inner.pods.remove(&cookie) else {
+            return;
+        };
+        for slot in pod.row.first_slot..pod.row.first_slot + SLOTS_PER_POD {
+            let _ = inner.maps.listeners.clear_index(&slot);
+        }
+        cut_off(&mut inner.maps, &pod);
+        // Whoever has its address next is not it.
+        for address in [pod.row.v4, pod.row.v6] {
+            if inner.maps.addresses.get(&address, 0).is_ok_and(|owner| owner == cookie) {
+                let _ = inner.maps.addresses.remove(&address);
+            }
+        }
+        let interfaces = pod.interfaces.iter().map(|(index, _)| *index).collect();
+        inner.left_over.insert(cookie, LeftOver::new(interfaces));
+    }
+
+    /// What is left of a pod is taken away because whoever runs it says that it is over.
+    fn detach_left_over(&self, inner: &mut Inner, name: &str, netns: Option<&Path>) -> Option<u64> {
+        let mut detached = None;
+        for (cookie, LeftOver { interfaces, .. }) in inner.left_over.clone() {
+            let Ok(row) = inner.maps.pods.get(&cookie, 0) else { continue };
+            let its = string(&row.netns);
+            if string(&row.name) == name && netns.is_none_or(|netns| netns == Path::new(&its)) {
+                self.take_away(inner, cookie, &row, &interfaces);
+                inner.left_over.remove(&cookie);
+                detached = Some(cookie);
+            }
+        }
+        detached
+    }
+
+    /// The pods that were let go of and whose namespace lives on, for longer than its end takes.
+    pub fn left_over(&self) -> Vec<String> {
+        let inner = self.lock();
+        let lasting = inner.left_over.iter().filter(|(_, left)| left.sweeps > LASTING);
+        let rows = lasting.filter_map(|(cookie, _)| inner.maps.pods.get(cookie, 0).ok());
+        rows.map(|row| string(&row.name)).collect()
+    }
+
+    /// Takes away what was put in force for a pod whose namespace is gone; says whether it is. Where its path leads says
+    /// nothing of that: a namespace lives as long as a process is in it. The look-up's link ends with it.
     pub(super) fn forget_if_gone(
         &self,
         inner: &mut Inner,
         cookie: u64,
         row: &Pod,
-        opened: &Result<Namespace, CaptureError>,
+        interfaces: &[u32],
     ) -> bool {
-        let gone = match opened {
-            Ok(namespace) => namespace.cookie() != cookie,
-            Err(CaptureError::Path { source, .. }) if source.kind() == ErrorKind::NotFound => true,
-            // Whatever else failed says nothing of the pod. A link ends with its namespace.
-            Err(_) => !programs::in_force(&self.lookup_pin(cookie)),
-        };
+        let gone = !programs::in_force(&self.lookup_pin(cookie));
         if gone {
             tracing::info!(pod = string(&row.name), "its network namespace is gone");
-            let indexes = interfaces_of(&inner.maps, cookie).unwrap_or_default();
-            remove_rows(&mut inner.maps, cookie, &[row.v4, row.v6]);
-            self.unpin(cookie, &indexes);
+            self.take_away(inner, cookie, row, interfaces);
         }
         gone
     }
 
-    pub(super) fn unpin(&self, cookie: u64, indexes: &[u32]) {
+    fn take_away(&self, inner: &mut Inner, cookie: u64, row: &Pod, interfaces: &[u32]) {
         let _ = std::fs::remove_file(self.lookup_pin(cookie));
-        for index in indexes {
+        remove_rows(&mut inner.maps, cookie, &[row.v4, row.v6]);
+        for index in interfaces {
+            let _ = inner.maps.bare_segments.remove(index);
             for pin in self.guard_pins(*index) {
                 let _ = std::fs::remove_file(pin);
             }
+        }
+        // Its counters go with it, or pods that come and go would leave no room for the next one's.
+        if let Ok(mut counters) = Counters::open(&self.kernel.pins) {
+            counters.forget(cookie);
         }
     }
 }

@@ -1,21 +1,21 @@
 //! What changes by itself: namespaces that vanish, interfaces that come and go, listeners from before that close.
 
-use std::{path::PathBuf, sync::PoisonError};
+use std::sync::PoisonError;
 
-use super::super::namespace::Namespace;
 use super::super::pod::{CapturedPod, string};
 use super::super::request::AttachRefusal;
 use super::super::ways::ways_out;
-use super::{Capture, Inner};
+use super::detach::LASTING;
+use super::{Capture, Inner, LeftOver};
 use heddle_ebpf::attach::Veth;
 
 /// Every so many sweeps it is looked which listeners from before a capture are left.
 const SWEEPS_A_LOOK: u64 = 8;
 
 impl Capture {
-    /// Takes away the capture of pods whose namespace's path leads elsewhere now; returns them. What could not be adopted is
-    /// taken away when it is gone. Guards what leads out
-    /// of the others since it was last called.
+    /// Lets go of pods whose namespace's path leads elsewhere now; returns them. A namespace may outlive its path: they pass
+    /// nothing until it is gone, and then their capture is taken away, as is that of what could not be adopted. Guards what
+    /// leads out of the others since it was last called.
     pub fn sweep(&self) -> Vec<CapturedPod> {
         let inner = &mut *self.lock();
         if !self.writes() {
@@ -24,18 +24,26 @@ impl Capture {
         let gone: Vec<CapturedPod> =
             inner.pods.values().filter(|pod| !pod.namespace.still_there()).cloned().collect();
         for pod in &gone {
-            self.forget(inner, pod.namespace.cookie());
+            self.leave(inner, pod.namespace.cookie());
         }
-        let left_over: Vec<u64> = inner.left_over.iter().copied().collect();
-        for cookie in left_over {
+        for (cookie, LeftOver { interfaces, sweeps }) in inner.left_over.clone() {
             let Ok(row) = inner.maps.pods.get(&cookie, 0) else {
                 inner.left_over.remove(&cookie);
                 continue;
             };
-            let opened = Namespace::open(&PathBuf::from(string(&row.netns)));
-            if self.forget_if_gone(inner, cookie, &row, &opened) {
+            if self.forget_if_gone(inner, cookie, &row, &interfaces) {
                 inner.left_over.remove(&cookie);
+                continue;
             }
+            if sweeps == LASTING {
+                tracing::warn!(
+                    pod = string(&row.name),
+                    netns = string(&row.netns),
+                    "its network namespace lives on and its path does not lead there: what is in it passes nothing; end its processes, \
+                     or attach it by the path that leads there now"
+                );
+            }
+            inner.left_over.insert(cookie, LeftOver { interfaces, sweeps: sweeps.saturating_add(1) });
         }
         if !gone.is_empty() {
             self.end_flows_to_the_gone(inner);

@@ -247,7 +247,7 @@ impl Capture {
 }
 
 /// The guard drops everything of an interface that has no row.
-fn cut_off(maps: &mut Maps, pod: &CapturedPod) {
+pub(super) fn cut_off(maps: &mut Maps, pod: &CapturedPod) {
     for (index, _) in &pod.interfaces {
         let _ = maps.veths.remove(index);
     }

@@ -153,7 +153,10 @@ pub(super) async fn sweep(
         let sweeping = Arc::clone(&capture);
         let Ok(gone) = tokio::task::spawn_blocking(move || sweeping.sweep()).await else { continue };
         for pod in &gone {
-            tracing::info!(name = pod.name(), "its network namespace is gone: no longer captured");
+            tracing::info!(
+                name = pod.name(),
+                "its network namespace's path leads there no longer: it passes nothing until the namespace is gone"
+            );
         }
         // Also whom another took the name of. Whoever is known here was captured before.
         let known = pods.all().into_iter().map(|entry| (PodId(entry.captured.namespace.cookie()), entry));

@@ -21,7 +21,7 @@ use super::{
     flows::FlowKeeper,
     identities::KnownIdentities,
     listening::by_worker,
-    open::kept_size,
+    open::{kept_size, left_over_pod},
     pods::{Entry, Pods},
     recorder::Told,
     refusal::attach_error,
@@ -294,7 +294,7 @@ impl Running {
         let detach = move || capture.detach(&gone.namespace, &gone.name, netns.as_deref());
         match tokio::task::spawn_blocking(detach).await {
             Ok(Ok(Some(captured))) => {
-                self.forget(PodId(captured.namespace.cookie())).await;
+                self.forget(PodId(captured)).await;
                 tracing::info!(%pod, "no longer captured");
                 Ok(())
             }
@@ -355,7 +355,14 @@ impl Node for Running {
     }
 
     fn problems(&self) -> Vec<Problem> {
-        self.capture.kernel().kept_sizes().iter().map(kept_size).collect()
+        let left_over = self.capture.left_over();
+        self.capture
+            .kernel()
+            .kept_sizes()
+            .iter()
+            .map(kept_size)
+            .chain(left_over.iter().map(left_over_pod))
+            .collect()
     }
 
     fn events(&self) -> broadcast::Receiver<Arc<str>> {

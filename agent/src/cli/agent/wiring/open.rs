@@ -184,6 +184,14 @@ pub(super) fn kept_size(kept: &KeptSize) -> Problem {
         .remedy("stop the agent, take its capture away with `heddle release`, start it and attach the pods again; or take the field out")
 }
 
+/// A pod that was let go of and whose namespace lives on.
+pub(super) fn left_over_pod(name: &String) -> Problem {
+    let reason =
+        "its network namespace lives on though its path does not lead there: what is in it passes nothing";
+    let remedy = "end its processes; or attach it by the path that leads there now; or let it out of the mesh by `heddle detach`";
+    Problem::new(Severity::Warning, &Origin::default(), reason).resource(format!("Pod {name}")).remedy(remedy)
+}
+
 /// Takes down what no pin holds: below 6.6 the guard is a filter of the interface. Says what was removed.
 ///
 /// # Errors
