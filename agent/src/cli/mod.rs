@@ -16,6 +16,7 @@ mod events;
 mod flows;
 mod identity;
 mod install;
+mod listen;
 mod logging;
 mod mountinfo;
 mod patience;

@@ -25,7 +25,10 @@ use tokio::{
 };
 
 use super::Node;
-use crate::{cli::places::Places, observe::metrics::CONTENT_TYPE as OPEN_METRICS};
+use crate::{
+    cli::{listen, places::Places},
+    observe::metrics::CONTENT_TYPE as OPEN_METRICS,
+};
 
 /// How many clients of the node's at a time.
 const CLIENTS: usize = 64;
@@ -132,7 +135,7 @@ fn told(status: StatusCode, text: String) -> Response<String> {
 
 /// Serves a node's metrics at an address to whoever comes there, for as long as this is awaited.
 pub(super) async fn at(address: SocketAddr, node: Arc<impl Node>) {
-    let listener = listen(address).await;
+    let listener = listen_in_time(address).await;
     let scrape = Scrape::new("the node".into(), Arc::new(Semaphore::new(1)), move || Ok(node.metrics()));
     accept(listener, scrape).await;
 }
@@ -167,10 +170,10 @@ async fn accept(listener: TcpListener, scrape: Scrape) {
 }
 
 /// Metrics are no reason for a node to be without an agent: what cannot be listened at is told, and tried again.
-async fn listen(address: SocketAddr) -> TcpListener {
+async fn listen_in_time(address: SocketAddr) -> TcpListener {
     let mut told = false;
     loop {
-        match TcpListener::bind(address).await {
+        match listen::listen(address).await {
             Ok(listener) => return listener,
             Err(error) if !std::mem::replace(&mut told, true) => {
                 tracing::warn!(%address, %error, "the node's metrics cannot be served yet; it is tried again");

@@ -17,13 +17,14 @@ use heddle_identity::{
     files::{self, Readers},
 };
 use miette::miette;
-use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tokio::signal::unix::SignalKind;
 use tonic::transport::Server;
 
 use super::{
     super::{
         Failure,
         config::{Log, LogFormat},
+        listen::listen,
         logging,
     },
     AGENTS_KEY_BYTES,
@@ -146,7 +147,7 @@ async fn serve(flags: &ServeFlags) -> Result<(), Failure> {
             }
         }
     });
-    let listener = TcpListener::bind(flags.listen).await.map_err(|error| {
+    let listener = listen(flags.listen).await.map_err(|error| {
         miette!(help = "name another with --listen", "cannot listen on {}: {error}", flags.listen)
     })?;
     let address = listener.local_addr().map_err(|error| miette!("{error}"))?;
@@ -206,7 +207,7 @@ async fn admin_server(
     counts: Arc<Counts>,
     stale: Arc<AtomicBool>,
 ) -> Result<(), Failure> {
-    let listener = TcpListener::bind(address).await.map_err(|error| {
+    let listener = listen(address).await.map_err(|error| {
         miette!(help = "name another with --admin", "cannot listen on {address}: {error}")
     })?;
     let ready = Arc::clone(&issuing);

@@ -356,7 +356,7 @@ fn metrics_address(
     let address = given.value.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
     if address.is_none() {
         let remedy =
-            "write an address of the node's and a port, like 10.0.0.1:9991, or 0.0.0.0:9991 for all of them";
+            "write an address of the node's and a port, like 10.0.0.1:9991, or [::]:9991 for all of them";
         check.wrong("metricsAddress", &given, "is not an address and a port", remedy);
     }
     address

@@ -1,6 +1,6 @@
 //! What a replica of the controller counts, and where it is asked.
 
-use crate::cli::Failure;
+use crate::cli::{Failure, listen::listen};
 use axum::{Router, http::StatusCode, routing::get};
 use miette::miette;
 use prometheus_client::{
@@ -9,7 +9,6 @@ use prometheus_client::{
     registry::Registry,
 };
 use std::{net::SocketAddr, sync::Arc};
-use tokio::net::TcpListener;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Severity {
@@ -80,7 +79,7 @@ impl Metrics {
 /// # Errors
 /// It cannot listen there.
 pub(super) async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> Result<(), Failure> {
-    let listener = TcpListener::bind(address).await.map_err(|error| {
+    let listener = listen(address).await.map_err(|error| {
         miette!(help = "name another with --admin", "cannot listen on {address}: {error}")
     })?;
     let ready = Arc::clone(&metrics);
