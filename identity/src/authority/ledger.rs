@@ -1,4 +1,4 @@
-//! The keys that were certified of late: none is certified twice.
+//! The keys that were certified of late: none is certified twice. Also what else is to be known again without being kept.
 //!
 //! An agent makes a fresh key for each certificate. A key that comes back is a copied request, or an agent that does
 //! not do what it should. Replicas share nothing, so that each remembers what it issued itself.
@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-/// A digest of a public key.
+/// A digest of what was entered.
 type Digest = [u8; 32];
 
 /// A set of public keys, each until a time of its own, of a bounded size.
@@ -34,14 +34,24 @@ impl KeyLedger {
             self.known.remove(digest);
             self.order.pop_front();
         }
-        let mut digest = Digest::default();
-        digest.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, public_key).as_ref());
+        let digest = digest(public_key);
         if !self.known.insert(digest) {
             return false;
         }
         self.order.push_back((until, digest));
         true
     }
+
+    /// Whether it was entered and not forgotten since; its time may be over by as long as nothing was entered.
+    pub fn knows(&self, entered: &[u8]) -> bool {
+        self.known.contains(&digest(entered))
+    }
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    let mut digest = Digest::default();
+    digest.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
+    digest
 }
 
 #[cfg(test)]
@@ -58,6 +68,7 @@ mod tests {
         assert!(ledger.enter(b"two", end + hours(1.0), start() + hours(1.0)));
         assert!(ledger.enter(b"one", end + hours(24.0), end), "its certificate has expired");
         assert!(!ledger.enter(b"two", end, end));
+        assert!(ledger.knows(b"two") && !ledger.knows(b"three"));
     }
 
     #[test]

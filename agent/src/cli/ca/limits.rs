@@ -25,10 +25,10 @@ pub struct Bounds {
     pub at_once_per_connection: u32,
     /// Tokens that are looked at at once on connections on which one was believed.
     pub at_once: usize,
-    /// And on all other connections; of each of these one at a time.
-    pub strangers_at_once: usize,
-    /// Requests on those that wait for their turn, in all.
-    pub strangers_waiting: usize,
+    /// And on all other connections, in all and from one address; of each connection one at a time.
+    pub strangers_at_once: (usize, usize),
+    /// Requests on those that wait for their turn, in all and from one address.
+    pub strangers_waiting: (usize, usize),
     /// Tokens from one address that are looked at on connections on which none was believed yet, a second, and how many
     /// at first. An agent needs one for each connection.
     pub strangers_per_address: Rate,
@@ -57,8 +57,8 @@ impl Default for Bounds {
             request_bytes: 16 * 1024,
             at_once_per_connection: 64,
             at_once: 256,
-            strangers_at_once: 64,
-            strangers_waiting: 1024,
+            strangers_at_once: (64, 4),
+            strangers_waiting: (1024, 64),
             strangers_per_address: Rate { per_second: 1, burst: 60 },
             issued_per_node: Rate { per_second: 50, burst: 2000 },
         }

@@ -1,8 +1,9 @@
 //! One request for a certificate, from its bytes to its answer and its record.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
-    time::{Instant, SystemTime},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -23,9 +24,14 @@ use super::{
     rpc::{IssueRequest, IssueResponse, certificate_authority_server::CertificateAuthority},
     scheduled::Scheduled,
 };
+use crate::cli::places::Places;
 
 /// The longest token that is looked at; Kubernetes' have about 1.5 KiB.
 const MAX_TOKEN: usize = 8 * 1024;
+/// Tokens that are remembered, by their digests: of more agents than a cluster has nodes.
+const TOKENS: usize = 1 << 14;
+/// For how long: Kubernetes' live an hour, and are renewed before.
+const REMEMBERED: Duration = Duration::from_secs(3600);
 /// Keys that are remembered: 12 MiB.
 const KEYS: usize = 1 << 18;
 
@@ -41,8 +47,10 @@ pub struct Service {
     keys: Mutex<KeyLedger>,
     at_once: Semaphore,
     /// Of strangers: those that wait for their turn, and those whose token is looked at.
-    strangers: Semaphore,
-    strangers_at_once: Semaphore,
+    strangers: Places<IpAddr>,
+    strangers_at_once: Places<IpAddr>,
+    /// The tokens that were believed of late.
+    tokens: Mutex<KeyLedger>,
     repeated: Arc<Repeated>,
     counts: Arc<Counts>,
     clock: fn() -> SystemTime,
@@ -101,8 +109,9 @@ impl Service {
             rates,
             keys: Mutex::new(KeyLedger::new(KEYS)),
             at_once: Semaphore::new(bounds.at_once),
-            strangers: Semaphore::new(bounds.strangers_waiting),
-            strangers_at_once: Semaphore::new(bounds.strangers_at_once),
+            strangers: Places::new(bounds.strangers_waiting.0, bounds.strangers_waiting.1),
+            strangers_at_once: Places::new(bounds.strangers_at_once.0, bounds.strangers_at_once.1),
+            tokens: Mutex::new(KeyLedger::new(TOKENS)),
             repeated,
             counts,
             clock: SystemTime::now,
@@ -113,33 +122,43 @@ impl Service {
     /// connection has places of its own, and asks as fast as its node may.
     async fn prove(&self, peer: &Peer, token: Option<String>, now: SystemTime) -> Result<Agent, Refusal> {
         if !peer.proved.load(Ordering::Acquire) {
-            let _waiting = self.strangers.try_acquire().map_err(|_| busy())?;
+            let address = peer.address.ip();
+            let _waiting = self.strangers.enter(address).ok_or_else(busy)?;
             let _turn = peer.turn.lock().await;
             // Whoever was before it may have proved for all of the connection's.
             if !peer.proved.load(Ordering::Acquire) {
-                if !self.rates.stranger(peer.address.ip()) {
+                // An agent that comes back with a token that was believed is not kept out by who else has its address.
+                let comes_back = token.as_deref().is_some_and(|token| self.tokens().knows(token.as_bytes()));
+                if !comes_back && !self.rates.stranger(address) {
                     let why = "too many requests from this address without a token that is believed";
                     return Err(Refusal::new("strangers", Code::ResourceExhausted, why));
                 }
-                let _place = self.strangers_at_once.try_acquire().map_err(|_| busy())?;
-                let agent = self.attest(token, now).await?;
+                let _place = self.strangers_at_once.enter(address).ok_or_else(busy)?;
+                let agent = self.attest(token.as_deref(), now).await?;
                 peer.proved.store(true, Ordering::Release);
+                if let Some(token) = token {
+                    self.tokens().enter(token.as_bytes(), now + REMEMBERED, now);
+                }
                 return Ok(agent);
             }
         }
         let _place = self.at_once.try_acquire().map_err(|_| busy())?;
-        let attested = self.attest(token, now).await;
+        let attested = self.attest(token.as_deref(), now).await;
         if matches!(&attested, Err(refusal) if refusal.code == Code::Unauthenticated) {
             peer.proved.store(false, Ordering::Release);
         }
         attested
     }
 
-    async fn attest(&self, token: Option<String>, now: SystemTime) -> Result<Agent, Refusal> {
+    fn tokens(&self) -> MutexGuard<'_, KeyLedger> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn attest(&self, token: Option<&str>, now: SystemTime) -> Result<Agent, Refusal> {
         let token = token
             .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN)
             .ok_or_else(|| Refusal::new("no_token", Code::Unauthenticated, "there is no token"))?;
-        self.attest.attest(&token, now).await.map_err(|error| match error {
+        self.attest.attest(token, now).await.map_err(|error| match error {
             AttestError::Refused(why) => Refusal::new("token", Code::Unauthenticated, why),
             AttestError::Away(why) => Refusal::new("attestation_away", Code::Unavailable, why),
         })

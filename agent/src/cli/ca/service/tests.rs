@@ -25,7 +25,7 @@ impl Attest for Counting {
             tokio::time::sleep(self.takes).await;
             self.now.fetch_sub(1, Ordering::SeqCst);
             match token {
-                "good" => Ok(Agent { name: "agent".into(), node: "a".into() }),
+                "good" | "good too" => Ok(Agent { name: "agent".into(), node: "a".into() }),
                 _ => Err(AttestError::Refused("it is not good".into())),
             }
         })
@@ -110,14 +110,17 @@ async fn a_strangers_flood_is_looked_at_as_often_as_its_address_may_and_no_more(
     // On the connection on which the agent was believed it goes on, as does anybody from another address.
     serving.ask(&known, "good").await.unwrap().unwrap();
     serving.ask(&peer(2), "good").await.unwrap().unwrap();
-    // But not once a token on it is not believed.
+    // It comes back on a new connection with a token that was believed; with one that was not it is a stranger.
+    serving.ask(&peer(1), "good").await.unwrap().unwrap();
+    assert_eq!(serving.ask(&peer(1), "good too").await.unwrap(), Err(Code::ResourceExhausted));
+    // And so is whoever has the connection once a token on it is not believed.
     assert_eq!(serving.ask(&known, "junk").await.unwrap(), Err(Code::Unauthenticated));
-    assert_eq!(serving.ask(&known, "good").await.unwrap(), Err(Code::ResourceExhausted));
+    assert_eq!(serving.ask(&known, "good too").await.unwrap(), Err(Code::ResourceExhausted));
 }
 
 #[tokio::test]
 async fn strangers_that_are_slow_to_be_judged_leave_places_for_those_that_are_known() {
-    let bounds = Bounds { strangers_at_once: 4, at_once: 8, ..Bounds::default() };
+    let bounds = Bounds { strangers_at_once: (4, 2), at_once: 8, ..Bounds::default() };
     let serving = Serving::new(Duration::from_millis(300), bounds);
     let known = peer(1);
     serving.ask(&known, "good").await.unwrap().unwrap();
@@ -158,7 +161,7 @@ async fn what_an_agent_asks_first_on_a_new_connection_is_looked_at_once_and_then
 
 #[tokio::test]
 async fn requests_that_wait_have_a_bound() {
-    let bounds = Bounds { strangers_waiting: 10, ..Bounds::default() };
+    let bounds = Bounds { strangers_waiting: (100, 10), ..Bounds::default() };
     let serving = Serving::new(Duration::from_millis(50), bounds);
     let stranger = peer(1);
     let asked: Vec<_> = (0..30).map(|_| serving.ask(&stranger, "junk")).collect();
@@ -167,4 +170,17 @@ async fn requests_that_wait_have_a_bound() {
         busy += usize::from(answer.await.unwrap() == Err(Code::ResourceExhausted));
     }
     assert_eq!(busy, 20);
+    // One address leaves the others room, to wait and to be looked at.
+    let bounds = Bounds { strangers_at_once: (4, 2), ..Bounds::default() };
+    let serving = Serving::new(Duration::from_millis(300), bounds);
+    let flood: Vec<_> = (0..10).map(|_| serving.ask(&peer(1), "junk")).collect();
+    while serving.attest.now.load(Ordering::SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
+    serving.ask(&peer(2), "good").await.unwrap().unwrap();
+    let mut busy = 0;
+    for answer in flood {
+        busy += usize::from(answer.await.unwrap() == Err(Code::ResourceExhausted));
+    }
+    assert_eq!(busy, 8);
 }
