@@ -4,12 +4,14 @@
 //! puts it, into the object and not into a text; a value that is not known here is refused. A test renders the same values by
 //! both and compares.
 
-use heddle_policy::resources::read_documents;
+use crate::cli::config::Config;
+use heddle_policy::{problems::Problem, resources::read_documents};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
+    path::Path,
 };
 
 /// The chart's rendering.
@@ -232,15 +234,6 @@ impl Values {
 
     fn agent(&self, object: &mut Value) -> Result<(), String> {
         self.container(object, self.agent.resources.as_ref());
-        if self.agent.config.contains_key("ca") {
-            return Err("agent.config.ca: another issuer than Heddle's authority is installed by Helm alone"
-                .to_owned());
-        }
-        if self.agent.config.get("runDirectory").is_some_and(|it| it != RUN_DIRECTORY) {
-            return Err(format!(
-                "agent.config.runDirectory: the chart's agents run in {RUN_DIRECTORY}: leave it out"
-            ));
-        }
         let text = self.agent.configuration_of_the_chart()?;
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
@@ -341,13 +334,32 @@ impl Agent {
 
     /// The agents' file, with what is given over what the chart says.
     fn configuration(&self, map: &Value) -> Result<String, String> {
+        if self.config.contains_key("ca") {
+            return Err("agent.config.ca: another issuer than Heddle's authority is installed by Helm alone"
+                .to_owned());
+        }
+        if self.config.get("runDirectory").is_some_and(|it| it != RUN_DIRECTORY) {
+            return Err(format!(
+                "agent.config.runDirectory: the chart's agents run in {RUN_DIRECTORY}: leave it out"
+            ));
+        }
         let text = map.pointer("/data/heddle.yaml").and_then(Value::as_str).unwrap_or_default();
         let mut config = objects(&[text]).pop().unwrap_or_else(|| json!({}));
         for (field, value) in &self.config {
             merge(&mut config[field], value);
         }
-        serde_saphyr::to_string(&config).map_err(|error| error.to_string())
+        let text = serde_saphyr::to_string(&config).map_err(|error| error.to_string())?;
+        // What agents would refuse when they start is refused here.
+        let judged = Config::shared(Path::new("agent.config"), Some(text.clone()));
+        judged.map(|_| text).map_err(|error| error.problems.iter().map(told).collect::<Vec<_>>().join("; "))
     }
+}
+
+/// A problem of the agents' configuration. Its lines are of no file of anybody's.
+fn told(problem: &Problem) -> String {
+    let Problem { field, reason, remedy, .. } = problem;
+    let place = if field.is_empty() { "agent.config".to_owned() } else { format!("agent.config.{field}") };
+    format!("{place}: {reason}: {remedy}")
 }
 
 /// As Helm does: objects field by field, everything else as a whole.
@@ -449,6 +461,22 @@ mod tests {
             let values = Values::read(&format!("agent: {{config: {{{wrong}}}}}")).unwrap();
             assert!(Bundle::of(&values).unwrap_err().contains(named), "{wrong}");
         }
+        // What the chart's schema or the agents refuse when they start.
+        for (wrong, named) in [
+            ("workers: 0", "agent.config.workers: "),
+            ("workers: 1000", "agent.config.workers: "),
+            ("capacity: {everything: 5}", "agent.config.capacity.everything: "),
+            ("capacity: {pods: 99999999999}", "agent.config.capacity.pods: "),
+            ("podNetworks: [10.0.0.1/8]", "agent.config.podNetworks[0]: "),
+            ("defaultOutbond: deny", "defaultOutbond"),
+            ("trustDomain: Upper", "agent.config.trustDomain: "),
+        ] {
+            let values = Values::read(&format!("agent: {{config: {{{wrong}}}}}")).unwrap();
+            let said = Bundle::of(&values).unwrap_err();
+            assert!(said.contains(named), "{wrong}: {said}");
+        }
+        let sound = Values::read("agent: {config: {workers: 2}}").unwrap();
+        assert!(Bundle::of(&sound).is_ok(), "the control");
         let none = Values::read("ca: {replicas: 0}").unwrap();
         assert!(Bundle::of(&none).unwrap_err().contains("ca.replicas"));
     }
