@@ -39,7 +39,10 @@ pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, flow: Flow) {
         }
     }
     match class {
-        Ok(InboundClass::MeshTls) => path.mesh(stream, flow, Vec::new()).await,
+        Ok(InboundClass::MeshTls) => {
+            member.set_deadline(Some(worker.settings.handshake_timeout));
+            path.mesh(stream, flow, Vec::new()).await
+        }
         Ok(InboundClass::Plain { server_first: true }) => path.plain(stream, flow, Vec::new()).await,
         Ok(InboundClass::Either | InboundClass::Plain { server_first: false }) => {
             let own = worker.environment.credentials.server(pod.id).map(|credentials| credentials.own);
@@ -77,10 +80,10 @@ impl Path<'_> {
         }
     }
 
-    /// What the client begins with. Silence is no error: such a client waits for the server.
+    /// What the client begins with. Silence is no error: such a client waits for the server. It has no handshake under
+    /// way, and takes the room of none. One that begins a handshake has its deadline from its first byte on.
     async fn first_bytes(&self, stream: &TcpStream, own: Option<&PeerName>) -> Result<First, Reason> {
         let settings = &self.worker.settings;
-        let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
         self.member.set_deadline(Some(settings.first_byte_timeout));
         // Readiness alone may be a false alarm.
         match self.member.unless_told(stream.peek(&mut [0; 1])).await {
@@ -94,9 +97,12 @@ impl Path<'_> {
             }
             Err(Told::Ended | Told::Draining) => return Err(Reason::AgentGone),
         }
+        let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
         self.member.set_deadline(Some(settings.handshake_timeout));
         let result = self.member.unless_told(handshake::first_bytes(stream, own)).await;
-        self.member.set_deadline(None);
+        if !matches!(result, Ok(Ok(First::Mesh(_)))) {
+            self.member.set_deadline(None);
+        }
         match result {
             Ok(Ok(first)) => Ok(first),
             Ok(Err(_)) => Err(Reason::TlsFailed),
@@ -209,6 +215,7 @@ impl Path<'_> {
         self.authorize(flow)
     }
 
+    /// The handshake, within the deadline that the connection has.
     async fn establish(
         &self,
         stream: &TcpStream,
@@ -216,8 +223,16 @@ impl Path<'_> {
     ) -> Result<(Established, Arc<ServerConfig>), Refusal> {
         let environment = &self.worker.environment;
         let credentials = environment.credentials.server(self.pod.id).ok_or(Reason::NoCertificate)?;
+        if received.is_empty() {
+            // As long as it is silent it takes the room of no handshake.
+            match self.member.unless_told(stream.peek(&mut [0; 1])).await {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0) | Err(_)) => return Err(Reason::TlsFailed.into()),
+                Err(Told::TimedOut) => return Err(Reason::TimedOut.into()),
+                Err(Told::Ended | Told::Draining) => return Err(Reason::AgentGone.into()),
+            }
+        }
         let _room = self.worker.handshake(self.pod)?;
-        self.member.set_deadline(Some(self.worker.settings.handshake_timeout));
         let handshake = handshake::accept(stream, &credentials, &*environment.credentials, received);
         let result = self.member.unless_told(handshake).await;
         self.member.set_deadline(None);

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// Bounds. All counts are a worker's.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// From accept to the end of the TLS handshake; bytes that arrive slowly do not extend it.
+    /// To the end of the TLS handshake from accept, and from its first byte where plain clients come, too; bytes that
+    /// arrive slowly do not extend it.
     pub handshake_timeout: Duration,
     /// How long a plain client on a port that is not opaque may stay silent before it is taken for one that waits
     /// for the server.
@@ -38,7 +39,7 @@ pub struct Settings {
     pub connections: usize,
     /// The same for one pod.
     pub pod_connections: usize,
-    /// Handshakes and first bytes that are being waited for.
+    /// Handshakes that have begun: a client that is silent takes the place of none.
     pub handshakes: usize,
     /// The same for one pod.
     pub pod_handshakes: usize,

@@ -139,15 +139,27 @@ fn connections_and_handshakes_are_bounded() {
     drop(held);
     world.eventually("room again", |_| world.ask(b"x").is_ok_and(|answer| answer == b"x"));
 
-    // Silent clients hold the handshakes' places, and only for as long as a handshake may take.
+    // Silent clients take nobody's place.
+    let world = World::with(Settings { pod_handshakes: 2, ..patient() });
+    world.serve_echo();
+    let silent: Vec<_> = (0..20).map(|_| world.connect_inbound()).collect();
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(world.ask(b"x").unwrap(), b"x");
+    drop(silent);
+    // Those that begin a handshake do, and only for as long as it may take.
     let world = World::with(Settings { pod_handshakes: 2, ..quick() });
     world.serve_echo();
-    let silent: Vec<_> = (0..2).map(|_| world.connect_inbound()).collect();
+    let begin = || {
+        let mut stream = world.connect_inbound();
+        stream.write_all(&[0x16]).unwrap();
+        stream
+    };
+    let slow: Vec<_> = (0..2).map(|_| begin()).collect();
     thread::sleep(Duration::from_millis(100));
-    assert_reset(&mut world.connect_inbound());
+    assert_reset(&mut begin());
     world.wait_refusal(Hook::Inbound, Reason::LimitReached);
     world.eventually("room again", |_| world.ask(b"x").is_ok_and(|answer| answer == b"x"));
-    drop(silent);
+    drop(slow);
 }
 
 /// At most so many idle connections are kept for a destination.
