@@ -27,11 +27,31 @@ const _: () = assert!(AREA.is_multiple_of(4096) && super::wire::HEADER + CHUNK <
 pub struct Quota {
     lent: Cell<usize>,
     limit: usize,
+    waiting: Waiting,
 }
 
 impl Quota {
     pub fn new(limit: usize) -> Rc<Self> {
-        Rc::new(Self { lent: Cell::new(0), limit })
+        Rc::new(Self { lent: Cell::new(0), limit, waiting: Waiting::default() })
+    }
+}
+
+/// Tasks that wait for a buffer.
+#[derive(Debug, Default)]
+struct Waiting(RefCell<Vec<Waker>>);
+
+impl Waiting {
+    fn enter(&self, waker: &Waker) {
+        let mut waiting = self.0.borrow_mut();
+        if !waiting.iter().any(|known| known.will_wake(waker)) {
+            waiting.push(waker.clone());
+        }
+    }
+
+    fn wake(&self) {
+        for waker in self.0.borrow_mut().drain(..) {
+            waker.wake();
+        }
     }
 }
 
@@ -42,7 +62,8 @@ pub struct Buffers {
     lent: Cell<usize>,
     most: Cell<usize>,
     limit: usize,
-    waiting: RefCell<Vec<Waker>>,
+    /// Of pods that have not had their share, where all buffers are lent.
+    waiting: Waiting,
 }
 
 impl Buffers {
@@ -52,18 +73,20 @@ impl Buffers {
             lent: Cell::new(0),
             most: Cell::new(0),
             limit,
-            waiting: RefCell::new(Vec::new()),
+            waiting: Waiting::default(),
         })
     }
 
-    /// Lends a buffer, or wakes the task when one comes back. A direction holds one at most, so that nobody who has
-    /// one waits for another.
+    /// Lends a buffer, or wakes the task when one comes back that it could have: who waits for its own pod's buffers costs
+    /// other pods nothing when they give theirs back. A direction holds one at most, so that nobody who has one waits for
+    /// another.
     pub fn poll_lend(self: &Rc<Self>, quota: &Rc<Quota>, cx: &mut Context<'_>) -> Poll<Buffer> {
-        if self.lent.get() >= self.limit || quota.lent.get() >= quota.limit {
-            let mut waiting = self.waiting.borrow_mut();
-            if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                waiting.push(cx.waker().clone());
-            }
+        if quota.lent.get() >= quota.limit {
+            quota.waiting.enter(cx.waker());
+            return Poll::Pending;
+        }
+        if self.lent.get() >= self.limit {
+            self.waiting.enter(cx.waker());
             return Poll::Pending;
         }
         self.lent.set(self.lent.get() + 1);
@@ -117,8 +140,7 @@ impl Drop for Buffer {
         self.home.free.borrow_mut().push(std::mem::take(&mut self.bytes));
         self.home.lent.set(self.home.lent.get() - 1);
         self.quota.lent.set(self.quota.lent.get() - 1);
-        for waker in self.home.waiting.borrow_mut().drain(..) {
-            waker.wake();
-        }
+        self.quota.waiting.wake();
+        self.home.waiting.wake();
     }
 }

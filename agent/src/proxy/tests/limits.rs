@@ -90,6 +90,44 @@ fn buffers_are_lent_within_the_bounds() {
     assert_eq!(buffers.most_lent(), 3);
 }
 
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Woken(std::sync::atomic::AtomicUsize);
+
+impl std::task::Wake for Woken {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Who waits for its own pod's share is woken by that pod's buffers, and who waits for any by any.
+#[test]
+fn a_buffer_that_comes_back_wakes_those_alone_who_could_have_it() {
+    let buffers = Buffers::new(3);
+    let (greedy, modest) = (Quota::new(2), Quota::new(2));
+    let lend = |quota: &Rc<Quota>, woken: &std::sync::Arc<Woken>| {
+        let waker = Waker::from(std::sync::Arc::clone(woken));
+        match buffers.poll_lend(quota, &mut Context::from_waker(&waker)) {
+            Poll::Ready(buffer) => Some(buffer),
+            Poll::Pending => None,
+        }
+    };
+    let count = |woken: &std::sync::Arc<Woken>| woken.0.load(std::sync::atomic::Ordering::SeqCst);
+    let (over, beside) = (std::sync::Arc::<Woken>::default(), std::sync::Arc::<Woken>::default());
+    let mut own = vec![lend(&greedy, &over).unwrap(), lend(&greedy, &over).unwrap()];
+    assert!(lend(&greedy, &over).is_none());
+    for _ in 0..3 {
+        drop(lend(&modest, &beside).unwrap());
+    }
+    assert_eq!(count(&over), 0, "a neighbor's buffers are nothing to it");
+    let last = lend(&modest, &beside).unwrap();
+    assert!(lend(&modest, &beside).is_none(), "all are lent");
+    own.pop();
+    assert_eq!((count(&over), count(&beside)), (1, 1), "its own pod's, and any");
+    assert!(lend(&greedy, &over).is_some());
+    drop(last);
+}
+
 /// More streams than buffers: they take turns, nothing is lost and nothing hangs; idle ones hold none.
 #[test]
 fn few_buffers_serve_many_streams() {
