@@ -48,6 +48,7 @@ pub struct Copy<'a> {
     account: Account<'a>,
     forth: Way,
     back: Way,
+    stalled: bool,
 }
 
 impl<'a> Copy<'a> {
@@ -58,7 +59,7 @@ impl<'a> Copy<'a> {
         around: Surroundings<'a>,
         account: Account<'a>,
     ) -> Self {
-        Self { client, server, around, account, forth: Way::default(), back: Way::default() }
+        Self { client, server, around, account, forth: Way::default(), back: Way::default(), stalled: false }
     }
 
     /// Takes what the client sent before.
@@ -86,17 +87,34 @@ impl<'a> Copy<'a> {
         {
             return Poll::Ready(CopyEnd::Terminated(refusal));
         }
+        if self.stalled && self.around.member.must_look() && self.is_reset() {
+            return Poll::Ready(CopyEnd::Reset);
+        }
         let around = &self.around;
         let (sent, forth) = carry(&mut self.forth, self.client, self.server, around, cx);
         let (received, back) = carry(&mut self.back, self.server, self.client, around, cx);
         self.account.sent(sent);
         self.account.received(received);
         self.account.pass();
+        self.look_out();
         match (forth, back) {
             (Err(_), _) | (_, Err(_)) => Poll::Ready(CopyEnd::Reset),
             _ if self.forth.shut && self.back.shut => Poll::Ready(CopyEnd::Closed),
             _ => Poll::Pending,
         }
+    }
+
+    /// A socket that is not read from would not tell that its peer has reset it, or is gone: it is looked at now and then.
+    fn look_out(&mut self) {
+        let stalled = [&self.forth, &self.back].into_iter().any(|way| way.ended || !way.span.is_empty());
+        if stalled != self.stalled {
+            self.stalled = stalled;
+            self.around.member.set_stalled(stalled);
+        }
+    }
+
+    fn is_reset(&self) -> bool {
+        [&*self.client, &*self.server].into_iter().any(|socket| !matches!(socket.take_error(), Ok(None)))
     }
 }
 

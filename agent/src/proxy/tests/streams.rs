@@ -255,8 +255,9 @@ fn a_stalled_reader_stops_the_sender() {
 /// A reset is heard even where nothing can be written any more: neither side waits for ever for the other.
 #[test]
 fn a_reset_passes_a_stalled_stream() {
-    for by_client in [true, false] {
+    for (by_client, plain) in [(true, false), (false, false), (true, true), (false, true)] {
         let world = World::with(quick());
+        world.plain(plain);
         let (go, wait) = mpsc::channel::<()>();
         let wait = Mutex::new(wait);
         world.serve(move |stream| {
