@@ -16,6 +16,7 @@ use super::{
     relay::{Account, Surroundings},
     secure::Span,
     sockets::shut_down,
+    turns::{Cost, Turn},
 };
 
 /// Why the copying stopped.
@@ -49,6 +50,7 @@ pub struct Copy<'a> {
     forth: Way,
     back: Way,
     stalled: bool,
+    turn: Turn,
 }
 
 impl<'a> Copy<'a> {
@@ -59,7 +61,9 @@ impl<'a> Copy<'a> {
         around: Surroundings<'a>,
         account: Account<'a>,
     ) -> Self {
-        Self { client, server, around, account, forth: Way::default(), back: Way::default(), stalled: false }
+        let turn = Turn::new(around.share);
+        let (forth, back) = Default::default();
+        Self { client, server, around, account, forth, back, stalled: false, turn }
     }
 
     /// Takes what the client sent before.
@@ -87,20 +91,35 @@ impl<'a> Copy<'a> {
         {
             return Poll::Ready(CopyEnd::Terminated(refusal));
         }
+        if self.turn.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
         if self.stalled && self.around.member.must_look() && self.is_reset() {
             return Poll::Ready(CopyEnd::Reset);
         }
         let around = &self.around;
-        let (sent, forth) = carry(&mut self.forth, self.client, self.server, around, cx);
-        let (received, back) = carry(&mut self.back, self.server, self.client, around, cx);
+        let mut work = 0;
+        let mut over = |carried: usize| {
+            work += Cost::Look as u64 + carried as u64;
+            self.turn.is_over(work)
+        };
+        let (sent, forth) = carry(&mut self.forth, self.client, self.server, around, &mut over, cx);
+        // The other way has its part of each turn.
+        let (received, back) = carry(&mut self.back, self.server, self.client, around, &mut over, cx);
         self.account.sent(sent);
         self.account.received(received);
         self.account.pass();
+        self.turn.end(work.max(Cost::Look as u64));
         self.look_out();
         match (forth, back) {
             (Err(_), _) | (_, Err(_)) => Poll::Ready(CopyEnd::Reset),
             _ if self.forth.shut && self.back.shut => Poll::Ready(CopyEnd::Closed),
-            _ => Poll::Pending,
+            (Ok(forth), Ok(back)) => {
+                if forth || back {
+                    self.turn.enter(cx);
+                }
+                Poll::Pending
+            }
         }
     }
 
@@ -118,24 +137,29 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// Carries what can be carried one way; how much was read.
+/// Carries what can be carried one way until the turn is `over`, which is told how much was read at once; how much in all,
+/// and whether there may be more.
 fn carry(
     way: &mut Way,
     from: &mut TcpStream,
     to: &mut TcpStream,
     around: &Surroundings<'_>,
+    over: &mut dyn FnMut(usize) -> bool,
     cx: &mut Context<'_>,
-) -> (usize, io::Result<()>) {
-    let mut total = 0;
+) -> (usize, io::Result<bool>) {
+    let (mut total, mut untold) = (0, 0);
     let result = loop {
         if let Some(buffer) = &way.buffer
             && !way.span.is_empty()
         {
             match Pin::new(&mut *to).poll_write(cx, &buffer.plain()[way.span.range()]) {
-                Poll::Pending => return (total, Ok(())),
+                Poll::Pending => return (total, Ok(false)),
                 Poll::Ready(Ok(0)) => break Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(count)) => way.span.consume(count),
                 Poll::Ready(Err(error)) => break Err(error),
+            }
+            if way.span.is_empty() && over(std::mem::take(&mut untold)) {
+                break Ok(true);
             }
             continue;
         }
@@ -144,26 +168,27 @@ fn carry(
                 way.shut = true;
                 shut_down(to);
             }
-            break Ok(());
+            break Ok(false);
         }
         match from.poll_read_ready(cx) {
-            Poll::Pending => break Ok(()),
+            Poll::Pending => break Ok(false),
             Poll::Ready(_) => {}
         }
         let buffer = match &mut way.buffer {
             Some(buffer) => buffer,
             empty => match around.supply.buffers.poll_lend(&around.supply.quota, cx) {
-                Poll::Pending => break Ok(()),
+                Poll::Pending => break Ok(false),
                 Poll::Ready(buffer) => empty.insert(buffer),
             },
         };
         let mut free = ReadBuf::new(buffer.areas().0);
         match Pin::new(&mut *from).poll_read(cx, &mut free) {
-            Poll::Pending => break Ok(()),
+            Poll::Pending => break Ok(false),
             Poll::Ready(Err(error)) => break Err(error),
             Poll::Ready(Ok(())) => {
                 let count = free.filled().len();
                 total += count;
+                untold += count;
                 way.ended = count == 0;
                 way.span = Span::first(count);
             }

@@ -8,7 +8,7 @@ use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
     application,
-    copy::Copy,
+    copy::{Copy, CopyEnd},
     environment::{Decision, Ending, Flow, InboundClass, PeerName, Proven, Refusal, Standing},
     handshake::{self, Established, First, HandshakeError},
     outbound::copied,
@@ -17,6 +17,7 @@ use super::{
     relay::{Account, End, How, Relay, Side, Surroundings},
     secure::{Secure, SecureError},
     sockets::{abort, keep_alive, reset_unless_released},
+    turns::Cost,
     wire::{self, Event, Open},
     worker::{Pod, Worker},
 };
@@ -74,6 +75,7 @@ impl Path<'_> {
         Surroundings {
             member: self.member,
             supply: &self.pod.supply,
+            share: &self.pod.share,
             judge,
             settle_timeout: self.worker.settings.settle_timeout,
             polling: &self.worker.polling,
@@ -127,9 +129,13 @@ impl Path<'_> {
         let end = {
             let account = Account::new(&*carried);
             let mut copy = Copy::new(&mut client, &mut server, self.around(&judge), account);
-            std::future::poll_fn(|cx| copy.poll_preload(&received, cx)).await;
-            drop(received);
-            std::future::poll_fn(|cx| copy.poll(cx)).await
+            match self.member.unless_told(std::future::poll_fn(|cx| copy.poll_preload(&received, cx))).await {
+                Ok(()) => {
+                    drop(received);
+                    std::future::poll_fn(|cx| copy.poll(cx)).await
+                }
+                Err(_) => CopyEnd::Told,
+            }
         };
         let ending = copied(end, client, server);
         carried.closed(&flow, &ending);
@@ -150,7 +156,10 @@ impl Path<'_> {
         // On the heap, so that it is not copied from future to future.
         let mut secure = Box::new(Secure::new(stream, tls, wire, control));
         let supply = &self.pod.supply;
-        std::future::poll_fn(|cx| secure.poll_preload(&mut behind, supply, cx)).await;
+        let preloaded = std::future::poll_fn(|cx| secure.poll_preload(&mut behind, supply, cx));
+        if self.member.unless_told(preloaded).await.is_err() {
+            return abort(secure.stream);
+        }
         loop {
             flow.client = transport;
             self.member.set_idle(true);
@@ -233,7 +242,10 @@ impl Path<'_> {
             }
         }
         let _room = self.worker.handshake(self.pod)?;
-        let handshake = handshake::accept(stream, &credentials, &*environment.credentials, received);
+        let handshake = async {
+            self.pod.share.turn(Cost::Handshake).await;
+            handshake::accept(stream, &credentials, &*environment.credentials, received).await
+        };
         let result = self.member.unless_told(handshake).await;
         self.member.set_deadline(None);
         match result {
@@ -345,8 +357,13 @@ impl Path<'_> {
         let app = match self.judge_opening(flow, standing) {
             Ok(rule) => {
                 flow.rule = rule;
-                let reached = application::connect(self.worker, self.pod, self.member, flow);
-                reached.await.map_err(Refusal::new)
+                match self.member.unless_told(self.pod.share.turn(Cost::Connection)).await {
+                    Ok(()) => {
+                        let reached = application::connect(self.worker, self.pod, self.member, flow);
+                        reached.await.map_err(Refusal::new)
+                    }
+                    Err(_) => Err(Refusal::new(Reason::AgentGone)),
+                }
             }
             Err(refusal) => Err(refusal),
         };

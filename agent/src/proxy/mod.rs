@@ -28,6 +28,7 @@ mod secure;
 mod settings;
 mod sockets;
 mod tls;
+mod turns;
 pub mod wire;
 mod worker;
 mod workers;

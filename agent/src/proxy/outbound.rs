@@ -17,6 +17,7 @@ use super::{
     relay::{Account, End, How, Kept, Relay, Side, Surroundings},
     secure::{Secure, SecureError},
     sockets::{abort, connected, keep_alive, release, reset_unless_released},
+    turns::Cost,
     wire::{self, Open},
     worker::{Pod, Worker},
 };
@@ -67,6 +68,7 @@ impl Path<'_> {
         Surroundings {
             member: self.member,
             supply: &self.pod.supply,
+            share: &self.pod.share,
             judge,
             settle_timeout: self.worker.settings.settle_timeout,
             polling: &self.worker.polling,
@@ -162,7 +164,10 @@ impl Path<'_> {
         let stream = self.connect().await?;
         self.member.set_deadline(Some(self.worker.settings.handshake_timeout));
         let identities = &*self.worker.environment.credentials;
-        let handshake = handshake::connect(&stream, credentials, identities, expected);
+        let handshake = async {
+            self.pod.share.turn(Cost::Handshake).await;
+            handshake::connect(&stream, credentials, identities, expected).await
+        };
         let result = self.member.unless_told(handshake).await;
         self.member.set_deadline(None);
         let Established { tls, control, behind, peer } = match result {

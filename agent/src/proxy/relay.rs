@@ -4,6 +4,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,6 +24,7 @@ use super::{
     registry::{Membership, Told},
     secure::{Secure, SecureError, Supply},
     sockets::{abort, release, shut_down},
+    turns::{Cost, Share, Turn},
     wire::Event,
 };
 
@@ -114,6 +116,8 @@ pub struct Surroundings<'a> {
     pub member: &'a Membership,
     /// Buffers.
     pub supply: &'a Supply,
+    /// Its pod's turns.
+    pub share: &'a Rc<Share>,
     /// Judges the stream again.
     pub judge: &'a dyn Fn() -> Result<(), Refusal>,
     /// How long the peer may take to answer a RESET.
@@ -149,6 +153,7 @@ pub struct Relay<'a> {
     stalled: bool,
     how: Option<How>,
     rhythm: Rhythm,
+    turn: Turn,
     /// It ended in good order.
     finished: bool,
 }
@@ -164,6 +169,7 @@ impl<'a> Relay<'a> {
         peer_ended: bool,
     ) -> Self {
         Self {
+            turn: Turn::new(around.share),
             secure,
             app: Some(app),
             around,
@@ -233,23 +239,38 @@ impl<'a> Relay<'a> {
         if let Poll::Ready(told) = self.around.member.poll_told(cx) {
             return Poll::Ready(End::Told(told));
         }
+        if let Err(error) = self.judge_again() {
+            return Poll::Ready(End::Lost(error));
+        }
+        // A stream that is given up has its last word at once.
+        if self.how.is_none() && self.turn.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
         let before = self.account.total();
-        let result = self.run(cx);
-        self.rhythm.carried(self.account.total() - before, self.around.polling);
+        let mut work = 0;
+        let result = self.run(&mut work, cx);
+        let carried = self.account.total() - before;
+        self.rhythm.carried(carried, self.around.polling);
         self.account.pass();
+        self.turn.end(work);
         self.secure.release(self.hold && !self.heard);
         self.look_out();
         match result {
             Err(error) => Poll::Ready(End::Lost(error)),
-            Ok(()) if self.is_over() => {
+            Ok(_) if self.is_over() => {
                 self.finished = true;
                 Poll::Ready(End::Over(self.how.clone().unwrap_or(How::Closed)))
             }
-            Ok(()) => Poll::Pending,
+            Ok(more) => {
+                if more {
+                    self.turn.enter(cx);
+                }
+                Poll::Pending
+            }
         }
     }
 
-    fn run(&mut self, cx: &mut Context<'_>) -> Result<(), SecureError> {
+    fn judge_again(&mut self) -> Result<(), SecureError> {
         if self.around.member.must_judge_again()
             && self.how.is_none()
             && let Err(refusal) = (self.around.judge)()
@@ -257,6 +278,11 @@ impl<'a> Relay<'a> {
             let code = heddle_ebpf::codes::Reason::Revoked as u32;
             self.give_up(code, How::Terminated(refusal))?;
         }
+        Ok(())
+    }
+
+    /// Carries what can be carried in this turn; whether there may be more. `work`: what it took, in bytes.
+    fn run(&mut self, work: &mut u64, cx: &mut Context<'_>) -> Result<bool, SecureError> {
         if self.stalled && self.around.member.must_look() {
             self.look_at_sockets(cx)?;
         }
@@ -264,9 +290,10 @@ impl<'a> Relay<'a> {
             // ACCEPTED is sent after the next look at the sockets: where the worker is so busy that the application
             // has answered by then, the answer travels with it. An idle worker looks at once.
             let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
-            return Ok(());
+            return Ok(false);
         }
         loop {
+            let before = self.account.total();
             // The application first: it can begin with its answer while the peer is told that it was reached.
             let mut progress = self.deliver(cx)?;
             progress |= self.load(cx)?;
@@ -275,8 +302,12 @@ impl<'a> Relay<'a> {
                 Err(error) => return Err(self.last_words(error, cx)),
             };
             progress |= self.fetch(cx)?;
+            *work += Cost::Look as u64 + self.account.total() - before;
             if !progress {
-                return Ok(());
+                return Ok(false);
+            }
+            if self.turn.is_over(*work) {
+                return Ok(true);
             }
         }
     }

@@ -26,6 +26,7 @@ use super::{
     inbound, outbound,
     registry::TICK,
     sockets::{abort, canonical},
+    turns::Cost,
     worker::{Pod, Worker},
 };
 
@@ -61,6 +62,8 @@ struct Drain {
 pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>, beats: Arc<AtomicU64>) {
     let awake = Rc::clone(&worker);
     let polling = spawn_local(async move { awake.polling.run().await });
+    let rounds = Rc::clone(&worker.rounds);
+    let rounds = spawn_local(async move { rounds.run().await });
     let clock = spawn_local(tick(Rc::clone(&worker), beats));
     let judge = spawn_local(judge(Rc::clone(&worker)));
     let mut listeners: HashMap<PodId, Vec<JoinHandle<()>>> = HashMap::new();
@@ -130,6 +133,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Comma
         tokio::time::sleep(TICK).await;
     }
     polling.abort();
+    rounds.abort();
     clock.abort();
     judge.abort();
 }
@@ -204,6 +208,7 @@ async fn listen(worker: Rc<Worker>, pod: Rc<Pod>, hook: Hook, listener: TcpListe
     let mut pause = BACK_OFF.0;
     let told = RefCell::new(Instant::now().checked_sub(BACK_OFF.1));
     loop {
+        pod.share.turn(Cost::Connection).await;
         match listener.accept().await {
             Ok((stream, peer)) => {
                 pause = BACK_OFF.0;

@@ -18,6 +18,7 @@ use super::{
     secure::Supply,
     settings::Settings,
     sockets::abort,
+    turns::{Rounds, Share},
 };
 
 /// How many of something there are, and may be.
@@ -59,6 +60,8 @@ pub struct Pod {
     pub id: PodId,
     /// Its buffers.
     pub supply: Supply,
+    /// Its turns.
+    pub share: Rc<Share>,
     /// Ports whose application answers the pod's own address alone.
     own_address_only: RefCell<HashSet<u16>>,
     connections: Tally,
@@ -95,6 +98,8 @@ pub struct Worker {
     pub pool: Pool,
     /// Whether it stays awake.
     pub polling: Polling,
+    /// Pods take turns.
+    pub rounds: Rc<Rounds>,
     buffers: Rc<Buffers>,
     connections: Tally,
     handshakes: Tally,
@@ -106,6 +111,7 @@ impl Worker {
             registry: Rc::default(),
             pool: Pool::new(&settings),
             polling: Polling::new(settings.poll, seats),
+            rounds: Rc::default(),
             buffers: Buffers::new(settings.buffers),
             connections: Tally::new(settings.connections),
             handshakes: Tally::new(settings.handshakes),
@@ -121,6 +127,7 @@ impl Worker {
                 buffers: Rc::clone(&self.buffers),
                 quota: Quota::new(self.settings.pod_buffers),
             },
+            share: self.rounds.share(),
             own_address_only: RefCell::default(),
             connections: Tally::new(self.settings.pod_connections),
             handshakes: Tally::new(self.settings.pod_handshakes),

@@ -139,9 +139,7 @@ fn a_server_that_breaks_the_framing_is_cut_off() {
             // It is the client's node that closes.
             while read_frame(&mut tls).is_some() {}
         });
-        let mut stream = world.connect();
-        stream.write_all(b"x").unwrap();
-        assert_reset(&mut stream);
+        assert_reset(&mut world.connect());
         world.eventually(what, |state| {
             state.entries().iter().any(|entry| matches!(entry, Entry::Closed(_, Ending::Lost)))
         });

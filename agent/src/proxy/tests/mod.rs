@@ -5,6 +5,7 @@
 
 mod far_server;
 mod limits;
+mod neighbors;
 mod open_server;
 mod refusals;
 mod renewals;

@@ -54,8 +54,7 @@ fn an_unauthorized_identity_is_refused_and_the_rule_is_named() {
     assert_eq!(world.ask(b"x").unwrap(), b"x");
     world.state.allow(&[Some(OTHER)]);
     let mut stream = world.connect();
-    stream.write_all(b"x").unwrap();
-    assert_reset(&mut stream);
+    assert_reset_by(&mut stream, b"x");
     world.eventually("the refusal names its rule", |state| {
         state.entries().iter().any(|entry| {
             matches!(entry, Entry::Refused(flow, refusal)
@@ -82,8 +81,7 @@ fn a_server_of_another_identity_is_not_spoken_to() {
     *world.state.upstream.lock().unwrap() =
         Ok(Upstream { address: world.inbound, expected: Some(PeerName::new(OTHER)) });
     let mut stream = world.connect();
-    let _ = stream.write_all(b"secret");
-    assert_reset(&mut stream);
+    assert_reset_by(&mut stream, b"secret");
     world.wait_refusal(Hook::Outbound, Reason::TlsFailed);
     assert_eq!(reached.load(Ordering::SeqCst), 0);
     *world.state.upstream.lock().unwrap() =
@@ -108,8 +106,7 @@ fn a_server_that_lies_about_its_name_is_not_spoken_to() {
         bytes
     });
     let mut stream = world.connect();
-    let _ = stream.write_all(b"secret");
-    assert_reset(&mut stream);
+    assert_reset_by(&mut stream, b"secret");
     world.wait_refusal(Hook::Outbound, Reason::WrongIdentity);
     assert!(liar.join().unwrap().is_empty());
 }
@@ -226,8 +223,7 @@ fn an_application_that_refuses_is_a_reset() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     *world.state.application.lock().unwrap() = free;
     let mut stream = world.connect();
-    stream.write_all(b"x").unwrap();
-    assert_reset(&mut stream);
+    assert_reset_by(&mut stream, b"x");
     world.wait_refusal(Hook::Inbound, Reason::Unreachable);
     world.serve_echo();
     assert_eq!(world.ask(b"x").unwrap(), b"x");

@@ -32,6 +32,8 @@ pub const SERVER: &str = "api.shop.serviceaccount.identity.linkerd.cluster.local
 pub const OTHER: &str = "other.shop.serviceaccount.identity.linkerd.cluster.local";
 pub const POD_A: PodId = PodId(1);
 pub const POD_B: PodId = PodId(2);
+/// Of [`World::neighbor`].
+const NEIGHBORS: [PodId; 2] = [PodId(3), PodId(4)];
 
 /// A certificate authority and what it has issued.
 pub struct Authority {
@@ -129,6 +131,8 @@ pub struct State {
     pub authority: Authority,
     pub origin: Mutex<Option<SocketAddr>>,
     pub upstream: Mutex<Result<Upstream, Refusal>>,
+    /// Where the neighbor's connections lead.
+    neighbor: Mutex<Option<Upstream>>,
     pub outbound_revoked: Mutex<Option<Refusal>>,
     pub class: Mutex<Result<InboundClass, Refusal>>,
     pub allowed: Mutex<HashSet<Option<PeerName>>>,
@@ -229,7 +233,10 @@ impl Sockets for State {
 }
 
 impl Policy for State {
-    fn resolve(&self, _: PodId, _: SocketAddr) -> Result<Upstream, Refusal> {
+    fn resolve(&self, pod: PodId, _: SocketAddr) -> Result<Upstream, Refusal> {
+        if pod == NEIGHBORS[0] {
+            return self.neighbor.lock().unwrap().clone().ok_or(Refusal::new(Reason::TablesClosed));
+        }
         self.upstream.lock().unwrap().clone()
     }
     fn may_continue(&self, _: PodId, _: &Upstream) -> Result<(), Refusal> {
@@ -375,6 +382,7 @@ impl World {
             authority: Authority::new(),
             origin: Mutex::new(Some("10.9.0.1:80".parse().unwrap())),
             upstream: Mutex::new(Err(Refusal::new(Reason::TablesClosed))),
+            neighbor: Mutex::default(),
             outbound_revoked: Mutex::new(None),
             class: Mutex::new(Ok(InboundClass::MeshTls)),
             allowed: Mutex::new(HashSet::from([Some(PeerName::new(CLIENT))])),
@@ -454,9 +462,20 @@ impl World {
         }
     }
 
+    /// A pod beside pod A whose connections lead to a pod beside pod B; where its applications connect to.
+    pub fn neighbor(&self) -> SocketAddr {
+        let inbound = attach(self.server_node.as_ref().unwrap(), NEIGHBORS[1], Hook::Inbound);
+        let expected = Some(PeerName::new(SERVER));
+        *self.state.neighbor.lock().unwrap() = Some(Upstream { address: inbound, expected });
+        attach(self.client_node.as_ref().unwrap(), NEIGHBORS[0], Hook::Outbound)
+    }
+
     /// Has both nodes carry everything in plain text, or in mesh TLS.
     pub fn plain(&self, plain: bool) {
         let expected = (!plain).then(|| PeerName::new(SERVER));
+        if let Some(neighbor) = &mut *self.state.neighbor.lock().unwrap() {
+            neighbor.expected.clone_from(&expected);
+        }
         *self.state.upstream.lock().unwrap() = Ok(Upstream { address: self.inbound, expected });
         let class = if plain { InboundClass::Plain { server_first: true } } else { InboundClass::MeshTls };
         *self.state.class.lock().unwrap() = Ok(class);
@@ -498,6 +517,11 @@ pub fn client(address: SocketAddr) -> TcpStream {
 
 fn node(environment: &Environment, settings: &Settings, pod: PodId, hook: Hook) -> (Workers, SocketAddr) {
     let workers = Workers::start(1, environment, settings).unwrap();
+    let address = attach(&workers, pod, hook);
+    (workers, address)
+}
+
+fn attach(workers: &Workers, pod: PodId, hook: Hook) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let mut listeners = WorkerListeners::default();
@@ -506,7 +530,15 @@ fn node(environment: &Environment, settings: &Settings, pod: PodId, hook: Hook) 
         _ => listeners.inbound.push(listener),
     }
     block_on(workers.attach(PodListeners { pod, workers: vec![listeners] })).unwrap();
-    (workers, address)
+    address
+}
+
+/// As [`assert_reset`] for a connection that may be reset before `bytes` are written: whoever meets the reset first is told.
+pub fn assert_reset_by(stream: &mut TcpStream, bytes: &[u8]) {
+    match stream.write_all(bytes) {
+        Ok(()) => assert_reset(stream),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+    }
 }
 
 /// The connection was reset, or closed without a byte.
