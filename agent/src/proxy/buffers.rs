@@ -1,4 +1,7 @@
 //! A worker's buffers: lent while bytes are under way, given back when a direction is idle.
+//!
+//! A direction whose far side takes nothing more keeps what was read for it. So that those who do not read cannot hold all
+//! of a pod's, buffers are scarce from half on: then no more is read than the far side takes at once.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,6 +23,9 @@ const SLACK: usize = 4_008;
 /// Free buffers that a worker keeps when nothing moves.
 const KEPT: usize = 8;
 
+/// What is read at once where they are scarce: whatever record a peer may send (RFC 8446, section 5.2), header included.
+pub const SCARCE: usize = 17 * 1024;
+
 const _: () = assert!(AREA.is_multiple_of(4096) && super::wire::HEADER + CHUNK <= AREA);
 
 /// How many buffers a pod has on loan.
@@ -27,12 +33,14 @@ const _: () = assert!(AREA.is_multiple_of(4096) && super::wire::HEADER + CHUNK <
 pub struct Quota {
     lent: Cell<usize>,
     limit: usize,
+    reserved: usize,
     waiting: Waiting,
 }
 
 impl Quota {
-    pub fn new(limit: usize) -> Rc<Self> {
-        Rc::new(Self { lent: Cell::new(0), limit, waiting: Waiting::default() })
+    /// `limit` at most; `reserved` of them even where all of the worker's are lent.
+    pub fn new(limit: usize, reserved: usize) -> Rc<Self> {
+        Rc::new(Self { lent: Cell::new(0), limit, reserved, waiting: Waiting::default() })
     }
 }
 
@@ -85,7 +93,7 @@ impl Buffers {
             quota.waiting.enter(cx.waker());
             return Poll::Pending;
         }
-        if self.lent.get() >= self.limit {
+        if self.lent.get() >= self.limit && quota.lent.get() >= quota.reserved {
             self.waiting.enter(cx.waker());
             return Poll::Pending;
         }
@@ -94,6 +102,11 @@ impl Buffers {
         quota.lent.set(quota.lent.get() + 1);
         let bytes = self.free.borrow_mut().pop().unwrap_or_else(|| vec![0; 2 * AREA].into_boxed_slice());
         Poll::Ready(Buffer { bytes, home: Rc::clone(self), quota: Rc::clone(quota) })
+    }
+
+    /// Whether so many are lent, to the pod or to all, that none may be held by those who do not read.
+    pub fn are_scarce(&self, quota: &Quota) -> bool {
+        2 * quota.lent.get() >= quota.limit || 2 * self.lent.get() >= self.limit
     }
 
     /// Gives memory back to the system after a burst: called now and then.

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    buffers::Buffer,
+    buffers::{AREA, Buffer, SCARCE},
     relay::{Account, Surroundings},
     secure::Span,
     sockets::shut_down,
@@ -71,11 +71,11 @@ impl<'a> Copy<'a> {
         if bytes.is_empty() {
             return Poll::Ready(());
         }
-        let mut buffer = ready!(self.around.supply.buffers.poll_lend(&self.around.supply.quota, cx));
+        ready!(self.around.supply.poll_lend(&mut self.forth.buffer, None, cx));
+        let Some(buffer) = &mut self.forth.buffer else { return Poll::Pending };
         let area = buffer.areas().0;
         let length = bytes.len().min(area.len());
         area[..length].copy_from_slice(&bytes[..length]);
-        self.forth.buffer = Some(buffer);
         self.forth.span = Span::first(length);
         self.account.sent(length);
         Poll::Ready(())
@@ -174,14 +174,12 @@ fn carry(
             Poll::Pending => break Ok(false),
             Poll::Ready(_) => {}
         }
-        let buffer = match &mut way.buffer {
-            Some(buffer) => buffer,
-            empty => match around.supply.buffers.poll_lend(&around.supply.quota, cx) {
-                Poll::Pending => break Ok(false),
-                Poll::Ready(buffer) => empty.insert(buffer),
-            },
+        let Poll::Ready(scarce) = around.supply.poll_lend(&mut way.buffer, Some(to), cx) else {
+            break Ok(false);
         };
-        let mut free = ReadBuf::new(buffer.areas().0);
+        let Some(buffer) = &mut way.buffer else { break Ok(false) };
+        let room = if scarce { SCARCE } else { AREA };
+        let mut free = ReadBuf::new(&mut buffer.areas().0[..room]);
         match Pin::new(&mut *from).poll_read(cx, &mut free) {
             Poll::Pending => break Ok(false),
             Poll::Ready(Err(error)) => break Err(error),

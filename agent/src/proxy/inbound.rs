@@ -1,6 +1,6 @@
 //! A connection to an application, on its way into the pod.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use heddle_ebpf::codes::{Hook, Reason};
 use rustls::ServerConfig;
@@ -19,7 +19,7 @@ use super::{
     sockets::{abort, keep_alive, reset_unless_released},
     turns::Cost,
     wire::{self, Event, Open},
-    worker::{Pod, Worker},
+    worker::{Held, Pod, Worker},
 };
 
 /// Judges the connection, and carries it or resets it.
@@ -27,7 +27,7 @@ pub async fn serve(worker: &Worker, pod: &Pod, stream: TcpStream, flow: Flow) {
     let member = worker.registry.enter(pod.id);
     keep_alive(&stream);
     let policy = &*worker.environment.policy;
-    let path = Path { worker, pod, member: &member };
+    let path = Path { worker, pod, member: &member, transport: flow.client };
     let class = policy.inbound_class(pod.id, flow.client.ip(), flow.destination.port());
     // The kubelet is at no meshed address.
     if !matches!(class, Ok(InboundClass::MeshTls | InboundClass::Either))
@@ -61,6 +61,8 @@ struct Path<'a> {
     worker: &'a Worker,
     pod: &'a Pod,
     member: &'a Membership,
+    /// The other end of the connection.
+    transport: SocketAddr,
 }
 
 impl Path<'_> {
@@ -69,6 +71,11 @@ impl Path<'_> {
         let Decision { allowed, reason, rule } =
             policy.authorize(self.pod.id, flow.destination.port(), flow.peer.as_ref(), flow.client.ip());
         if allowed { Ok(rule) } else { Err(Refusal::by(reason, rule)) }
+    }
+
+    /// Room for a handshake, while this is held.
+    fn handshake(&self) -> Result<(Held, Held), Refusal> {
+        self.worker.handshake(self.pod, Some(self.transport.ip()))
     }
 
     fn around<'a>(&'a self, judge: &'a dyn Fn() -> Result<(), Refusal>) -> Surroundings<'a> {
@@ -99,7 +106,7 @@ impl Path<'_> {
             }
             Err(Told::Ended | Told::Draining) => return Err(Reason::AgentGone),
         }
-        let _room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
+        let _room = self.handshake().map_err(|refusal| refusal.reason)?;
         self.member.set_deadline(Some(settings.handshake_timeout));
         let result = self.member.unless_told(handshake::first_bytes(stream, own)).await;
         if !matches!(result, Ok(Ok(First::Mesh(_)))) {
@@ -151,7 +158,6 @@ impl Path<'_> {
             };
         let Proven { name, standing } = peer;
         flow.peer = Some(name);
-        let transport = flow.client;
         let wire = wire::Connection::new(wire::Role::Server);
         // On the heap, so that it is not copied from future to future.
         let mut secure = Box::new(Secure::new(stream, tls, wire, control));
@@ -161,7 +167,7 @@ impl Path<'_> {
             return abort(secure.stream);
         }
         loop {
-            flow.client = transport;
+            flow.client = self.transport;
             self.member.set_idle(true);
             let settings = &self.worker.settings;
             let retired = secure.wire.is_retired();
@@ -185,7 +191,7 @@ impl Path<'_> {
                 }
                 Next::Close => return Box::pin(self.linger(secure.close_writing())).await,
                 Next::Broken(error) => {
-                    tracing::debug!(%error, client = %transport, "an agent's connection broke");
+                    tracing::debug!(%error, client = %self.transport, "an agent's connection broke");
                     if let SecureError::Violation(_) = error {
                         self.worker.environment.recorder.refused(&flow, &Refusal::new(Reason::BadPeer));
                     }
@@ -195,7 +201,7 @@ impl Path<'_> {
                 }
             };
             let local = flow.destination;
-            if open.client.ip() != transport.ip() || open.destination != local {
+            if open.client.ip() != self.transport.ip() || open.destination != local {
                 // The far agent claims to be somewhere else, or to have dialled something else.
                 self.worker.environment.recorder.refused(&flow, &Refusal::new(Reason::BadPeer));
                 return abort(secure.stream);
@@ -241,7 +247,7 @@ impl Path<'_> {
                 Err(Told::Ended | Told::Draining) => return Err(Reason::AgentGone.into()),
             }
         }
-        let _room = self.worker.handshake(self.pod)?;
+        let _room = self.handshake()?;
         let handshake = async {
             self.pod.share.turn(Cost::Handshake).await;
             handshake::accept(stream, &credentials, &*environment.credentials, received).await
@@ -334,11 +340,11 @@ impl Path<'_> {
             if secure.closed().is_some() {
                 return Poll::Ready(Next::Close);
             }
-            match secure.read_records(&self.pod.supply, cx) {
+            match secure.read_records(&self.pod.supply, None, cx) {
                 Err(error) => return Poll::Ready(Next::Broken(error)),
                 Ok(true) => {}
                 Ok(false) => {
-                    secure.release(false);
+                    secure.release(&self.pod.supply, false);
                     return Poll::Pending;
                 }
             }
@@ -433,11 +439,11 @@ impl Path<'_> {
                 Ok(false) if secure.closed().is_some() => return Poll::Ready(false),
                 Ok(false) => {}
             }
-            match secure.read_records(&self.pod.supply, cx) {
+            match secure.read_records(&self.pod.supply, None, cx) {
                 Err(_) => return Poll::Ready(false),
                 Ok(true) => {}
                 Ok(false) => {
-                    secure.release(false);
+                    secure.release(&self.pod.supply, false);
                     return Poll::Pending;
                 }
             }

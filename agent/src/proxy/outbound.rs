@@ -160,7 +160,7 @@ impl Path<'_> {
         credentials: &ClientCredentials,
         expected: &PeerName,
     ) -> Result<Pooled, Refusal> {
-        let _room = self.worker.handshake(self.pod)?;
+        let _room = self.worker.handshake(self.pod, None)?;
         let stream = self.connect().await?;
         self.member.set_deadline(Some(self.worker.settings.handshake_timeout));
         let identities = &*self.worker.environment.credentials;

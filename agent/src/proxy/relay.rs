@@ -253,7 +253,7 @@ impl<'a> Relay<'a> {
         self.rhythm.carried(carried, self.around.polling);
         self.account.pass();
         self.turn.end(work);
-        self.secure.release(self.hold && !self.heard);
+        self.secure.release(self.around.supply, self.hold && !self.heard);
         self.look_out();
         match result {
             Err(error) => Poll::Ready(End::Lost(error)),
@@ -481,7 +481,7 @@ impl<'a> Relay<'a> {
         if progress || self.secure.wire.is_idle() {
             return Ok(progress);
         }
-        self.secure.read_records(self.around.supply, cx)
+        self.secure.read_records(self.around.supply, self.app.as_ref(), cx)
     }
 
     /// Opens the records that were read, and learns from them.

@@ -230,7 +230,8 @@ fn carry(worker: &Rc<Worker>, pod: &Rc<Pod>, hook: Hook, stream: TcpStream, peer
     let Ok(local) = stream.local_addr() else { return abort(stream) };
     let (peer, local) = (canonical(peer), canonical(local));
     let flow = Flow { hook, pod: pod.id, client: peer, destination: local, peer: None, rule: Arc::from("") };
-    let held = match worker.connection(pod) {
+    let client = (hook == Hook::Inbound).then(|| peer.ip());
+    let held = match worker.connection(pod, client) {
         Ok(held) => held,
         Err(refusal) => return worker.refuse(&flow, &refusal, stream),
     };

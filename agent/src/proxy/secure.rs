@@ -17,9 +17,9 @@ use tokio::{
 };
 
 use super::{
-    buffers::{AREA, Buffer, Buffers, Quota},
+    buffers::{AREA, Buffer, Buffers, CHUNK, Quota, SCARCE},
     handshake::Behind,
-    sockets::shut_down,
+    sockets::{poll_takes_more, shut_down},
     tls::{Progress, Tls, TlsError, unfinished},
     wire::{Connection, HEADER, MAX_PAYLOAD, Misuse, RECORD, Violation},
 };
@@ -57,11 +57,26 @@ pub struct Supply {
 }
 
 impl Supply {
-    fn poll_lend(&self, slot: &mut Option<Buffer>, cx: &mut Context<'_>) -> Poll<()> {
+    /// Whether no more is to be read than the far side takes at once.
+    pub fn is_scarce(&self) -> bool {
+        self.buffers.are_scarce(&self.quota)
+    }
+
+    /// Fills the slot with a buffer for bytes that go to `to`; whether no more than [`SCARCE`] may be read into it.
+    pub fn poll_lend(
+        &self,
+        slot: &mut Option<Buffer>,
+        to: Option<&TcpStream>,
+        cx: &mut Context<'_>,
+    ) -> Poll<bool> {
+        let scarce = self.is_scarce();
+        if scarce && let Some(to) = to {
+            ready!(poll_takes_more(to, cx));
+        }
         if slot.is_none() {
             *slot = Some(ready!(self.buffers.poll_lend(&self.quota, cx)));
         }
-        Poll::Ready(())
+        Poll::Ready(scarce)
     }
 }
 
@@ -104,6 +119,8 @@ struct Inflow {
     buffer: Option<Buffer>,
     records: Span,
     plain: Span,
+    /// The beginning of a record, kept without a buffer until there is more of it.
+    parked: Vec<u8>,
     /// A record that the handshake's last step opened.
     opened: Vec<u8>,
     /// The socket or TLS has ended; `Some(true)`: TLS said so.
@@ -111,23 +128,29 @@ struct Inflow {
 }
 
 impl Inflow {
-    /// Reads behind the records that wait.
+    /// Reads behind the records that wait. `to`: where their plaintext goes.
     fn fill(
         &mut self,
         supply: &Supply,
+        to: Option<&TcpStream>,
         cx: &mut Context<'_>,
         read: impl FnOnce(&mut [u8], &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Result<bool, SecureError> {
-        if supply.poll_lend(&mut self.buffer, cx).is_pending() {
-            return Ok(false);
-        }
-        let Self { buffer: Some(buffer), records, closed, .. } = self else { return Ok(false) };
+        let Poll::Ready(scarce) = supply.poll_lend(&mut self.buffer, to, cx) else { return Ok(false) };
+        let Self { buffer: Some(buffer), records, closed, parked, .. } = self else { return Ok(false) };
         let area = buffer.areas().1;
+        if !parked.is_empty() {
+            let parked = std::mem::take(parked);
+            area[..parked.len()].copy_from_slice(&parked);
+            *records = Span::first(parked.len());
+        }
         if records.start > 0 {
             area.copy_within(records.range(), 0);
             *records = Span::first(records.len());
         }
-        match read(&mut area[records.end as usize..], cx) {
+        // Nothing is read behind a whole record, so that there is room.
+        let end = if scarce { SCARCE } else { AREA };
+        match read(&mut area[records.end as usize..end], cx) {
             Poll::Pending => Ok(false),
             Poll::Ready(Err(error)) => Err(error.into()),
             Poll::Ready(Ok(count)) => {
@@ -176,7 +199,7 @@ impl Secure {
         if behind.is_empty() {
             return Poll::Ready(());
         }
-        ready!(supply.poll_lend(&mut self.inflow.buffer, cx));
+        ready!(supply.poll_lend(&mut self.inflow.buffer, None, cx));
         if let Some(buffer) = &mut self.inflow.buffer {
             let Behind { record, records } = std::mem::take(behind);
             let length = records.len().min(AREA);
@@ -229,15 +252,15 @@ impl Secure {
         Ok(())
     }
 
-    /// The area that DATA's bytes are read into: at least [`super::buffers::CHUNK`] bytes. Ready when nothing of the
-    /// last load waits.
+    /// The area that DATA's bytes are read into. Ready when nothing of the last load waits.
     pub fn poll_load<'b>(&'b mut self, supply: &Supply, cx: &mut Context<'_>) -> Poll<&'b mut [u8]> {
         if !self.outflow.records.is_empty() {
             return Poll::Pending;
         }
-        ready!(supply.poll_lend(&mut self.outflow.buffer, cx));
+        let scarce = ready!(supply.poll_lend(&mut self.outflow.buffer, Some(&self.stream), cx));
+        let room = if scarce { MAX_PAYLOAD } else { CHUNK };
         match &mut self.outflow.buffer {
-            Some(buffer) => Poll::Ready(&mut buffer.areas().0[HEADER..HEADER + super::buffers::CHUNK]),
+            Some(buffer) => Poll::Ready(&mut buffer.areas().0[HEADER..HEADER + room]),
             None => Poll::Pending,
         }
     }
@@ -346,7 +369,7 @@ impl Secure {
 
     /// Whether records wait that were not opened.
     pub fn has_records(&self) -> bool {
-        !self.inflow.records.is_empty() || !self.inflow.opened.is_empty()
+        !self.inflow.records.is_empty() || !self.inflow.opened.is_empty() || !self.inflow.parked.is_empty()
     }
 
     /// Opens the records that wait, as far as there is room for their plaintext. `event` is handed each frame's
@@ -358,7 +381,7 @@ impl Secure {
         &mut self,
         event: &mut dyn FnMut(super::wire::Event, &Connection) -> bool,
     ) -> Result<bool, SecureError> {
-        let Inflow { buffer: Some(buffer), records, plain, opened, closed } = &mut self.inflow else {
+        let Inflow { buffer: Some(buffer), records, plain, opened, closed, .. } = &mut self.inflow else {
             return Ok(false);
         };
         let wire = &mut self.wire;
@@ -429,11 +452,16 @@ impl Secure {
         result.map(|()| progress)
     }
 
-    /// Reads more records; whether anything came. Does nothing while plaintext waits.
+    /// Reads more records, whose plaintext goes to `to`; whether anything came. Does nothing while plaintext waits.
     ///
     /// # Errors
     /// The socket failed.
-    pub fn read_records(&mut self, supply: &Supply, cx: &mut Context<'_>) -> Result<bool, SecureError> {
+    pub fn read_records(
+        &mut self,
+        supply: &Supply,
+        to: Option<&TcpStream>,
+        cx: &mut Context<'_>,
+    ) -> Result<bool, SecureError> {
         if self.inflow.closed.is_some() {
             return Ok(false);
         }
@@ -443,7 +471,7 @@ impl Secure {
             Poll::Ready(Ok(())) => {}
         }
         let stream = &mut self.stream;
-        self.inflow.fill(supply, cx, |area, cx| {
+        self.inflow.fill(supply, to, cx, |area, cx| {
             let mut free = ReadBuf::new(area);
             let read = ready!(Pin::new(stream).poll_read(cx, &mut free));
             Poll::Ready(read.map(|()| free.filled().len()))
@@ -461,16 +489,28 @@ impl Secure {
             return Ok(false);
         }
         let stream = &self.stream;
-        self.inflow.fill(supply, cx, |area, _| {
+        self.inflow.fill(supply, None, cx, |area, _| {
             let read = recv(stream, area, RecvFlags::DONTWAIT);
             Poll::Ready(read.map(|(count, _)| count).map_err(io::Error::from))
         })
     }
 
-    /// Gives back the buffers that hold nothing. `keep_load`: the last load may have to be sent again.
-    pub fn release(&mut self, keep_load: bool) {
-        if !self.has_records() && self.inflow.plain.is_empty() {
-            self.inflow.buffer = None;
+    /// Gives back the buffers that hold nothing, and where they are scarce one that holds the beginning of a record alone.
+    /// `keep_load`: the last load may have to be sent again.
+    pub fn release(&mut self, supply: &Supply, keep_load: bool) {
+        let Inflow { buffer, records, plain, parked, opened, .. } = &mut self.inflow;
+        if plain.is_empty() && opened.is_empty() {
+            if let Some(held) = buffer
+                && !records.is_empty()
+                && supply.is_scarce()
+                && is_cut(&held.records()[records.range()])
+            {
+                *parked = held.records()[records.range()].to_vec();
+                *records = Span::default();
+            }
+            if records.is_empty() {
+                *buffer = None;
+            }
         }
         if self.outflow.records.is_empty() && !keep_load {
             self.outflow.buffer = None;
@@ -514,5 +554,13 @@ impl Secure {
         }
         shut_down(&self.stream);
         self.stream
+    }
+}
+
+/// Whether there is no whole TLS record (RFC 8446, section 5.1: the length is in the header's last two bytes).
+fn is_cut(bytes: &[u8]) -> bool {
+    match bytes {
+        [_, _, _, high, low, rest @ ..] => rest.len() < usize::from(u16::from_be_bytes([*high, *low])),
+        _ => true,
     }
 }

@@ -37,16 +37,18 @@ pub struct Settings {
     pub poll: Duration,
     /// Connections of applications, and idle ones from other agents, in all.
     pub connections: usize,
-    /// The same for one pod.
+    /// The same for one pod; half of them for one client's address.
     pub pod_connections: usize,
     /// Handshakes that have begun: a client that is silent takes the place of none.
     pub handshakes: usize,
-    /// The same for one pod.
+    /// The same for one pod; a quarter of them for one client's address.
     pub pod_handshakes: usize,
     /// Buffers lent at the same time, each of two areas of 68 KiB: one for each direction that has bytes under way.
     pub buffers: usize,
     /// The same for one pod.
     pub pod_buffers: usize,
+    /// A pod's own beyond [`Self::buffers`]: what others hold takes them from nobody.
+    pub reserved_buffers: usize,
     /// Idle connections to other agents.
     pub pooled: usize,
     /// The same for one destination and pair of identities.
@@ -77,6 +79,7 @@ impl Default for Settings {
             pod_handshakes: 256,
             buffers: 1_024,
             pod_buffers: 64,
+            reserved_buffers: 4,
             pooled: 4_096,
             pooled_per_destination: 64,
         }

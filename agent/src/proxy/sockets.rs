@@ -1,9 +1,15 @@
 //! What is done to sockets, whatever they carry.
 
-use std::{io, net::Shutdown, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{Shutdown, SocketAddr},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 /// Closes with a reset.
 pub fn abort(stream: TcpStream) {
@@ -38,6 +44,20 @@ pub fn keep_alive(stream: &TcpStream) {
         .with_retries(6);
     // It fails only on a socket that is gone already.
     drop(SockRef::from(stream).set_tcp_keepalive(&probes));
+}
+
+/// Ready when the kernel takes more of this stream's bytes: asked of it, because the runtime holds a socket for writable until
+/// a write has failed. What is wrong with the socket is told by the write.
+pub fn poll_takes_more(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+    loop {
+        let _ = ready!(stream.poll_write_ready(cx));
+        let mut asked = [PollFd::new(stream, PollFlags::OUT)];
+        if !matches!(rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0)) {
+            return Poll::Ready(());
+        }
+        // The runtime is to wait for the kernel's word.
+        let _ = stream.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+    }
 }
 
 /// An address with IPv4 in its own form.

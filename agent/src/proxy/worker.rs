@@ -2,7 +2,8 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashSet,
+    collections::{HashMap, HashSet},
+    net::IpAddr,
     rc::Rc,
 };
 
@@ -23,33 +24,61 @@ use super::{
 
 /// How many of something there are, and may be.
 #[derive(Debug)]
-pub struct Tally {
-    count: Rc<Cell<usize>>,
+struct Tally {
+    counts: Rc<Counts>,
     limit: usize,
+    limit_of_one: usize,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: Cell<usize>,
+    of_clients: RefCell<HashMap<IpAddr, usize>>,
 }
 
 impl Tally {
-    fn new(limit: usize) -> Self {
-        Self { count: Rc::default(), limit }
+    /// `limit` in all, `limit_of_one` for one client.
+    fn new(limit: usize, limit_of_one: usize) -> Self {
+        Self { counts: Rc::default(), limit, limit_of_one: limit_of_one.max(1) }
     }
 
-    /// One more, until it is dropped; `None`: the limit is reached.
-    pub fn take(&self) -> Option<Held> {
-        if self.count.get() >= self.limit {
+    /// One more, until it is dropped; `None`: a limit is reached.
+    fn take(&self, client: Option<IpAddr>) -> Option<Held> {
+        let counts = &*self.counts;
+        if counts.all.get() >= self.limit {
             return None;
         }
-        self.count.set(self.count.get() + 1);
-        Some(Held(Rc::clone(&self.count)))
+        if let Some(client) = client {
+            let mut of_clients = counts.of_clients.borrow_mut();
+            let count = of_clients.entry(client).or_default();
+            if *count >= self.limit_of_one {
+                return None;
+            }
+            *count += 1;
+        }
+        counts.all.set(counts.all.get() + 1);
+        Some(Held { counts: Rc::clone(&self.counts), client })
     }
 }
 
 /// One that is counted.
 #[derive(Debug)]
-pub struct Held(Rc<Cell<usize>>);
+pub struct Held {
+    counts: Rc<Counts>,
+    client: Option<IpAddr>,
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.counts.all.set(self.counts.all.get() - 1);
+        let Some(client) = self.client else { return };
+        let mut of_clients = self.counts.of_clients.borrow_mut();
+        if let Some(count) = of_clients.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                of_clients.remove(&client);
+            }
+        }
     }
 }
 
@@ -113,8 +142,8 @@ impl Worker {
             polling: Polling::new(settings.poll, seats),
             rounds: Rc::default(),
             buffers: Buffers::new(settings.buffers),
-            connections: Tally::new(settings.connections),
-            handshakes: Tally::new(settings.handshakes),
+            connections: Tally::new(settings.connections, settings.connections),
+            handshakes: Tally::new(settings.handshakes, settings.handshakes),
             environment,
             settings,
         })
@@ -125,29 +154,29 @@ impl Worker {
             id,
             supply: Supply {
                 buffers: Rc::clone(&self.buffers),
-                quota: Quota::new(self.settings.pod_buffers),
+                quota: Quota::new(self.settings.pod_buffers, self.settings.reserved_buffers),
             },
             share: self.rounds.share(),
             own_address_only: RefCell::default(),
-            connections: Tally::new(self.settings.pod_connections),
-            handshakes: Tally::new(self.settings.pod_handshakes),
+            connections: Tally::new(self.settings.pod_connections, self.settings.pod_connections / 2),
+            handshakes: Tally::new(self.settings.pod_handshakes, self.settings.pod_handshakes / 4),
         })
     }
 
-    /// Room for one more handshake, while this is held.
+    /// Room for one more handshake, while this is held. `client`: who comes to the pod from outside.
     ///
     /// # Errors
-    /// The worker's or the pod's bound is reached.
-    pub fn handshake(&self, pod: &Pod) -> Result<(Held, Held), Refusal> {
-        both(&self.handshakes, &pod.handshakes)
+    /// The worker's, the pod's or the client's bound is reached.
+    pub fn handshake(&self, pod: &Pod, client: Option<IpAddr>) -> Result<(Held, Held), Refusal> {
+        both(&self.handshakes, &pod.handshakes, client)
     }
 
-    /// Room for one more connection, while this is held.
+    /// Room for one more connection, while this is held. `client`: as in [`Self::handshake`].
     ///
     /// # Errors
-    /// The worker's or the pod's bound is reached.
-    pub fn connection(&self, pod: &Pod) -> Result<(Held, Held), Refusal> {
-        both(&self.connections, &pod.connections)
+    /// As [`Self::handshake`].
+    pub fn connection(&self, pod: &Pod, client: Option<IpAddr>) -> Result<(Held, Held), Refusal> {
+        both(&self.connections, &pod.connections, client)
     }
 
     /// Gives buffers back that nobody needs now.
@@ -162,8 +191,8 @@ impl Worker {
     }
 }
 
-fn both(all: &Tally, pod: &Tally) -> Result<(Held, Held), Refusal> {
-    match (all.take(), pod.take()) {
+fn both(all: &Tally, pod: &Tally, client: Option<IpAddr>) -> Result<(Held, Held), Refusal> {
+    match (all.take(None), pod.take(client)) {
         (Some(all), Some(pod)) => Ok((all, pod)),
         _ => Err(Refusal::new(Reason::LimitReached)),
     }

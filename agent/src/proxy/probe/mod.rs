@@ -49,7 +49,7 @@ struct Probe<'a> {
 impl Probe<'_> {
     async fn carry(&self, client: &mut TcpStream, flow: &Flow) -> Result<(), Reason> {
         let settings = &self.worker.settings;
-        let room = self.worker.handshake(self.pod).map_err(|refusal| refusal.reason)?;
+        let room = self.worker.handshake(self.pod, None).map_err(|refusal| refusal.reason)?;
         // Whoever asks whether the port is open must not wait until it says something.
         let open = match self.checks.contains(&Check::Tcp) {
             true => Some(self.reach(flow).await?),

@@ -72,7 +72,7 @@ fn a_connection_is_small() {
 #[test]
 fn buffers_are_lent_within_the_bounds() {
     let buffers = Buffers::new(3);
-    let (greedy, modest) = (Quota::new(2), Quota::new(2));
+    let (greedy, modest) = (Quota::new(2, 0), Quota::new(2, 0));
     let mut cx = Context::from_waker(Waker::noop());
     let mut lend = |quota: &Rc<Quota>| match buffers.poll_lend(quota, &mut cx) {
         Poll::Ready(buffer) => Some(buffer),
@@ -104,7 +104,7 @@ impl std::task::Wake for Woken {
 #[test]
 fn a_buffer_that_comes_back_wakes_those_alone_who_could_have_it() {
     let buffers = Buffers::new(3);
-    let (greedy, modest) = (Quota::new(2), Quota::new(2));
+    let (greedy, modest) = (Quota::new(2, 0), Quota::new(2, 0));
     let lend = |quota: &Rc<Quota>, woken: &std::sync::Arc<Woken>| {
         let waker = Waker::from(std::sync::Arc::clone(woken));
         match buffers.poll_lend(quota, &mut Context::from_waker(&waker)) {
@@ -163,8 +163,11 @@ fn few_buffers_serve_many_streams() {
 
 #[test]
 fn connections_and_handshakes_are_bounded() {
-    let world = World::with(Settings { pod_connections: 4, pod_handshakes: 2, ..patient() });
+    let world = World::with(Settings { pod_connections: 4, ..patient() });
     world.serve_echo();
+    // Straight to the application: of its clients' connections the server's node would take half from one address.
+    let application = *world.state.application.lock().unwrap();
+    *world.state.upstream.lock().unwrap() = Ok(Upstream { address: application, expected: None });
     let mut held = Vec::new();
     for _ in 0..4 {
         let mut stream = world.connect();
@@ -185,7 +188,7 @@ fn connections_and_handshakes_are_bounded() {
     assert_eq!(world.ask(b"x").unwrap(), b"x");
     drop(silent);
     // Those that begin a handshake do, and only for as long as it may take.
-    let world = World::with(Settings { pod_handshakes: 2, ..quick() });
+    let world = World::with(Settings { pod_handshakes: 8, ..quick() });
     world.serve_echo();
     let begin = || {
         let mut stream = world.connect_inbound();

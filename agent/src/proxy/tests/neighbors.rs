@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
+use heddle_ebpf::codes::{Hook, Reason};
+use socket2::{Domain, Socket, Type};
+
 use super::world::*;
+use crate::proxy::Settings;
 
 /// Streams of the greedy pod.
 const MANY: usize = 64;
@@ -38,6 +42,66 @@ fn flood(to: SocketAddr, count: usize, mark: u8, done: Arc<AtomicBool>) -> threa
             }
         }
     })
+}
+
+/// Clients that ask for much and read none of it hold what was read for them, and never all that their pod has.
+#[test]
+fn clients_that_do_not_read_leave_buffers_to_others() {
+    for plain in [false, true] {
+        let world = World::with(Settings { pod_buffers: 8, ..patient() });
+        world.plain(plain);
+        world.serve(|mut stream| {
+            let mut question = [0];
+            stream.read_exact(&mut question).unwrap();
+            let endless = question == *b"e";
+            while stream.write_all(&[0; 64 * 1024]).is_ok() && endless {}
+        });
+        let ask = |question: &[u8]| {
+            let mut stream = world.connect();
+            stream.write_all(question).unwrap();
+            stream
+        };
+        let silent: Vec<_> = (0..40).map(|_| ask(b"e")).collect();
+        // Until nothing more moves.
+        let mut seen = None;
+        while seen.replace(world.state.received[0].load(Ordering::SeqCst))
+            != Some(world.state.received[0].load(Ordering::SeqCst))
+        {
+            thread::sleep(Duration::from_millis(500));
+        }
+        let mut answer = Vec::new();
+        ask(b"x").read_to_end(&mut answer).unwrap();
+        assert_eq!(answer.len(), 64 * 1024, "plain {plain}");
+        drop(silent);
+    }
+}
+
+/// A client at another address than the nodes', whose connection begins with `bytes`.
+fn stranger(world: &World, bytes: &[u8]) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.2:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    socket.connect(&world.inbound.into()).unwrap();
+    let mut stream = TcpStream::from(socket);
+    // It may be refused already.
+    drop(stream.write_all(bytes));
+    stream
+}
+
+/// One client's connections, and the handshakes that it does not go on with, leave room for other clients of the pod.
+#[test]
+fn one_client_leaves_room_for_others() {
+    let cases = [
+        (&[0x16][..], Settings { pod_handshakes: 8, ..patient() }),
+        (&[], Settings { pod_connections: 8, ..patient() }),
+    ];
+    for (bytes, settings) in cases {
+        let world = World::with(settings);
+        world.serve_echo();
+        let held: Vec<_> = (0..12).map(|_| stranger(&world, bytes)).collect();
+        world.wait_refusal(Hook::Inbound, Reason::LimitReached);
+        assert_eq!(world.ask(b"x").unwrap(), b"x");
+        drop(held);
+    }
 }
 
 /// What pods with one stream and with many carry of a worker's time: as much, in plain text and in mesh TLS.
