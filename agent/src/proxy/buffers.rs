@@ -23,8 +23,8 @@ const SLACK: usize = 4_008;
 /// Free buffers that a worker keeps when nothing moves.
 const KEPT: usize = 8;
 
-/// What is read at once where they are scarce: whatever record a peer may send (RFC 8446, section 5.2), header included.
-pub const SCARCE: usize = 17 * 1024;
+/// What is read at once where they are scarce: the longest record that rustls takes, 18 KiB and its header, and some.
+pub const SCARCE: usize = 20 * 1024;
 
 const _: () = assert!(AREA.is_multiple_of(4096) && super::wire::HEADER + CHUNK <= AREA);
 

@@ -62,11 +62,13 @@ struct Idle {
     since: Instant,
 }
 
+/// A pod's, by where they lead.
+type OfPod = HashMap<PoolKey, VecDeque<Idle>>;
+
 /// A worker's idle connections.
 #[derive(Debug)]
 pub struct Pool {
-    idle: RefCell<HashMap<PoolKey, VecDeque<Idle>>>,
-    count: Cell<usize>,
+    pods: RefCell<HashMap<PodId, (usize, OfPod)>>,
     limit: usize,
     per_key: usize,
     idle_timeout: Duration,
@@ -77,8 +79,7 @@ pub struct Pool {
 impl Pool {
     pub fn new(settings: &Settings) -> Self {
         Self {
-            idle: RefCell::default(),
-            count: Cell::new(0),
+            pods: RefCell::default(),
             limit: settings.pooled,
             per_key: settings.pooled_per_destination,
             idle_timeout: settings.client_idle_timeout,
@@ -89,11 +90,12 @@ impl Pool {
 
     /// The connection of `key`, made with `config`, that was used last and that the kernel still holds for untouched.
     pub fn take(&self, key: &PoolKey, config: &Arc<ClientConfig>) -> Option<Pooled> {
-        let mut idle = self.idle.borrow_mut();
-        let list = idle.get_mut(key)?;
+        let mut pods = self.pods.borrow_mut();
+        let (count, lists) = pods.get_mut(&key.pod)?;
+        let list = lists.get_mut(key)?;
         let mut found = None;
         while let Some(candidate) = list.pop_back() {
-            self.count.set(self.count.get() - 1);
+            *count -= 1;
             let usable =
                 candidate.pooled.may_go_on(self.age) && Arc::ptr_eq(&candidate.pooled.made.config, config);
             if usable && candidate.pooled.secure.is_untouched() {
@@ -103,29 +105,33 @@ impl Pool {
             candidate.pooled.secure.close();
         }
         if list.is_empty() {
-            idle.remove(key);
+            lists.remove(key);
         }
         found
     }
 
-    /// Keeps a connection that may carry another stream; closes it where there is no room for it.
+    /// Keeps a connection that may carry another stream. Where there is no room, one of the pod that has most goes for it.
     pub fn put(&self, key: PoolKey, pooled: Pooled) {
         if self.closed.get() || !pooled.secure.is_reusable() || !pooled.may_go_on(self.age) {
             return pooled.secure.close();
         }
-        let mut idle = self.idle.borrow_mut();
-        let list = idle.entry(key).or_default();
-        if list.len() >= self.per_key {
+        let mut pods = self.pods.borrow_mut();
+        let (count, lists) = pods.entry(key.pod).or_default();
+        if lists.get(&key).is_some_and(|list| list.len() >= self.per_key) {
             // The one that has been idle longest goes.
-            if let Some(oldest) = list.pop_front() {
-                self.count.set(self.count.get() - 1);
-                oldest.pooled.secure.close();
+            close_one(count, lists, Some(&key));
+        } else {
+            let own = *count;
+            if pods.values().map(|(count, _)| count).sum::<usize>() >= self.limit {
+                match pods.values_mut().max_by_key(|(count, _)| *count) {
+                    Some((count, lists)) if *count > own => close_one(count, lists, None),
+                    _ => return pooled.secure.close(),
+                }
             }
-        } else if self.count.get() >= self.limit {
-            return pooled.secure.close();
         }
-        list.push_back(Idle { pooled, since: Instant::now() });
-        self.count.set(self.count.get() + 1);
+        let (count, lists) = pods.entry(key.pod).or_default();
+        *count += 1;
+        lists.entry(key).or_default().push_back(Idle { pooled, since: Instant::now() });
     }
 
     /// Closes those that were idle too long, are too old, or that the peer closed.
@@ -149,16 +155,31 @@ impl Pool {
     }
 
     fn close_unless(&self, keep: impl Fn(&PoolKey, &Idle) -> bool) {
-        self.idle.borrow_mut().retain(|key, list| {
-            for idle in std::mem::take(list) {
-                if keep(key, &idle) {
-                    list.push_back(idle);
-                } else {
-                    self.count.set(self.count.get() - 1);
-                    idle.pooled.secure.close();
+        self.pods.borrow_mut().retain(|_, (count, lists)| {
+            lists.retain(|key, list| {
+                for idle in std::mem::take(list) {
+                    if keep(key, &idle) {
+                        list.push_back(idle);
+                    } else {
+                        *count -= 1;
+                        idle.pooled.secure.close();
+                    }
                 }
-            }
-            !list.is_empty()
+                !list.is_empty()
+            });
+            *count > 0
         });
+    }
+}
+
+/// Closes a pod's connection that has been idle longest of those of `key`, or of one of its destinations.
+fn close_one(count: &mut usize, lists: &mut OfPod, key: Option<&PoolKey>) {
+    let list = match key {
+        Some(key) => lists.get_mut(key),
+        None => lists.values_mut().find(|list| !list.is_empty()),
+    };
+    if let Some(oldest) = list.and_then(VecDeque::pop_front) {
+        *count -= 1;
+        oldest.pooled.secure.close();
     }
 }

@@ -492,8 +492,9 @@ impl<'a> Relay<'a> {
             let before = self.heard;
             let (heard, ended) = (&mut self.heard, &mut self.peer_ended);
             progress = self.secure.open_records(&mut |event, wire| {
-                // RETIRE is of the connection, and may have crossed this stream's OPEN.
-                *heard |= event != Event::Retired;
+                // RETIRE is of the connection, and a RESET that is ignored of the stream before: both may have crossed this
+                // one's OPEN.
+                *heard |= !matches!(event, Event::Retired | Event::Ignored);
                 match event {
                     Event::Ended => *ended = true,
                     Event::Reset(_) => given_up = Some(How::Reset),
@@ -503,7 +504,8 @@ impl<'a> Relay<'a> {
                 }
                 !wire.is_idle()
             })?;
-            if self.heard && !before {
+            // One that is given up has another: the peer's answer to that.
+            if self.heard && !before && self.how.is_none() {
                 // The deadline, if there was one, was the first word's.
                 self.around.member.set_deadline(None);
             }

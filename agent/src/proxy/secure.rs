@@ -150,7 +150,9 @@ impl Inflow {
         }
         // Nothing is read behind a whole record, so that there is room.
         let end = if scarce { SCARCE } else { AREA };
-        match read(&mut area[records.end as usize..end], cx) {
+        let room =
+            area.get_mut(records.end as usize..end).filter(|room| !room.is_empty()).ok_or(TlsError::Room)?;
+        match read(room, cx) {
             Poll::Pending => Ok(false),
             Poll::Ready(Err(error)) => Err(error.into()),
             Poll::Ready(Ok(count)) => {

@@ -10,10 +10,10 @@ use std::{
 
 use heddle_ebpf::codes::{Hook, Reason};
 use rustls::{ServerConnection, StreamOwned};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::world::*;
-use crate::proxy::{environment::*, wire::frame};
+use crate::proxy::{Settings, environment::*, wire::frame};
 
 type Tls = StreamOwned<ServerConnection, TcpStream>;
 
@@ -93,6 +93,54 @@ fn met_a_clean_close(politely: bool) {
     assert_eq!(told.recv().unwrap(), (0, Some(b"first".to_vec())));
     assert_eq!(told.recv().unwrap(), (1, Some(b"second".to_vec())));
     assert_eq!(world.state.handshakes().0, 2);
+}
+
+/// A RESET of the stream before may cross OPEN, and is no word of the new stream: what is closed cleanly then is repeated,
+/// and silence is not waited for without end.
+#[test]
+fn a_late_reset_is_not_the_first_word_of_the_next_stream() {
+    for silent in [false, true] {
+        let world = World::with(Settings { accept_timeout: Duration::from_secs(1), ..quick() });
+        play(&world, move |number, mut tls| {
+            serve_one(&mut tls, 1);
+            if number == 0 {
+                read_frame(&mut tls).unwrap();
+                tls.write_all(&frame::reset(1, 0)).unwrap();
+                if silent {
+                    thread::sleep(Duration::from_secs(15));
+                }
+                thread::sleep(Duration::from_millis(50));
+                tls.conn.send_close_notify();
+                tls.conn.write_tls(&mut tls.sock).unwrap();
+                tls.sock.shutdown(std::net::Shutdown::Write).unwrap();
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        assert_eq!(world.ask(b"first").unwrap(), b"first");
+        if silent {
+            assert_reset_by(&mut world.connect(), b"second");
+        } else {
+            assert_eq!(world.ask(b"second").unwrap(), b"second");
+        }
+    }
+}
+
+/// A stream that its application gave up is over when the peer has had its time to answer, whatever it says of what came
+/// before.
+#[test]
+fn acceptance_of_what_was_given_up_extends_nothing() {
+    let world = World::with(Settings { settle_timeout: Duration::from_millis(500), ..patient() });
+    play(&world, |_, mut tls| {
+        while read_frame(&mut tls).unwrap()[0] != frame::reset(1, 0)[0] {}
+        tls.write_all(&frame::accepted(1)).unwrap();
+        thread::sleep(Duration::from_secs(30));
+    });
+    let mut stream = world.connect();
+    stream.write_all(b"question").unwrap();
+    thread::sleep(Duration::from_millis(200));
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+    world.wait_closed(1);
 }
 
 /// A connection that breaks without a word after data was sent on it: nobody knows what the application got, so

@@ -104,6 +104,28 @@ fn one_client_leaves_room_for_others() {
     }
 }
 
+/// A pod that fills the pool with its own idle connections leaves room for its neighbor's.
+#[test]
+fn the_pool_has_room_for_every_pod() {
+    let world = World::with(Settings { pooled: 4, ..patient() });
+    let neighbor = world.neighbor();
+    world.serve_echo();
+    let ask = |to: SocketAddr| {
+        let mut stream = client(to);
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        stream
+    };
+    let many: Vec<_> = (0..6).map(|_| ask(world.outbound)).collect();
+    drop(many);
+    world.wait_closed(6);
+    drop(ask(neighbor));
+    world.wait_closed(7);
+    assert_eq!(world.state.handshakes().0, 7);
+    drop(ask(neighbor));
+    assert_eq!(world.state.handshakes().0, 7, "the neighbor's connection was kept");
+}
+
 /// What pods with one stream and with many carry of a worker's time: as much, in plain text and in mesh TLS.
 #[test]
 fn a_pod_with_many_streams_leaves_its_neighbor_as_much() {

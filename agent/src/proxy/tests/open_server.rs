@@ -11,7 +11,10 @@ use heddle_ebpf::codes::{Hook, Reason};
 use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
 
 use super::world::*;
-use crate::proxy::wire::{Connection, Open, Role, frame};
+use crate::proxy::{
+    Settings,
+    wire::{Connection, Open, Role, frame},
+};
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
@@ -84,6 +87,31 @@ fn violations_cost_only_their_connection() {
     tls.write_all(&record).unwrap();
     assert_eq!(frame_of(&mut tls).unwrap(), frame::accepted(1));
     assert_eq!(frame_of(&mut tls).unwrap()[8..], *b"hi");
+}
+
+/// The longest record that rustls takes is longer than TLS allows; most of one has come when buffers become scarce.
+#[test]
+fn a_record_that_is_too_long_ends_its_connection_in_good_order() {
+    let world = World::with(Settings { pod_buffers: 4, ..patient() });
+    world.serve(|mut stream| while stream.write_all(&[0; 64 * 1024]).is_ok() {});
+    let (mut tls, _) = agent(&world);
+    while tls.conn.is_handshaking() {
+        tls.conn.complete_io(&mut tls.sock).unwrap();
+    }
+    let length = 18_000_u16;
+    let mut record = vec![0x17, 3, 3, (length >> 8) as u8, length as u8];
+    record.resize(5 + usize::from(length), 0);
+    let (first, last) = record.split_at(17_905);
+    tls.sock.write_all(first).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    // These hold what they do not read.
+    let held: Vec<_> = (0..6).map(|_| world.connect()).collect();
+    std::thread::sleep(Duration::from_millis(500));
+    tls.sock.write_all(last).unwrap();
+    let mut alert = Vec::new();
+    drop(tls.sock.read_to_end(&mut alert));
+    assert_eq!(alert.first(), Some(&0x17), "it is told why: {alert:?}");
+    drop(held);
 }
 
 #[test]
