@@ -1,13 +1,17 @@
 //! A worker's buffers: lent while bytes are under way, given back when a direction is idle.
 //!
 //! A direction whose far side takes nothing more keeps what was read for it. So that those who do not read cannot hold all
-//! of a pod's, buffers are scarce from half on: then no more is read than the far side takes at once.
+//! of a pod's, buffers are scarce from half on: then no more is read than the far side takes at once. Small things that
+//! must wait are set aside, in memory of their own size, and have a bound of their own.
 
 use std::{
     cell::{Cell, RefCell},
+    ops::Deref,
     rc::Rc,
     task::{Context, Poll, Waker},
 };
+
+use slab::Slab;
 
 use super::wire::{MAX_PAYLOAD, RECORD};
 
@@ -28,37 +32,101 @@ pub const SCARCE: usize = 20 * 1024;
 
 const _: () = assert!(AREA.is_multiple_of(4096) && super::wire::HEADER + CHUNK <= AREA);
 
+/// What may be set aside for each buffer that a pod may have.
+const ASIDE: usize = 16 * 1024;
+
 /// How many buffers a pod has on loan.
 #[derive(Debug)]
 pub struct Quota {
     lent: Cell<usize>,
     limit: usize,
     reserved: usize,
-    waiting: Waiting,
+    aside: Cell<usize>,
+    waiting: Rc<Waiting>,
 }
 
 impl Quota {
     /// `limit` at most; `reserved` of them even where all of the worker's are lent.
     pub fn new(limit: usize, reserved: usize) -> Rc<Self> {
-        Rc::new(Self { lent: Cell::new(0), limit, reserved, waiting: Waiting::default() })
+        Rc::new(Self { lent: Cell::new(0), limit, reserved, aside: Cell::new(0), waiting: Rc::default() })
+    }
+
+    /// A copy that needs no buffer; `None`: so much is set aside already.
+    pub fn set_aside(self: &Rc<Self>, bytes: &[u8]) -> Option<Aside> {
+        let all = self.aside.get() + bytes.len();
+        if all > self.limit * ASIDE {
+            return None;
+        }
+        self.aside.set(all);
+        Some(Aside { bytes: bytes.into(), quota: Rc::clone(self) })
     }
 }
 
-/// Tasks that wait for a buffer.
+/// Bytes that wait without a buffer.
+#[derive(Debug)]
+pub struct Aside {
+    bytes: Box<[u8]>,
+    quota: Rc<Quota>,
+}
+
+impl Deref for Aside {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.quota.aside.set(self.quota.aside.get() - self.bytes.len());
+    }
+}
+
+/// Directions that wait for a buffer.
 #[derive(Debug, Default)]
-struct Waiting(RefCell<Vec<Waker>>);
+struct Waiting {
+    wakers: RefCell<Slab<Waker>>,
+    /// How often all were woken.
+    woken: Cell<u64>,
+}
 
 impl Waiting {
-    fn enter(&self, waker: &Waker) {
-        let mut waiting = self.0.borrow_mut();
-        if !waiting.iter().any(|known| known.will_wake(waker)) {
-            waiting.push(waker.clone());
+    fn enter(self: &Rc<Self>, waiter: &mut Option<Waiter>, waker: &Waker) {
+        if let Some(waiter) = waiter
+            && Rc::ptr_eq(&waiter.waiting, self)
+            && waiter.entered == self.woken.get()
+            && let Some(known) = self.wakers.borrow_mut().get_mut(waiter.key)
+        {
+            return known.clone_from(waker);
         }
+        let key = self.wakers.borrow_mut().insert(waker.clone());
+        *waiter = Some(Waiter { waiting: Rc::clone(self), entered: self.woken.get(), key });
     }
 
     fn wake(&self) {
-        for waker in self.0.borrow_mut().drain(..) {
+        if self.wakers.borrow().is_empty() {
+            return;
+        }
+        self.woken.set(self.woken.get() + 1);
+        for (_, waker) in self.wakers.take() {
             waker.wake();
+        }
+    }
+}
+
+/// A direction's place among those that wait; leaving is dropping it.
+#[derive(Debug)]
+pub struct Waiter {
+    waiting: Rc<Waiting>,
+    entered: u64,
+    key: usize,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if self.entered == self.waiting.woken.get() {
+            self.waiting.wakers.borrow_mut().try_remove(self.key);
         }
     }
 }
@@ -71,7 +139,7 @@ pub struct Buffers {
     most: Cell<usize>,
     limit: usize,
     /// Of pods that have not had their share, where all buffers are lent.
-    waiting: Waiting,
+    waiting: Rc<Waiting>,
 }
 
 impl Buffers {
@@ -81,22 +149,28 @@ impl Buffers {
             lent: Cell::new(0),
             most: Cell::new(0),
             limit,
-            waiting: Waiting::default(),
+            waiting: Rc::default(),
         })
     }
 
     /// Lends a buffer, or wakes the task when one comes back that it could have: who waits for its own pod's buffers costs
     /// other pods nothing when they give theirs back. A direction holds one at most, so that nobody who has one waits for
     /// another.
-    pub fn poll_lend(self: &Rc<Self>, quota: &Rc<Quota>, cx: &mut Context<'_>) -> Poll<Buffer> {
+    pub fn poll_lend(
+        self: &Rc<Self>,
+        quota: &Rc<Quota>,
+        waiter: &mut Option<Waiter>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Buffer> {
         if quota.lent.get() >= quota.limit {
-            quota.waiting.enter(cx.waker());
+            quota.waiting.enter(waiter, cx.waker());
             return Poll::Pending;
         }
         if self.lent.get() >= self.limit && quota.lent.get() >= quota.reserved {
-            self.waiting.enter(cx.waker());
+            self.waiting.enter(waiter, cx.waker());
             return Poll::Pending;
         }
+        *waiter = None;
         self.lent.set(self.lent.get() + 1);
         self.most.set(self.most.get().max(self.lent.get()));
         quota.lent.set(quota.lent.get() + 1);

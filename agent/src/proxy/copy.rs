@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    buffers::{AREA, Buffer, SCARCE},
+    buffers::{AREA, Buffer, SCARCE, Waiter},
     relay::{Account, Surroundings},
     secure::Span,
     sockets::shut_down,
@@ -36,6 +36,9 @@ pub enum CopyEnd {
 #[derive(Default)]
 struct Way {
     buffer: Option<Buffer>,
+    waiter: Option<Waiter>,
+    /// There is something to read and no buffer for it, or nobody to take it.
+    starved: bool,
     span: Span,
     ended: bool,
     shut: bool,
@@ -71,8 +74,9 @@ impl<'a> Copy<'a> {
         if bytes.is_empty() {
             return Poll::Ready(());
         }
-        ready!(self.around.supply.poll_lend(&mut self.forth.buffer, None, cx));
-        let Some(buffer) = &mut self.forth.buffer else { return Poll::Pending };
+        let Way { buffer, waiter, .. } = &mut self.forth;
+        ready!(self.around.supply.poll_lend(buffer, waiter, None, cx));
+        let Some(buffer) = buffer else { return Poll::Pending };
         let area = buffer.areas().0;
         let length = bytes.len().min(area.len());
         area[..length].copy_from_slice(&bytes[..length]);
@@ -125,7 +129,8 @@ impl<'a> Copy<'a> {
 
     /// A socket that is not read from would not tell that its peer has reset it, or is gone: it is looked at now and then.
     fn look_out(&mut self) {
-        let stalled = [&self.forth, &self.back].into_iter().any(|way| way.ended || !way.span.is_empty());
+        let stalled =
+            [&self.forth, &self.back].into_iter().any(|way| way.ended || way.starved || !way.span.is_empty());
         if stalled != self.stalled {
             self.stalled = stalled;
             self.around.member.set_stalled(stalled);
@@ -174,9 +179,9 @@ fn carry(
             Poll::Pending => break Ok(false),
             Poll::Ready(_) => {}
         }
-        let Poll::Ready(scarce) = around.supply.poll_lend(&mut way.buffer, Some(to), cx) else {
-            break Ok(false);
-        };
+        let lent = around.supply.poll_lend(&mut way.buffer, &mut way.waiter, Some(to), cx);
+        way.starved = lent.is_pending();
+        let Poll::Ready(scarce) = lent else { break Ok(false) };
         let Some(buffer) = &mut way.buffer else { break Ok(false) };
         let room = if scarce { SCARCE } else { AREA };
         let mut free = ReadBuf::new(&mut buffer.areas().0[..room]);

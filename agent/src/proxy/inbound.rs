@@ -17,7 +17,7 @@ use super::{
     relay::{Account, End, How, Relay, Side, Surroundings},
     secure::{Secure, SecureError},
     sockets::{abort, keep_alive, reset_unless_released},
-    turns::Cost,
+    turns::{Cost, Step, Turn},
     wire::{self, Event, Open},
     worker::{Held, Pod, Worker},
 };
@@ -174,7 +174,8 @@ impl Path<'_> {
             let patience = if retired { settings.retire_timeout } else { settings.server_idle_timeout };
             self.member.set_deadline(Some(patience));
             let current = || standing.may_begin() && self.is_current(&made_with);
-            let next = std::future::poll_fn(|cx| self.poll_open(&mut secure, &current, cx)).await;
+            let mut turn = Turn::new(&self.pod.share);
+            let next = std::future::poll_fn(|cx| self.poll_open(&mut secure, &current, &mut turn, cx)).await;
             self.member.set_idle(false);
             self.member.set_deadline(None);
             let (open, peer_ended) = match next {
@@ -192,8 +193,14 @@ impl Path<'_> {
                 Next::Close => return Box::pin(self.linger(secure.close_writing())).await,
                 Next::Broken(error) => {
                     tracing::debug!(%error, client = %self.transport, "an agent's connection broke");
-                    if let SecureError::Violation(_) = error {
-                        self.worker.environment.recorder.refused(&flow, &Refusal::new(Reason::BadPeer));
+                    let reason = match error {
+                        SecureError::Violation(_) => Some(Reason::BadPeer),
+                        SecureError::Full => Some(Reason::LimitReached),
+                        _ => None,
+                    };
+                    if let Some(reason) = reason {
+                        let refusal = Refusal::new(reason).because(error);
+                        self.worker.environment.recorder.refused(&flow, &refusal);
                     }
                     // The alert, if TLS has one.
                     drop(std::future::poll_fn(|cx| std::task::Poll::Ready(secure.flush(cx))).await);
@@ -293,6 +300,7 @@ impl Path<'_> {
         &self,
         secure: &mut Secure,
         current: &dyn Fn() -> bool,
+        turn: &mut Turn,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Next> {
         use std::task::Poll;
@@ -312,9 +320,9 @@ impl Path<'_> {
         if !retired && !current() {
             return Poll::Ready(Next::Retire);
         }
-        loop {
+        turn.poll_steps(cx, |cx| {
             if let Err(error) = secure.flush(cx) {
-                return Poll::Ready(Next::Broken(error));
+                return Step::Done(Next::Broken(error));
             }
             let mut opened = None;
             let mut ended = false;
@@ -324,31 +332,43 @@ impl Path<'_> {
                     Event::Ended => ended = true,
                     _ => {}
                 }
-                // The rest waits until the application is reached.
-                opened.is_none()
+                true
             });
             let progress = match result {
-                Err(error) => return Poll::Ready(Next::Broken(error)),
+                Err(error) => return Step::Done(Next::Broken(error)),
                 Ok(progress) => progress,
             };
             if let Some(open) = opened {
-                return Poll::Ready(Next::Open(open, ended));
+                return Step::Done(Next::Open(open, ended));
             }
             if progress {
-                continue;
+                return Step::More(secure.take_work());
             }
             if secure.closed().is_some() {
-                return Poll::Ready(Next::Close);
+                return Step::Done(Next::Close);
             }
-            match secure.read_records(&self.pod.supply, None, cx) {
-                Err(error) => return Poll::Ready(Next::Broken(error)),
-                Ok(true) => {}
-                Ok(false) => {
-                    secure.release(&self.pod.supply, false);
-                    return Poll::Pending;
-                }
-            }
+            self.read_on(secure, cx).unwrap_or_else(|error| Step::Done(Next::Broken(error)))
+        })
+    }
+
+    /// Reads more records where no stream is carried, or gives back what it held.
+    fn read_on<T>(
+        &self,
+        secure: &mut Secure,
+        cx: &mut std::task::Context<'_>,
+    ) -> Result<Step<T>, SecureError> {
+        if secure.read_records(&self.pod.supply, None, cx)? {
+            return Ok(Step::More(Cost::Look as u64));
         }
+        secure.release(&self.pod.supply, false)?;
+        Ok(Step::Wait)
+    }
+
+    /// Connects to the application when it is the pod's turn.
+    async fn reach(&self, flow: &Flow) -> Result<TcpStream, Reason> {
+        let turn = self.member.unless_told(self.pod.share.turn(Cost::Connection));
+        turn.await.map_err(|_| Reason::AgentGone)?;
+        application::connect(self.worker, self.pod, self.member, flow).await
     }
 
     /// Carries one stream; whether the connection may carry another.
@@ -363,13 +383,8 @@ impl Path<'_> {
         let app = match self.judge_opening(flow, standing) {
             Ok(rule) => {
                 flow.rule = rule;
-                match self.member.unless_told(self.pod.share.turn(Cost::Connection)).await {
-                    Ok(()) => {
-                        let reached = application::connect(self.worker, self.pod, self.member, flow);
-                        reached.await.map_err(Refusal::new)
-                    }
-                    Err(_) => Err(Refusal::new(Reason::AgentGone)),
-                }
+                secure.set_aside(&self.pod.supply);
+                Box::pin(self.reach(flow)).await.map_err(Refusal::new)
             }
             Err(refusal) => Err(refusal),
         };
@@ -393,10 +408,9 @@ impl Path<'_> {
         let mut relay = Relay::new(secure, app, self.around(&judge), account, Side::Server, peer_ended);
         let end = std::future::poll_fn(|cx| relay.poll(cx)).await;
         let (ending, whole) = match end {
-            End::Over(How::Closed) => (Ending::Closed, true),
             // A peer that is no longer believed opens no other stream.
-            End::Over(How::Terminated(refusal)) => (Ending::Terminated(refusal), standing.holds()),
-            End::Over(How::Reset | How::Refused(_)) => (Ending::Reset, true),
+            End::Over(how) => (ended(how), standing.holds()),
+            End::Unsettled(how) => (ended(how), false),
             End::Lost(error) => {
                 tracing::debug!(%error, client = %flow.client, "an agent's connection broke within a stream");
                 (Ending::Lost, false)
@@ -417,37 +431,43 @@ impl Path<'_> {
             return false;
         }
         self.member.set_deadline(Some(self.worker.settings.settle_timeout));
-        std::future::poll_fn(|cx| self.poll_settled(secure, cx)).await
+        let mut turn = Turn::new(&self.pod.share);
+        std::future::poll_fn(|cx| self.poll_settled(secure, &mut turn, cx)).await
     }
 
-    fn poll_settled(&self, secure: &mut Secure, cx: &mut std::task::Context<'_>) -> std::task::Poll<bool> {
+    fn poll_settled(
+        &self,
+        secure: &mut Secure,
+        turn: &mut Turn,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<bool> {
         use std::task::Poll;
         if self.member.poll_told(cx).is_ready() {
             return Poll::Ready(false);
         }
-        loop {
+        turn.poll_steps(cx, |cx| {
             if secure.flush(cx).is_err() {
-                return Poll::Ready(false);
+                return Step::Done(false);
             }
             if secure.wire.is_idle() {
-                return if secure.is_flushed() { Poll::Ready(true) } else { Poll::Pending };
+                return if secure.is_flushed() { Step::Done(true) } else { Step::Wait };
             }
             let opened = secure.open_records(&mut |_, wire| !wire.is_idle());
             match opened {
-                Err(_) => return Poll::Ready(false),
-                Ok(true) => continue,
-                Ok(false) if secure.closed().is_some() => return Poll::Ready(false),
-                Ok(false) => {}
+                Err(_) => Step::Done(false),
+                Ok(true) => Step::More(secure.take_work()),
+                Ok(false) if secure.closed().is_some() => Step::Done(false),
+                Ok(false) => self.read_on(secure, cx).unwrap_or(Step::Done(false)),
             }
-            match secure.read_records(&self.pod.supply, None, cx) {
-                Err(_) => return Poll::Ready(false),
-                Ok(true) => {}
-                Ok(false) => {
-                    secure.release(&self.pod.supply, false);
-                    return Poll::Pending;
-                }
-            }
-        }
+        })
+    }
+}
+
+fn ended(how: How) -> Ending {
+    match how {
+        How::Closed => Ending::Closed,
+        How::Terminated(refusal) => Ending::Terminated(refusal),
+        How::Reset | How::Refused(_) => Ending::Reset,
     }
 }
 

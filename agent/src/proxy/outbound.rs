@@ -2,6 +2,7 @@
 
 use std::{
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -248,7 +249,9 @@ impl Path<'_> {
             match Box::pin(self.establish(credentials, &key.expected)).await {
                 Err(Refusal { reason: Reason::Unreachable, .. }) => {}
                 fresh => {
-                    if let Ok(fresh) = fresh {
+                    if let Ok(mut fresh) = fresh {
+                        // The handshake's last message would travel with the first OPEN.
+                        drop(std::future::poll_fn(|cx| Poll::Ready(fresh.secure.flush(cx))).await);
                         self.worker.pool.put(key.clone(), fresh);
                     }
                     self.member.set_deadline(Some(settings.accept_timeout));
@@ -262,17 +265,12 @@ impl Path<'_> {
                 drop(relay);
                 self.member.set_deadline(None);
                 self.worker.pool.put(key.clone(), pooled);
-                match how {
-                    How::Closed => Ending::Closed,
-                    How::Reset => Ending::Reset,
-                    How::Terminated(refusal) => Ending::Terminated(refusal),
-                    How::Refused(code) => {
-                        let reason = Reason::from_code(code).unwrap_or(Reason::RefusedByPeer);
-                        tracing::debug!(reason = reason.as_str(), "the far agent refused the stream");
-                        recorder.refused(flow, &Refusal::new(Reason::RefusedByPeer));
-                        Ending::Reset
-                    }
-                }
+                self.ended(how, flow)
+            }
+            End::Unsettled(how) => {
+                drop(relay);
+                abort(pooled.secure.stream);
+                self.ended(how, flow)
             }
             End::Lost(error) => {
                 tracing::debug!(%error, upstream = %self.upstream.address, "the connection to the far agent broke");
@@ -296,6 +294,22 @@ impl Path<'_> {
         };
         carried.closed(flow, &ending);
         None
+    }
+}
+
+impl Path<'_> {
+    fn ended(&self, how: How, flow: &Flow) -> Ending {
+        match how {
+            How::Closed => Ending::Closed,
+            How::Reset => Ending::Reset,
+            How::Terminated(refusal) => Ending::Terminated(refusal),
+            How::Refused(code) => {
+                let reason = Reason::from_code(code).unwrap_or(Reason::RefusedByPeer);
+                tracing::debug!(reason = reason.as_str(), "the far agent refused the stream");
+                self.worker.environment.recorder.refused(flow, &Refusal::new(Reason::RefusedByPeer));
+                Ending::Reset
+            }
+        }
     }
 }
 

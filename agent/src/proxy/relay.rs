@@ -51,6 +51,8 @@ pub enum End {
     Over(How),
     /// The connection between the agents broke.
     Lost(SecureError),
+    /// The stream is over, and the peer did not say in its time that it heard so.
+    Unsettled(How),
     /// The task was told to stop.
     Told(Told),
 }
@@ -237,7 +239,10 @@ impl<'a> Relay<'a> {
     /// Carries bytes until the stream is over.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if let Poll::Ready(told) = self.around.member.poll_told(cx) {
-            return Poll::Ready(End::Told(told));
+            return Poll::Ready(match &self.how {
+                Some(how) if told == Told::TimedOut => End::Unsettled(how.clone()),
+                _ => End::Told(told),
+            });
         }
         if let Err(error) = self.judge_again() {
             return Poll::Ready(End::Lost(error));
@@ -253,7 +258,8 @@ impl<'a> Relay<'a> {
         self.rhythm.carried(carried, self.around.polling);
         self.account.pass();
         self.turn.end(work);
-        self.secure.release(self.around.supply, self.hold && !self.heard);
+        // A stream that the rules allow may hold a buffer.
+        let _ = self.secure.release(self.around.supply, self.hold && !self.heard);
         self.look_out();
         match result {
             Err(error) => Poll::Ready(End::Lost(error)),
@@ -302,7 +308,7 @@ impl<'a> Relay<'a> {
                 Err(error) => return Err(self.last_words(error, cx)),
             };
             progress |= self.fetch(cx)?;
-            *work += Cost::Look as u64 + self.account.total() - before;
+            *work += Cost::Look as u64 + self.account.total() - before + self.secure.take_work();
             if !progress {
                 return Ok(false);
             }
@@ -314,7 +320,8 @@ impl<'a> Relay<'a> {
 
     /// A socket that is not read from would not tell that its peer has reset it: it is looked at now and then.
     fn look_out(&mut self) {
-        let stalled = self.app_ended || !self.secure.is_flushed() || !self.secure.plain().is_empty();
+        let waits = !self.secure.is_flushed() || !self.secure.plain().is_empty();
+        let stalled = self.app_ended || waits || self.secure.is_starved();
         if stalled != self.stalled {
             self.stalled = stalled;
             self.around.member.set_stalled(stalled);

@@ -17,12 +17,17 @@ use tokio::{
 };
 
 use super::{
-    buffers::{AREA, Buffer, Buffers, CHUNK, Quota, SCARCE},
+    buffers::{AREA, Aside, Buffer, Buffers, CHUNK, Quota, SCARCE, Waiter},
     handshake::Behind,
     sockets::{poll_takes_more, shut_down},
     tls::{Progress, Tls, TlsError, unfinished},
     wire::{Connection, HEADER, MAX_PAYLOAD, Misuse, RECORD, Violation},
 };
+
+/// Bytes of a record's header.
+const TLS_HEADER: usize = 5;
+/// What it takes to open a record, however short, in bytes that are carried as fast.
+const RECORD_WORK: u64 = 256;
 
 /// Why the connection between the agents cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,9 @@ pub enum SecureError {
     /// A frame was to be sent where none may be: this agent's own mistake.
     #[error(transparent)]
     Misuse(#[from] Misuse),
+    /// The pod has no room for what must wait.
+    #[error("too much waits in the pod's connections already")]
+    Full,
     /// The peer closed within a stream; `clean` if TLS said so.
     #[error("the peer closed the connection within a stream")]
     Closed {
@@ -62,10 +70,11 @@ impl Supply {
         self.buffers.are_scarce(&self.quota)
     }
 
-    /// Fills the slot with a buffer for bytes that go to `to`; whether no more than [`SCARCE`] may be read into it.
+    /// Fills the slot with a buffer for bytes that go to `to`; whether buffers are scarce.
     pub fn poll_lend(
         &self,
         slot: &mut Option<Buffer>,
+        waiter: &mut Option<Waiter>,
         to: Option<&TcpStream>,
         cx: &mut Context<'_>,
     ) -> Poll<bool> {
@@ -74,7 +83,7 @@ impl Supply {
             ready!(poll_takes_more(to, cx));
         }
         if slot.is_none() {
-            *slot = Some(ready!(self.buffers.poll_lend(&self.quota, cx)));
+            *slot = Some(ready!(self.buffers.poll_lend(&self.quota, waiter, cx)));
         }
         Poll::Ready(scarce)
     }
@@ -117,10 +126,15 @@ impl Span {
 #[derive(Debug, Default)]
 struct Inflow {
     buffer: Option<Buffer>,
+    waiter: Option<Waiter>,
+    /// There was something to read and no buffer for it, or nobody to take it.
+    starved: bool,
     records: Span,
     plain: Span,
     /// The beginning of a record, kept without a buffer until there is more of it.
-    parked: Vec<u8>,
+    cut: Option<Aside>,
+    /// The first of the plaintext, kept without a buffer until the application is reached, and how much of it is taken.
+    first: Option<(Aside, usize)>,
     /// A record that the handshake's last step opened.
     opened: Vec<u8>,
     /// The socket or TLS has ended; `Some(true)`: TLS said so.
@@ -136,22 +150,23 @@ impl Inflow {
         cx: &mut Context<'_>,
         read: impl FnOnce(&mut [u8], &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Result<bool, SecureError> {
-        let Poll::Ready(scarce) = supply.poll_lend(&mut self.buffer, to, cx) else { return Ok(false) };
-        let Self { buffer: Some(buffer), records, closed, parked, .. } = self else { return Ok(false) };
+        let lent = supply.poll_lend(&mut self.buffer, &mut self.waiter, to, cx);
+        self.starved = lent.is_pending();
+        let Poll::Ready(scarce) = lent else { return Ok(false) };
+        let Self { buffer: Some(buffer), records, closed, cut, .. } = self else { return Ok(false) };
         let area = buffer.areas().1;
-        if !parked.is_empty() {
-            let parked = std::mem::take(parked);
-            area[..parked.len()].copy_from_slice(&parked);
-            *records = Span::first(parked.len());
+        if let Some(cut) = cut.take() {
+            area[..cut.len()].copy_from_slice(&cut);
+            *records = Span::first(cut.len());
         }
         if records.start > 0 {
             area.copy_within(records.range(), 0);
             *records = Span::first(records.len());
         }
-        // Nothing is read behind a whole record, so that there is room.
-        let end = if scarce { SCARCE } else { AREA };
-        let room =
-            area.get_mut(records.end as usize..end).filter(|room| !room.is_empty()).ok_or(TlsError::Room)?;
+        // Where they are scarce, one record: what follows it would stay here for as long as nobody takes that one.
+        let start = records.end as usize;
+        let end = if scarce { start + missing(&area[records.range()]) } else { AREA };
+        let room = area.get_mut(start..end).filter(|room| !room.is_empty()).ok_or(TlsError::Room)?;
         match read(room, cx) {
             Poll::Pending => Ok(false),
             Poll::Ready(Err(error)) => Err(error.into()),
@@ -172,6 +187,9 @@ struct Outflow {
     control: Vec<u8>,
     written: usize,
     buffer: Option<Buffer>,
+    waiter: Option<Waiter>,
+    /// As the inflow's.
+    starved: bool,
     records: Span,
     /// The plaintext's bytes, kept for a repetition.
     kept: u32,
@@ -187,13 +205,15 @@ pub struct Secure {
     tls: Tls,
     inflow: Inflow,
     outflow: Outflow,
+    /// What was done since [`Self::take_work`], in bytes that take as long.
+    work: u64,
 }
 
 impl Secure {
     /// A connection whose handshake is done but for `control`, which is still to be sent.
     pub fn new(stream: TcpStream, tls: Tls, wire: Connection, control: Vec<u8>) -> Self {
         let outflow = Outflow { control, ..Outflow::default() };
-        Self { stream, wire, tls, inflow: Inflow::default(), outflow }
+        Self { stream, wire, tls, inflow: Inflow::default(), outflow, work: 0 }
     }
 
     /// Takes what was read with the handshake's last message.
@@ -201,7 +221,8 @@ impl Secure {
         if behind.is_empty() {
             return Poll::Ready(());
         }
-        ready!(supply.poll_lend(&mut self.inflow.buffer, None, cx));
+        let Inflow { buffer, waiter, .. } = &mut self.inflow;
+        ready!(supply.poll_lend(buffer, waiter, None, cx));
         if let Some(buffer) = &mut self.inflow.buffer {
             let Behind { record, records } = std::mem::take(behind);
             let length = records.len().min(AREA);
@@ -259,7 +280,10 @@ impl Secure {
         if !self.outflow.records.is_empty() {
             return Poll::Pending;
         }
-        let scarce = ready!(supply.poll_lend(&mut self.outflow.buffer, Some(&self.stream), cx));
+        let Outflow { buffer, waiter, starved, .. } = &mut self.outflow;
+        let lent = supply.poll_lend(buffer, waiter, Some(&self.stream), cx);
+        *starved = lent.is_pending();
+        let scarce = ready!(lent);
         let room = if scarce { MAX_PAYLOAD } else { CHUNK };
         match &mut self.outflow.buffer {
             Some(buffer) => Poll::Ready(&mut buffer.areas().0[HEADER..HEADER + room]),
@@ -348,6 +372,9 @@ impl Secure {
 
     /// Bytes for the application that wait.
     pub fn plain(&self) -> &[u8] {
+        if let Some((first, taken)) = &self.inflow.first {
+            return &first[*taken..];
+        }
         match &self.inflow.buffer {
             Some(buffer) => &buffer.plain()[self.inflow.plain.range()],
             None => &[],
@@ -356,11 +383,20 @@ impl Secure {
 
     /// The application took the first `count` of them.
     pub fn consume_plain(&mut self, count: usize) {
-        self.inflow.plain.consume(count);
+        match &mut self.inflow.first {
+            Some((first, taken)) => {
+                *taken += count;
+                if *taken >= first.len() {
+                    self.inflow.first = None;
+                }
+            }
+            None => self.inflow.plain.consume(count),
+        }
     }
 
     /// Nobody will take them.
     pub fn discard_plain(&mut self) {
+        self.inflow.first = None;
         self.inflow.plain = Span::default();
     }
 
@@ -371,7 +407,7 @@ impl Secure {
 
     /// Whether records wait that were not opened.
     pub fn has_records(&self) -> bool {
-        !self.inflow.records.is_empty() || !self.inflow.opened.is_empty() || !self.inflow.parked.is_empty()
+        !self.inflow.records.is_empty() || !self.inflow.opened.is_empty() || self.inflow.cut.is_some()
     }
 
     /// Opens the records that wait, as far as there is room for their plaintext. `event` is handed each frame's
@@ -398,6 +434,7 @@ impl Secure {
         {
             let mut violation = None;
             let mut take = |record: &[u8]| {
+                self.work += RECORD_WORK;
                 let mut at = 0;
                 loop {
                     match wire.receive(record, at) {
@@ -497,27 +534,72 @@ impl Secure {
         })
     }
 
+    /// What was done since this was asked, in bytes that take as long.
+    pub fn take_work(&mut self) -> u64 {
+        std::mem::take(&mut self.work)
+    }
+
+    /// Whether there was something to read and no buffer for it, or nobody to take it: the sockets would not tell that their
+    /// peers are gone.
+    pub fn is_starved(&self) -> bool {
+        self.inflow.starved || self.outflow.starved
+    }
+
     /// Gives back the buffers that hold nothing, and where they are scarce one that holds the beginning of a record alone.
     /// `keep_load`: the last load may have to be sent again.
-    pub fn release(&mut self, supply: &Supply, keep_load: bool) {
-        let Inflow { buffer, records, plain, parked, opened, .. } = &mut self.inflow;
-        if plain.is_empty() && opened.is_empty() {
-            if let Some(held) = buffer
-                && !records.is_empty()
-                && supply.is_scarce()
-                && is_cut(&held.records()[records.range()])
-            {
-                *parked = held.records()[records.range()].to_vec();
-                *records = Span::default();
-            }
-            if records.is_empty() {
-                *buffer = None;
-            }
-        }
+    ///
+    /// # Errors
+    /// [`SecureError::Full`]: there is no room for the beginning of the record, which stays where it is.
+    pub fn release(&mut self, supply: &Supply, keep_load: bool) -> Result<(), SecureError> {
         if self.outflow.records.is_empty() && !keep_load {
             self.outflow.buffer = None;
             self.outflow.kept = 0;
         }
+        if !self.inflow.plain.is_empty() || !self.inflow.opened.is_empty() {
+            return Ok(());
+        }
+        if supply.is_scarce() && self.is_cut() && !self.set_cut_aside(supply) {
+            return Err(SecureError::Full);
+        }
+        if self.inflow.records.is_empty() {
+            self.inflow.buffer = None;
+        }
+        Ok(())
+    }
+
+    /// Gives the inflow's buffer back for as long as it takes to reach the application, if what it holds is little and there
+    /// is room for it.
+    pub fn set_aside(&mut self, supply: &Supply) {
+        let Inflow { buffer, records, plain, opened, first, .. } = &mut self.inflow;
+        let Some(held) = buffer else { return };
+        let little = records.len() + plain.len() <= SCARCE && opened.is_empty();
+        let whole = !records.is_empty() && missing(&held.records()[records.range()]) == 0;
+        let mut done = little && !whole && first.is_none();
+        if done && !plain.is_empty() {
+            *first = supply.quota.set_aside(&held.plain()[plain.range()]).map(|bytes| (bytes, 0));
+            done = first.is_some();
+            if done {
+                *plain = Span::default();
+            }
+        }
+        if done && (self.inflow.records.is_empty() || self.set_cut_aside(supply)) {
+            self.inflow.buffer = None;
+        }
+    }
+
+    /// Whether the records that wait are the beginning of one, and nothing else.
+    fn is_cut(&self) -> bool {
+        let Inflow { buffer: Some(buffer), records, .. } = &self.inflow else { return false };
+        !records.is_empty() && missing(&buffer.records()[records.range()]) > 0
+    }
+
+    fn set_cut_aside(&mut self, supply: &Supply) -> bool {
+        let Inflow { buffer: Some(buffer), records, cut, .. } = &mut self.inflow else { return false };
+        *cut = supply.quota.set_aside(&buffer.records()[records.range()]);
+        if cut.is_some() {
+            *records = Span::default();
+        }
+        cut.is_some()
     }
 
     /// Idle, nothing waits in either direction, and the peer has not closed: another stream may follow.
@@ -525,7 +607,7 @@ impl Secure {
         self.wire.is_reusable()
             && self.is_flushed()
             && !self.has_records()
-            && self.inflow.plain.is_empty()
+            && self.plain().is_empty()
             && self.inflow.closed.is_none()
     }
 
@@ -559,10 +641,13 @@ impl Secure {
     }
 }
 
-/// Whether there is no whole TLS record (RFC 8446, section 5.1: the length is in the header's last two bytes).
-fn is_cut(bytes: &[u8]) -> bool {
+/// How many bytes a TLS record's header lacks, or the record behind it (RFC 8446, section 5.1: the length is in the header's
+/// last two bytes); none if they are a whole one.
+fn missing(bytes: &[u8]) -> usize {
     match bytes {
-        [_, _, _, high, low, rest @ ..] => rest.len() < usize::from(u16::from_be_bytes([*high, *low])),
-        _ => true,
+        [_, _, _, high, low, rest @ ..] => {
+            usize::from(u16::from_be_bytes([*high, *low])).saturating_sub(rest.len())
+        }
+        part => TLS_HEADER - part.len(),
     }
 }

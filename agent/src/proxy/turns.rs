@@ -9,7 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 /// Bytes of one pod in one round: a fifth of a millisecond's work.
@@ -27,6 +27,17 @@ pub enum Cost {
     Connection = 32 * 1024,
     /// A TLS handshake.
     Handshake = 512 * 1024,
+}
+
+/// What a step of a task came to.
+#[derive(Debug)]
+pub enum Step<T> {
+    /// It is done.
+    Done(T),
+    /// There may be more; this took as long as so many bytes do.
+    More(u64),
+    /// Nothing can be done now.
+    Wait,
 }
 
 /// The rounds of a worker.
@@ -156,6 +167,31 @@ impl Turn {
                 Poll::Ready(())
             }
         }
+    }
+
+    /// Takes steps in the pod's turns until one is done or nothing can be.
+    pub fn poll_steps<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut step: impl FnMut(&mut Context<'_>) -> Step<T>,
+    ) -> Poll<T> {
+        ready!(self.poll(cx));
+        let mut work = Cost::Look as u64;
+        let (result, more) = loop {
+            match step(cx) {
+                Step::Done(value) => break (Poll::Ready(value), false),
+                Step::Wait => break (Poll::Pending, false),
+                Step::More(steps) => work += steps,
+            }
+            if self.is_over(work) {
+                break (Poll::Pending, true);
+            }
+        };
+        self.end(work);
+        if more {
+            self.enter(cx);
+        }
+        result
     }
 
     /// Whether the task is to stop after so many bytes that it has carried in this turn. To be asked after something was

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
     net::IpAddr,
-    rc::Rc,
+    rc::{Rc, Weak},
 };
 
 use heddle_ebpf::codes::Reason;
@@ -130,6 +130,8 @@ pub struct Worker {
     /// Pods take turns.
     pub rounds: Rc<Rounds>,
     buffers: Rc<Buffers>,
+    /// Those that are served, and those that still have connections.
+    pods: RefCell<HashMap<PodId, Weak<Pod>>>,
     connections: Tally,
     handshakes: Tally,
 }
@@ -142,6 +144,7 @@ impl Worker {
             polling: Polling::new(settings.poll, seats),
             rounds: Rc::default(),
             buffers: Buffers::new(settings.buffers),
+            pods: RefCell::default(),
             connections: Tally::new(settings.connections, settings.connections),
             handshakes: Tally::new(settings.handshakes, settings.handshakes),
             environment,
@@ -149,8 +152,14 @@ impl Worker {
         })
     }
 
+    /// The pod's share: the same for as long as anything of it is served, however often its listeners change.
     pub fn pod(&self, id: PodId) -> Rc<Pod> {
-        Rc::new(Pod {
+        let mut pods = self.pods.borrow_mut();
+        if let Some(pod) = pods.get(&id).and_then(Weak::upgrade) {
+            return pod;
+        }
+        pods.retain(|_, pod| pod.strong_count() > 0);
+        let pod = Rc::new(Pod {
             id,
             supply: Supply {
                 buffers: Rc::clone(&self.buffers),
@@ -160,7 +169,9 @@ impl Worker {
             own_address_only: RefCell::default(),
             connections: Tally::new(self.settings.pod_connections, self.settings.pod_connections / 2),
             handshakes: Tally::new(self.settings.pod_handshakes, self.settings.pod_handshakes / 4),
-        })
+        });
+        pods.insert(id, Rc::downgrade(&pod));
+        pod
     }
 
     /// Room for one more handshake, while this is held. `client`: who comes to the pod from outside.

@@ -143,6 +143,53 @@ fn acceptance_of_what_was_given_up_extends_nothing() {
     world.wait_closed(1);
 }
 
+/// The connection that showed that a slow server is there is kept for the next stream.
+#[test]
+fn a_connection_that_was_made_to_see_is_kept() {
+    let world = World::with(Settings { accept_patience: Duration::from_millis(200), ..patient() });
+    let (tell, told) = mpsc::channel();
+    play(&world, move |number, mut tls| {
+        let tell = tell.clone();
+        thread::spawn(move || {
+            if number > 0 {
+                // Whether a stream comes, or an end.
+                return tell.send(read_frame(&mut tls).is_some()).unwrap();
+            }
+            serve_one(&mut tls, 1);
+            let question = [read_frame(&mut tls), read_frame(&mut tls), read_frame(&mut tls)];
+            thread::sleep(Duration::from_millis(700));
+            tls.write_all(&frame::accepted(2)).unwrap();
+            tls.write_all(question[1].as_ref().unwrap()).unwrap();
+            tls.write_all(&frame::end(2)).unwrap();
+            while read_frame(&mut tls).is_some() {}
+        });
+    });
+    assert_eq!(world.ask(b"first").unwrap(), b"first");
+    assert_eq!(world.ask(b"second").unwrap(), b"second");
+    assert_eq!(world.state.handshakes().0, 2, "the control: another was made");
+    assert!(told.recv_timeout(Duration::from_millis(500)).is_err(), "it was closed");
+}
+
+/// A stream that the rules ended is told of as that, though the far agent says nothing to it.
+#[test]
+fn a_stream_that_was_ended_is_told_as_such_whatever_the_peer_says() {
+    let world = World::with(Settings { settle_timeout: Duration::from_millis(300), ..patient() });
+    play(&world, |_, mut tls| {
+        read_frame(&mut tls).unwrap();
+        tls.write_all(&frame::accepted(1)).unwrap();
+        tls.write_all(&[&frame::data(1, 1)[..], b"x"].concat()).unwrap();
+        thread::sleep(Duration::from_secs(30));
+    });
+    let mut stream = world.connect();
+    stream.read_exact(&mut [0; 1]).unwrap();
+    *world.state.outbound_revoked.lock().unwrap() = Some(Refusal::new(Reason::OutboundDenied));
+    world.state.allow(&[]);
+    assert_reset(&mut stream);
+    world.eventually("it is told as terminated", |state| {
+        state.entries().iter().any(|entry| matches!(entry, Entry::Closed(_, Ending::Terminated(_))))
+    });
+}
+
 /// A connection that breaks without a word after data was sent on it: nobody knows what the application got, so
 /// that nothing is sent again.
 #[test]

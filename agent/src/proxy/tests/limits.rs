@@ -74,7 +74,7 @@ fn buffers_are_lent_within_the_bounds() {
     let buffers = Buffers::new(3);
     let (greedy, modest) = (Quota::new(2, 0), Quota::new(2, 0));
     let mut cx = Context::from_waker(Waker::noop());
-    let mut lend = |quota: &Rc<Quota>| match buffers.poll_lend(quota, &mut cx) {
+    let mut lend = |quota: &Rc<Quota>| match buffers.poll_lend(quota, &mut None, &mut cx) {
         Poll::Ready(buffer) => Some(buffer),
         Poll::Pending => None,
     };
@@ -105,9 +105,12 @@ impl std::task::Wake for Woken {
 fn a_buffer_that_comes_back_wakes_those_alone_who_could_have_it() {
     let buffers = Buffers::new(3);
     let (greedy, modest) = (Quota::new(2, 0), Quota::new(2, 0));
-    let lend = |quota: &Rc<Quota>, woken: &std::sync::Arc<Woken>| {
+    let mut waiters = [const { None }; 12];
+    let mut waiters = waiters.iter_mut();
+    let mut lend = |quota: &Rc<Quota>, woken: &std::sync::Arc<Woken>| {
+        let waiter = waiters.next().unwrap();
         let waker = Waker::from(std::sync::Arc::clone(woken));
-        match buffers.poll_lend(quota, &mut Context::from_waker(&waker)) {
+        match buffers.poll_lend(quota, waiter, &mut Context::from_waker(&waker)) {
             Poll::Ready(buffer) => Some(buffer),
             Poll::Pending => None,
         }
@@ -126,6 +129,37 @@ fn a_buffer_that_comes_back_wakes_those_alone_who_could_have_it() {
     assert_eq!((count(&over), count(&beside)), (1, 1), "its own pod's, and any");
     assert!(lend(&greedy, &over).is_some());
     drop(last);
+}
+
+/// A direction waits once, however often it is looked at, and not at all when it is gone.
+#[test]
+fn a_direction_waits_for_one_buffer_once() {
+    let buffers = Buffers::new(1);
+    let quota = Quota::new(1, 0);
+    let woken = std::sync::Arc::<Woken>::default();
+    let waker = Waker::from(std::sync::Arc::clone(&woken));
+    let mut cx = Context::from_waker(&waker);
+    let Poll::Ready(held) = buffers.poll_lend(&quota, &mut None, &mut cx) else { panic!("there is one") };
+    let (mut stays, mut leaves) = (None, None);
+    for _ in 0..1_000 {
+        assert!(buffers.poll_lend(&quota, &mut stays, &mut cx).is_pending());
+        assert!(buffers.poll_lend(&quota, &mut leaves, &mut cx).is_pending());
+    }
+    drop(leaves);
+    drop(held);
+    assert_eq!(woken.0.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert!(buffers.poll_lend(&quota, &mut stays, &mut cx).is_ready());
+}
+
+/// What is set aside has a bound of its own and is given back.
+#[test]
+fn what_is_set_aside_is_bounded() {
+    let quota = Quota::new(2, 0);
+    let first = quota.set_aside(&[7; 20_000]).unwrap();
+    assert_eq!(*first, [7; 20_000]);
+    assert!(quota.set_aside(&[7; 20_000]).is_none());
+    drop(first);
+    assert!(quota.set_aside(&[7; 20_000]).is_some());
 }
 
 /// More streams than buffers: they take turns, nothing is lost and nothing hangs; idle ones hold none.
@@ -201,6 +235,27 @@ fn connections_and_handshakes_are_bounded() {
     world.wait_refusal(Hook::Inbound, Reason::LimitReached);
     world.eventually("room again", |_| world.ask(b"x").is_ok_and(|answer| answer == b"x"));
     drop(slow);
+}
+
+/// A pod whose listeners are made anew, as they are when its application wants their port, has the same bounds.
+#[test]
+fn bounds_outlive_a_pods_listeners() {
+    let world = World::with(Settings { pod_connections: 1, ..patient() });
+    world.serve_echo();
+    let application = *world.state.application.lock().unwrap();
+    *world.state.upstream.lock().unwrap() = Ok(Upstream { address: application, expected: None });
+    let mut held = world.connect();
+    held.write_all(b"x").unwrap();
+    held.read_exact(&mut [0; 1]).unwrap();
+    let outbound = attach(world.client_node.as_ref().unwrap(), POD_A, Hook::Outbound);
+    assert_reset(&mut client(outbound));
+    world.wait_refusal(Hook::Outbound, Reason::LimitReached);
+    // The control: there is one place.
+    drop(held);
+    world.wait_closed(1);
+    let mut stream = client(outbound);
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0; 1]).unwrap();
 }
 
 /// At most so many idle connections are kept for a destination.

@@ -104,6 +104,31 @@ fn one_client_leaves_room_for_others() {
     }
 }
 
+/// Streams to an application that takes no connection hold what they began with, and leave the pod's buffers to others.
+#[test]
+fn streams_that_wait_for_an_application_leave_buffers_to_others() {
+    let world = World::with(Settings { pod_buffers: 2, ..patient() });
+    // Its queue is full: to connect to it takes for ever.
+    let busy = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    busy.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    busy.listen(0).unwrap();
+    let address = busy.local_addr().unwrap().as_socket().unwrap();
+    let _queued = client(address);
+    *world.state.application.lock().unwrap() = address;
+    let waiting: Vec<_> = (0..4)
+        .map(|_| {
+            let mut stream = world.connect();
+            stream.write_all(b"what waits").unwrap();
+            stream
+        })
+        .collect();
+    world.eventually("four handshakes", |state| state.handshakes().1 == 4);
+    thread::sleep(Duration::from_millis(500));
+    world.serve_echo();
+    assert_eq!(world.ask(b"x").unwrap(), b"x");
+    drop(waiting);
+}
+
 /// A pod that fills the pool with its own idle connections leaves room for its neighbor's.
 #[test]
 fn the_pool_has_room_for_every_pod() {

@@ -89,6 +89,54 @@ fn violations_cost_only_their_connection() {
     assert_eq!(frame_of(&mut tls).unwrap()[8..], *b"hi");
 }
 
+/// Records without content take as much to open as short ones, and rustls refuses a run of them.
+#[test]
+fn endless_empty_records_end_their_connection() {
+    use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+    use rustls::ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
+    let send = |count: usize| {
+        let world = World::new();
+        world.serve_echo();
+        let (mut tls, local) = agent(&world);
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock).unwrap();
+        }
+        let StreamOwned { conn, mut sock } = tls;
+        // rustls writes none: they are sealed by hand.
+        let (first, secrets) = conn.dangerous_extract_secrets().unwrap().tx;
+        let (algorithm, key, iv) = match secrets {
+            Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
+            Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+            Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
+            _ => panic!("a suite that is not TLS 1.3's"),
+        };
+        let key = LessSafeKey::new(UnboundKey::new(algorithm, key.as_ref()).unwrap());
+        let seal = |sequence: u64, content: &[u8]| {
+            // RFC 8446, sections 5.2 and 5.3: the content's type stands behind it.
+            let mut bytes = [content, &[0x17]].concat();
+            let mut nonce: [u8; 12] = iv.as_ref().try_into().unwrap();
+            nonce[4..].iter_mut().zip(sequence.to_be_bytes()).for_each(|(byte, number)| *byte ^= number);
+            let length = (bytes.len() + 16) as u16;
+            let header = [0x17, 3, 3, (length >> 8) as u8, length as u8];
+            let nonce = Nonce::assume_unique_for_key(nonce);
+            key.seal_in_place_append_tag(nonce, Aad::from(header), &mut bytes).unwrap();
+            [&header[..], &bytes].concat()
+        };
+        let mut sequence = first;
+        for _ in 0..count {
+            drop(sock.write_all(&seal(sequence, &[])));
+            sequence += 1;
+        }
+        drop(sock.write_all(&seal(sequence, &open(&world, local, 1))));
+        // ACCEPTED, an alert, or a reset.
+        drop(sock.read(&mut [0; 64]));
+        let entries = world.state.entries();
+        entries.iter().any(|entry| matches!(entry, Entry::Opened(flow) if flow.hook == Hook::Inbound))
+    };
+    assert!(send(10), "the control");
+    assert!(!send(100));
+}
+
 /// The longest record that rustls takes is longer than TLS allows; most of one has come when buffers become scarce.
 #[test]
 fn a_record_that_is_too_long_ends_its_connection_in_good_order() {

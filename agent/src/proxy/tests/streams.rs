@@ -12,7 +12,7 @@ use heddle_ebpf::codes::Hook;
 use socket2::SockRef;
 
 use super::world::*;
-use crate::proxy::environment::*;
+use crate::proxy::{Settings, environment::*};
 
 /// Bytes that cannot be mixed up, and are the same on both sides.
 fn pattern(seed: u64, length: usize) -> Vec<u8> {
@@ -255,8 +255,16 @@ fn a_stalled_reader_stops_the_sender() {
 /// A reset is heard even where nothing can be written any more: neither side waits for ever for the other.
 #[test]
 fn a_reset_passes_a_stalled_stream() {
-    for (by_client, plain) in [(true, false), (false, false), (true, true), (false, true)] {
-        let world = World::with(quick());
+    let cases = [
+        (true, false, false),
+        (false, false, false),
+        (true, true, false),
+        (false, true, false),
+        (true, false, true),
+        (true, true, true),
+    ];
+    for (by_client, plain, crowded) in cases {
+        let world = World::with(Settings { pod_buffers: if crowded { 2 } else { 64 }, ..quick() });
         world.plain(plain);
         let (go, wait) = mpsc::channel::<()>();
         let wait = Mutex::new(wait);
@@ -265,9 +273,15 @@ fn a_reset_passes_a_stalled_stream() {
             let _ = wait.lock().unwrap().recv();
             reset(stream);
         });
-        let mut stream = world.connect();
-        stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-        while stream.write(&[7; 65536]).is_ok() {}
+        let stalled = || {
+            let mut stream = world.connect();
+            stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+            while stream.write(&[7; 65536]).is_ok() {}
+            stream
+        };
+        // One that holds buffers, so that nothing is read for the other that cannot be written.
+        let beside = crowded.then(stalled);
+        let stream = stalled();
         if by_client {
             reset(stream);
         } else {
@@ -281,7 +295,7 @@ fn a_reset_passes_a_stalled_stream() {
             let ends = entries.iter().filter(|e| matches!(e, Entry::Closed(_, Ending::Reset | Ending::Lost)));
             ends.count() == 2
         });
-        drop(go);
+        drop((go, beside));
     }
 }
 

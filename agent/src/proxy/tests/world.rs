@@ -85,6 +85,7 @@ pub fn client_config(
     };
     config.alpn_protocols = vec![wire::ALPN.to_vec()];
     config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true;
     Arc::new(config)
 }
 
@@ -521,7 +522,8 @@ fn node(environment: &Environment, settings: &Settings, pod: PodId, hook: Hook) 
     (workers, address)
 }
 
-fn attach(workers: &Workers, pod: PodId, hook: Hook) -> SocketAddr {
+/// Has a pod's connections accepted at new listeners.
+pub fn attach(workers: &Workers, pod: PodId, hook: Hook) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let mut listeners = WorkerListeners::default();

@@ -213,11 +213,13 @@ impl Successor {
                 None
             }
         };
+        // One that was told to stop meanwhile has hung up, and keeps the lock until it has drained.
+        let patience = if line.is_some() { LOCK } else { APPROACH };
         let since = Instant::now();
         let directory = loop {
             match candidate.try_take().map_err(|error| told(&error))? {
                 Some(directory) => break directory,
-                None if since.elapsed() > LOCK => return Err(told(&candidate.held())),
+                None if since.elapsed() > patience => return Err(told(&candidate.held())),
                 None => tokio::time::sleep(LOOK).await,
             }
         };
