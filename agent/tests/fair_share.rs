@@ -1,4 +1,4 @@
-//! A pod that sends as fast as it can leaves its neighbors on the node what they had.
+//! A pod that sends as fast as it can, over many streams, leaves its neighbors on the node what they had.
 
 #[path = "common/shop.rs"]
 #[allow(dead_code)]
@@ -16,11 +16,11 @@ use xtask::lab::{
 
 /// What the neighbor sends, in bytes a second: more than most pods ever do, and less than would leave the machine
 /// nothing for the others by itself.
-const RATE: f64 = 16e6;
+const RATE: f64 = 64e6;
 /// How long it is measured.
 const WINDOW: Duration = Duration::from_secs(3);
-/// As many greedy streams as there may be workers.
-const STREAMS: usize = 4;
+/// As many greedy processes as there may be workers, and the streams of each.
+const GREEDY: (usize, usize) = (4, 16);
 
 fn rate(flood: &Flood) -> f64 {
     flood.bytes as f64 / flood.seconds
@@ -51,8 +51,12 @@ fn one_pod_at_full_rate_leaves_its_neighbor_nine_tenths() -> Result<()> {
     let mut seen = Vec::new();
     for _ in 0..6 {
         let (beside, greed) = thread::scope(|scope| -> Result<(f64, f64)> {
-            let floods: Vec<_> = (0..STREAMS)
-                .map(|_| scope.spawn(|| apps::flood(greedy.place(), others, WINDOW + Duration::from_secs(1))))
+            let floods: Vec<_> = (0..GREEDY.0)
+                .map(|_| {
+                    scope.spawn(|| {
+                        apps::floods(greedy.place(), others, GREEDY.1, WINDOW + Duration::from_secs(1))
+                    })
+                })
                 .collect();
             // It has begun by then.
             thread::sleep(Duration::from_millis(500));

@@ -34,6 +34,31 @@ fn stream_rate(address: SocketAddr) -> f64 {
     sent as f64 / start.elapsed().as_secs_f64() / 1e9
 }
 
+/// GB/s of many streams that one thread writes to.
+fn streams_rate(address: SocketAddr) -> f64 {
+    const STREAMS: usize = 64;
+    let block = vec![7; 64 * 1024];
+    let mut streams: Vec<_> = (0..STREAMS).map(|_| client(address)).collect();
+    streams.iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
+    let start = Instant::now();
+    let mut sent = 0;
+    while start.elapsed() < Duration::from_millis(1500) {
+        let written: usize = streams.iter_mut().filter_map(|stream| stream.write(&block).ok()).sum();
+        if written == 0 {
+            thread::sleep(Duration::from_micros(200));
+        }
+        sent += written;
+    }
+    for stream in &mut streams {
+        stream.set_nonblocking(false).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+    }
+    for stream in &mut streams {
+        stream.read_exact(&mut [0; 1]).unwrap();
+    }
+    sent as f64 / start.elapsed().as_secs_f64() / 1e9
+}
+
 /// The median of a 64-byte question and answer, in microseconds.
 fn latency(address: SocketAddr) -> f64 {
     let mut stream = client(address);
@@ -115,6 +140,8 @@ fn relays_against_direct() {
             "  CPU s a GB: direct {straight_cpu:.2}, copying relays {copied_cpu:.2}, relays {through_cpu:.2} (relays alone {:.2} of copying)",
             (through_cpu - straight_cpu) / (copied_cpu - straight_cpu)
         );
+        let (a, b) = (streams_rate(direct(sink)), streams_rate(world.outbound));
+        println!("many streams, GB/s: direct {a:.2}, relays {b:.2} ({:.2} of direct)", b / a);
         world.serve(echo);
         let straight = direct(echo);
         let (a, b) = (latency(straight), latency(world.outbound));

@@ -1,7 +1,7 @@
 //! The load of the bench: what it does is counted where it is done.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
@@ -20,7 +20,7 @@ pub struct Volley {
     pub count: u32,
 }
 
-/// One stream.
+/// One stream, or several together.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Flood {
     /// Bytes that the receiver counted.
@@ -84,14 +84,52 @@ pub fn flood(address: SocketAddr, time: Duration) -> Result<()> {
     received(stream, sent, began)
 }
 
+/// As [`flood`], over so many streams from one thread: each has as much of its time as it takes bytes.
+pub fn floods(address: SocketAddr, streams: usize, time: Duration) -> Result<()> {
+    let mut streams = (0..streams)
+        .map(|_| {
+            let stream = connect(address)?;
+            stream.set_nonblocking(true)?;
+            Ok((stream, 0u64))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let block = vec![0x5au8; 64 * 1024];
+    let began = Instant::now();
+    while began.elapsed() < time {
+        let mut full = true;
+        for (stream, sent) in &mut streams {
+            match stream.write(&block) {
+                Ok(count) => {
+                    full = false;
+                    *sent += count as u64;
+                }
+                Err(error) => ensure!(error.kind() == ErrorKind::WouldBlock, "a stream broke: {error}"),
+            }
+        }
+        if full {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let mut bytes = 0;
+    for (stream, sent) in streams {
+        stream.set_nonblocking(false)?;
+        bytes += counted(stream, sent)?;
+    }
+    print(&Flood { bytes, seconds: began.elapsed().as_secs_f64() })
+}
+
 /// Ends the stream, and tells how much the receiver has counted and since when.
-fn received(mut stream: TcpStream, sent: u64, began: Instant) -> Result<()> {
+fn received(stream: TcpStream, sent: u64, began: Instant) -> Result<()> {
+    print(&Flood { bytes: counted(stream, sent)?, seconds: began.elapsed().as_secs_f64() })
+}
+
+fn counted(mut stream: TcpStream, sent: u64) -> Result<u64> {
     stream.shutdown(Shutdown::Write)?;
     let mut counted = [0u8; 8];
     stream.read_exact(&mut counted).context("the receiver did not say how much it got")?;
     let bytes = u64::from_be_bytes(counted);
     ensure!(bytes == sent, "{sent} bytes were sent and {bytes} received");
-    print(&Flood { bytes, seconds: began.elapsed().as_secs_f64() })
+    Ok(bytes)
 }
 
 /// As [`flood`], no faster than `rate` bytes a second over the whole time: what was held up is made up for.

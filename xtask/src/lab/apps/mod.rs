@@ -74,6 +74,9 @@ fn run(arguments: &[String]) -> Result<()> {
         ["flood", address, milliseconds] => {
             load::flood(address.parse()?, Duration::from_millis(milliseconds.parse()?))
         }
+        ["floods", address, streams, milliseconds] => {
+            load::floods(address.parse()?, streams.parse()?, Duration::from_millis(milliseconds.parse()?))
+        }
         ["pace", address, rate, milliseconds] => {
             load::pace(address.parse()?, rate.parse()?, Duration::from_millis(milliseconds.parse()?))
         }
@@ -180,6 +183,15 @@ pub fn volley(place: &Place, to: std::net::SocketAddr, count: u32) -> Result<Vol
 pub fn flood(place: &Place, to: std::net::SocketAddr, time: Duration) -> Result<Flood> {
     let milliseconds = time.as_millis().to_string();
     ask(place, &["flood", &to.to_string(), &milliseconds], time + Duration::from_secs(60))
+}
+
+/// So many streams to a `sink` for `time`, and what they carried together.
+///
+/// # Errors
+/// When a connection fails or bytes were lost.
+pub fn floods(place: &Place, to: std::net::SocketAddr, streams: usize, time: Duration) -> Result<Flood> {
+    let (streams, milliseconds) = (streams.to_string(), time.as_millis().to_string());
+    ask(place, &["floods", &to.to_string(), &streams, &milliseconds], time + Duration::from_secs(60))
 }
 
 /// One stream to a `sink` for `time`, no faster than `rate` bytes a second.
