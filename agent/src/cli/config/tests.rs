@@ -276,3 +276,17 @@ fn a_node_is_handed_over_only_where_that_is_asked_for() {
     let told = problems(&format!("{LEAST}handOver: {{drainSeconds: 0}}\n"));
     assert!(told.len() == 1 && told[0].contains("handOver.drainSeconds"), "{told:?}");
 }
+
+/// What the chart takes the agents start with.
+#[test]
+fn the_charts_schema_has_the_same_bounds() {
+    let schema = include_str!("../../../../deploy/helm/heddle/values.schema.json");
+    let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+    let field = |path: &str| {
+        let path = format!("/properties/agent/properties/config/properties/{path}");
+        schema.pointer(&path).unwrap_or_else(|| panic!("{path}")).clone()
+    };
+    assert_eq!(field("workers/maximum"), *validate::WORKERS.end());
+    assert_eq!(field("capacity/additionalProperties/maximum"), *validate::PLACES.end());
+    assert_eq!(field("capacity/propertyNames/enum"), serde_json::json!(validate::SIZED));
+}

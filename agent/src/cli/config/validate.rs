@@ -29,11 +29,11 @@ const JOIN_STEP: std::ops::RangeInclusive<u64> = 1..=60;
 const POLL: std::ops::RangeInclusive<u64> = 0..=1_000;
 /// In hundredths of a certificate's life; what is left is what an authority may be away for.
 const RENEW_AFTER: std::ops::RangeInclusive<u64> = 10..=90;
-const WORKERS: std::ops::RangeInclusive<u64> = 1..=attach::WORKERS as u64;
+pub(super) const WORKERS: std::ops::RangeInclusive<u64> = 1..=attach::WORKERS as u64;
 /// Less holds no busy minute, more is nothing that a person reads.
 const FLOW_MEGABYTES: std::ops::RangeInclusive<u64> = 1..=10_240;
 /// A map of 16 million places takes gigabytes.
-const PLACES: std::ops::RangeInclusive<u64> = 1..=16_777_216;
+pub(super) const PLACES: std::ops::RangeInclusive<u64> = 1..=16_777_216;
 /// Maps whose size depends on the cluster or on the traffic.
 pub(super) const SIZED: [&str; 16] = [
     policy::maps::WORKLOADS,
