@@ -6,14 +6,18 @@
 
 use std::{
     cell::{Cell, RefCell},
-    ops::Deref,
+    ops::{Deref, Range},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use slab::Slab;
+use tokio::net::TcpStream;
 
-use super::wire::{MAX_PAYLOAD, RECORD};
+use super::{
+    sockets::poll_takes_more,
+    wire::{MAX_PAYLOAD, RECORD},
+};
 
 /// TLS records that are sealed for one write.
 pub const RECORDS: usize = 4;
@@ -229,5 +233,73 @@ impl Drop for Buffer {
         self.quota.lent.set(self.quota.lent.get() - 1);
         self.quota.waiting.wake();
         self.home.waiting.wake();
+    }
+}
+
+/// Where a worker's buffers come from.
+#[derive(Clone, Debug)]
+pub struct Supply {
+    /// The worker's buffers.
+    pub buffers: Rc<Buffers>,
+    /// The pod's share.
+    pub quota: Rc<Quota>,
+}
+
+impl Supply {
+    /// Whether no more is to be read than the far side takes at once.
+    pub fn is_scarce(&self) -> bool {
+        self.buffers.are_scarce(&self.quota)
+    }
+
+    /// Fills the slot with a buffer for bytes that go to `to`; whether buffers are scarce.
+    pub fn poll_lend(
+        &self,
+        slot: &mut Option<Buffer>,
+        waiter: &mut Option<Waiter>,
+        to: Option<&TcpStream>,
+        cx: &mut Context<'_>,
+    ) -> Poll<bool> {
+        let scarce = self.is_scarce();
+        if scarce && let Some(to) = to {
+            ready!(poll_takes_more(to, cx));
+        }
+        if slot.is_none() {
+            *slot = Some(ready!(self.buffers.poll_lend(&self.quota, waiter, cx)));
+        }
+        Poll::Ready(scarce)
+    }
+}
+
+/// A part of an area that holds bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// From the area's beginning.
+    pub fn first(length: usize) -> Self {
+        Self { start: 0, end: length as u32 }
+    }
+    pub fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+    pub fn len(self) -> usize {
+        (self.end - self.start) as usize
+    }
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+    /// The first `count` bytes are done with.
+    pub fn consume(&mut self, count: usize) {
+        self.start = (self.start + count as u32).min(self.end);
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
+    /// `count` more stand behind them.
+    pub fn grow(&mut self, count: usize) {
+        self.end += count as u32;
     }
 }

@@ -12,9 +12,8 @@ use tokio::{
 };
 
 use super::{
-    buffers::{AREA, Buffer, SCARCE, Waiter},
+    buffers::{AREA, Buffer, SCARCE, Span, Waiter},
     relay::{Account, Surroundings},
-    secure::Span,
     sockets::shut_down,
     turns::{Cost, Turn},
 };

@@ -17,6 +17,7 @@ mod copy;
 pub mod environment;
 mod handshake;
 mod inbound;
+mod inflow;
 mod outbound;
 mod polling;
 mod pool;

@@ -19,10 +19,11 @@ use tokio::{
 };
 
 use super::{
+    buffers::Supply,
     environment::{Carried, Refusal},
     polling::{Polling, Rhythm},
     registry::{Membership, Told},
-    secure::{Secure, SecureError, Supply},
+    secure::{Secure, SecureError},
     sockets::{abort, release, shut_down},
     turns::{Cost, Share, Turn},
     wire::Event,

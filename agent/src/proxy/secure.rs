@@ -5,9 +5,7 @@
 
 use std::{
     io::{self, IoSlice},
-    ops::Range,
     pin::Pin,
-    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -17,15 +15,14 @@ use tokio::{
 };
 
 use super::{
-    buffers::{AREA, Aside, Buffer, Buffers, CHUNK, Quota, SCARCE, Waiter},
+    buffers::{AREA, Buffer, CHUNK, Span, Supply, Waiter},
     handshake::Behind,
-    sockets::{poll_takes_more, shut_down},
+    inflow::Inflow,
+    sockets::shut_down,
     tls::{Progress, Tls, TlsError, unfinished},
     wire::{Connection, HEADER, MAX_PAYLOAD, Misuse, RECORD, Violation},
 };
 
-/// Bytes of a record's header.
-const TLS_HEADER: usize = 5;
 /// What it takes to open a record, however short, in bytes that are carried as fast.
 const RECORD_WORK: u64 = 256;
 
@@ -53,132 +50,6 @@ pub enum SecureError {
         /// TLS said so: the peer processed nothing after it.
         clean: bool,
     },
-}
-
-/// Where a worker's buffers come from.
-#[derive(Clone, Debug)]
-pub struct Supply {
-    /// The worker's buffers.
-    pub buffers: Rc<Buffers>,
-    /// The pod's share.
-    pub quota: Rc<Quota>,
-}
-
-impl Supply {
-    /// Whether no more is to be read than the far side takes at once.
-    pub fn is_scarce(&self) -> bool {
-        self.buffers.are_scarce(&self.quota)
-    }
-
-    /// Fills the slot with a buffer for bytes that go to `to`; whether buffers are scarce.
-    pub fn poll_lend(
-        &self,
-        slot: &mut Option<Buffer>,
-        waiter: &mut Option<Waiter>,
-        to: Option<&TcpStream>,
-        cx: &mut Context<'_>,
-    ) -> Poll<bool> {
-        let scarce = self.is_scarce();
-        if scarce && let Some(to) = to {
-            ready!(poll_takes_more(to, cx));
-        }
-        if slot.is_none() {
-            *slot = Some(ready!(self.buffers.poll_lend(&self.quota, waiter, cx)));
-        }
-        Poll::Ready(scarce)
-    }
-}
-
-/// A part of an area that holds bytes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Span {
-    start: u32,
-    end: u32,
-}
-
-impl Span {
-    /// From the area's beginning.
-    pub fn first(length: usize) -> Self {
-        Self { start: 0, end: length as u32 }
-    }
-    pub fn is_empty(self) -> bool {
-        self.start == self.end
-    }
-    pub fn len(self) -> usize {
-        (self.end - self.start) as usize
-    }
-    pub fn range(self) -> Range<usize> {
-        self.start as usize..self.end as usize
-    }
-    /// The first `count` bytes are done with.
-    pub fn consume(&mut self, count: usize) {
-        self.start = (self.start + count as u32).min(self.end);
-        if self.is_empty() {
-            *self = Self::default();
-        }
-    }
-    fn grow(&mut self, count: usize) {
-        self.end += count as u32;
-    }
-}
-
-/// Bytes from the peer.
-#[derive(Debug, Default)]
-struct Inflow {
-    buffer: Option<Buffer>,
-    waiter: Option<Waiter>,
-    /// There was something to read and no buffer for it, or nobody to take it.
-    starved: bool,
-    records: Span,
-    plain: Span,
-    /// The beginning of a record, kept without a buffer until there is more of it.
-    cut: Option<Aside>,
-    /// The first of the plaintext, kept without a buffer until the application is reached, and how much of it is taken.
-    first: Option<(Aside, usize)>,
-    /// A record that the handshake's last step opened.
-    opened: Vec<u8>,
-    /// The socket or TLS has ended; `Some(true)`: TLS said so.
-    closed: Option<bool>,
-}
-
-impl Inflow {
-    /// Reads behind the records that wait. `to`: where their plaintext goes.
-    fn fill(
-        &mut self,
-        supply: &Supply,
-        to: Option<&TcpStream>,
-        cx: &mut Context<'_>,
-        read: impl FnOnce(&mut [u8], &mut Context<'_>) -> Poll<io::Result<usize>>,
-    ) -> Result<bool, SecureError> {
-        let lent = supply.poll_lend(&mut self.buffer, &mut self.waiter, to, cx);
-        self.starved = lent.is_pending();
-        let Poll::Ready(scarce) = lent else { return Ok(false) };
-        let Self { buffer: Some(buffer), records, closed, cut, .. } = self else { return Ok(false) };
-        let area = buffer.areas().1;
-        if let Some(cut) = cut.take() {
-            area[..cut.len()].copy_from_slice(&cut);
-            *records = Span::first(cut.len());
-        }
-        if records.start > 0 {
-            area.copy_within(records.range(), 0);
-            *records = Span::first(records.len());
-        }
-        // Where they are scarce, one record: what follows it would stay here for as long as nobody takes that one.
-        let start = records.end as usize;
-        let end = if scarce { start + missing(&area[records.range()]) } else { AREA };
-        let room = area.get_mut(start..end).filter(|room| !room.is_empty()).ok_or(TlsError::Room)?;
-        match read(room, cx) {
-            Poll::Pending => Ok(false),
-            Poll::Ready(Err(error)) => Err(error.into()),
-            Poll::Ready(Ok(count)) => {
-                if count == 0 {
-                    *closed = Some(false);
-                }
-                records.grow(count);
-                Ok(true)
-            }
-        }
-    }
 }
 
 /// Bytes to the peer.
@@ -248,7 +119,7 @@ impl Secure {
         let Outflow { control, buffer, records, .. } = &mut self.outflow;
         match buffer {
             Some(buffer) if !records.is_empty() => {
-                let area = &mut buffer.areas().1[records.end as usize..];
+                let area = &mut buffer.areas().1[records.range().end..];
                 let sealed = self.tls.seal(frame, area)?;
                 records.grow(sealed);
             }
@@ -265,7 +136,7 @@ impl Secure {
         let Outflow { control, buffer, records, .. } = &mut self.outflow;
         match buffer {
             Some(buffer) if !records.is_empty() => {
-                let end = records.end as usize;
+                let end = records.range().end;
                 let area = buffer.areas().1.get_mut(end..end + bytes.len()).ok_or(TlsError::Room)?;
                 area.copy_from_slice(bytes);
                 records.grow(bytes.len());
@@ -372,32 +243,17 @@ impl Secure {
 
     /// Bytes for the application that wait.
     pub fn plain(&self) -> &[u8] {
-        if let Some((first, taken)) = &self.inflow.first {
-            return &first[*taken..];
-        }
-        match &self.inflow.buffer {
-            Some(buffer) => &buffer.plain()[self.inflow.plain.range()],
-            None => &[],
-        }
+        self.inflow.plain()
     }
 
     /// The application took the first `count` of them.
     pub fn consume_plain(&mut self, count: usize) {
-        match &mut self.inflow.first {
-            Some((first, taken)) => {
-                *taken += count;
-                if *taken >= first.len() {
-                    self.inflow.first = None;
-                }
-            }
-            None => self.inflow.plain.consume(count),
-        }
+        self.inflow.consume_plain(count);
     }
 
     /// Nobody will take them.
     pub fn discard_plain(&mut self) {
-        self.inflow.first = None;
-        self.inflow.plain = Span::default();
+        self.inflow.discard_plain();
     }
 
     /// Whether the peer has closed its side, and everything that it sent is opened.
@@ -407,7 +263,7 @@ impl Secure {
 
     /// Whether records wait that were not opened.
     pub fn has_records(&self) -> bool {
-        !self.inflow.records.is_empty() || !self.inflow.opened.is_empty() || self.inflow.cut.is_some()
+        self.inflow.has_records()
     }
 
     /// Opens the records that wait, as far as there is room for their plaintext. `event` is handed each frame's
@@ -430,7 +286,7 @@ impl Secure {
         let mut go_on = true;
         while go_on
             && !(records.is_empty() && opened.is_empty())
-            && plain_area.len() - plain.end as usize >= RECORD
+            && plain_area.len() - plain.range().end >= RECORD
         {
             let mut violation = None;
             let mut take = |record: &[u8]| {
@@ -441,7 +297,7 @@ impl Secure {
                         Ok(None) => break,
                         Ok(Some((meaning, next))) => {
                             if let super::wire::Event::Data(range) = &meaning {
-                                let end = plain.end as usize;
+                                let end = plain.range().end;
                                 plain_area[end..end + range.len()].copy_from_slice(&record[range.clone()]);
                                 plain.grow(range.len());
                             }
@@ -555,51 +411,13 @@ impl Secure {
             self.outflow.buffer = None;
             self.outflow.kept = 0;
         }
-        if !self.inflow.plain.is_empty() || !self.inflow.opened.is_empty() {
-            return Ok(());
-        }
-        if supply.is_scarce() && self.is_cut() && !self.set_cut_aside(supply) {
-            return Err(SecureError::Full);
-        }
-        if self.inflow.records.is_empty() {
-            self.inflow.buffer = None;
-        }
-        Ok(())
+        if self.inflow.release(supply) { Ok(()) } else { Err(SecureError::Full) }
     }
 
     /// Gives the inflow's buffer back for as long as it takes to reach the application, if what it holds is little and there
     /// is room for it.
     pub fn set_aside(&mut self, supply: &Supply) {
-        let Inflow { buffer, records, plain, opened, first, .. } = &mut self.inflow;
-        let Some(held) = buffer else { return };
-        let little = records.len() + plain.len() <= SCARCE && opened.is_empty();
-        let whole = !records.is_empty() && missing(&held.records()[records.range()]) == 0;
-        let mut done = little && !whole && first.is_none();
-        if done && !plain.is_empty() {
-            *first = supply.quota.set_aside(&held.plain()[plain.range()]).map(|bytes| (bytes, 0));
-            done = first.is_some();
-            if done {
-                *plain = Span::default();
-            }
-        }
-        if done && (self.inflow.records.is_empty() || self.set_cut_aside(supply)) {
-            self.inflow.buffer = None;
-        }
-    }
-
-    /// Whether the records that wait are the beginning of one, and nothing else.
-    fn is_cut(&self) -> bool {
-        let Inflow { buffer: Some(buffer), records, .. } = &self.inflow else { return false };
-        !records.is_empty() && missing(&buffer.records()[records.range()]) > 0
-    }
-
-    fn set_cut_aside(&mut self, supply: &Supply) -> bool {
-        let Inflow { buffer: Some(buffer), records, cut, .. } = &mut self.inflow else { return false };
-        *cut = supply.quota.set_aside(&buffer.records()[records.range()]);
-        if cut.is_some() {
-            *records = Span::default();
-        }
-        cut.is_some()
+        self.inflow.set_aside(supply);
     }
 
     /// Idle, nothing waits in either direction, and the peer has not closed: another stream may follow.
@@ -638,16 +456,5 @@ impl Secure {
         }
         shut_down(&self.stream);
         self.stream
-    }
-}
-
-/// How many bytes a TLS record's header lacks, or the record behind it (RFC 8446, section 5.1: the length is in the header's
-/// last two bytes); none if they are a whole one.
-fn missing(bytes: &[u8]) -> usize {
-    match bytes {
-        [_, _, _, high, low, rest @ ..] => {
-            usize::from(u16::from_be_bytes([*high, *low])).saturating_sub(rest.len())
-        }
-        part => TLS_HEADER - part.len(),
     }
 }

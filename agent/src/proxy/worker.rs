@@ -11,12 +11,11 @@ use heddle_ebpf::codes::Reason;
 use tokio::net::TcpStream;
 
 use super::{
-    buffers::{Buffers, Quota},
+    buffers::{Buffers, Quota, Supply},
     environment::{Environment, Flow, PodId, Refusal},
     polling::{Polling, Seats},
     pool::Pool,
     registry::Registry,
-    secure::Supply,
     settings::Settings,
     sockets::abort,
     turns::{Rounds, Share},
